@@ -1,0 +1,77 @@
+import json
+
+import pytest
+
+import vaekit
+from vaekit.config import PRESETS, PROFILE_CHANGES, Config
+
+
+def test_preset_is_the_note_in_full():
+    cfg = vaekit.preset("chest_xray", profile="full")
+    noted = {
+        "image_size": 128, "latent_channels": 64, "widths": (32, 64, 128, 256, 512),
+        "attention": (16,), "l1_weight": 1.0, "perceptual_weight": 0.1, "ssim_weight": 0.5,
+        "beta": 0.001, "beta_start": 0.0001, "beta_warmup": 50, "epochs_phase1": 50,
+        "epochs_phase2": 100, "lr_phase1": 1e-4, "lr_phase2": 5e-5, "batch_size": 32,
+        "weight_decay": 1e-5, "grad_clip": 1.0, "clahe_clip": 2.0, "clahe_tiles": 8,
+        "norm": "group", "act_encoder": "silu", "upsample": "bilinear", "sample_every": 10,
+    }  # fmt: skip
+    assert {k: getattr(cfg, k) for k in noted} == noted
+
+
+@pytest.mark.parametrize("profile", ["smoke", "quick", "full"])
+@pytest.mark.parametrize("name", PRESETS)
+def test_json_round_trip(tmp_path, name, profile):
+    cfg = vaekit.preset(name, profile=profile)
+    cfg.save(tmp_path / "config.json")
+    assert Config.load(tmp_path / "config.json") == cfg
+    assert json.loads((tmp_path / "config.json").read_text())["widths"] == list(cfg.widths)
+
+
+def test_given_beats_profile_and_none_leaves_it_to_the_profile():
+    smoke = PROFILE_CHANGES["smoke"]
+    cfg = vaekit.preset("chest_xray", image_size=48, batch_size=None)
+    assert (cfg.image_size, cfg.batch_size) == (48, smoke["batch_size"])
+
+
+def test_durations_keep_their_share_of_the_run():
+    assert vaekit.preset(profile="full", epochs_phase2=20).beta_warmup == 10
+    assert vaekit.preset(profile="full", epochs_phase2=20, beta_warmup=3).beta_warmup == 3
+
+
+def test_profile_comes_from_the_environment(monkeypatch):
+    monkeypatch.setenv("VAEKIT_PROFILE", "quick")
+    assert vaekit.profile() == "quick" and vaekit.preset().profile == "quick"
+    monkeypatch.setenv("VAEKIT_PROFILE", "fast")
+    with pytest.raises(ValueError, match="smoke, quick, full"):
+        vaekit.preset()
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"norm": "layer"}, "group, batch, none"),
+        ({"image_size": 4}, r"outside \[8"),
+        ({"image_size": "64"}, "should be int"),
+        ({"beta": float("nan")}, "outside"),
+        ({"flip": 1}, "should be bool"),
+        ({"betta": 1}, "the fields are"),
+        ({"widths": []}, "positive integers"),
+        ({"widths": [32, 0]}, "positive integers"),
+        ({"beta_warmup": 2, "epochs_phase2": 2}, "no epoch at the final beta"),
+        ({"l1_weight": 0, "ssim_weight": 0}, "l1_weight or mse_weight"),
+    ],
+)
+def test_wrong_values_are_named(change, says):
+    with pytest.raises(ValueError, match=says):
+        vaekit.preset("chest_xray", **change)
+
+
+def test_unknown_preset_lists_the_known():
+    with pytest.raises(ValueError, match="chest_xray"):
+        vaekit.preset("chest")
+
+
+def test_differences():
+    a, b = vaekit.preset(beta=0.1), vaekit.preset(beta=0.2)
+    assert a.differences(b) == {"beta": (0.1, 0.2)}

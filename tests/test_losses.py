@@ -1,0 +1,212 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from conftest import need_weights
+from skimage.metrics import structural_similarity
+
+import vaekit
+from vaekit import features, losses
+
+TERMS = {
+    "l1": losses.l1_per_image,
+    "mse": losses.mse_per_image,
+    "ssim": lambda a, b: 1 - losses.ssim_per_image(a, b),
+    "spectral": losses.spectral_per_image,
+}
+CFG = vaekit.preset("chest_xray", perceptual_weight=0.0)
+
+
+def pair(size=32, channels=1, n=3):
+    x = torch.rand(n, channels, size, size)
+    return x, (x + 0.1 * torch.randn_like(x)).clamp(0, 1)
+
+
+def test_hand_computed_values():
+    x, x_hat = torch.zeros(1, 1, 16, 16), torch.full((1, 1, 16, 16), 0.5)
+    assert losses.l1_per_image(x_hat, x).item() == 0.5
+    assert losses.mse_per_image(x_hat, x).item() == 0.25
+    # flat images: SSIM is its luminance part, C1 / (0.25 + C1)
+    assert losses.ssim_per_image(x_hat, x).item() == pytest.approx(1e-4 / (0.25 + 1e-4), rel=1e-3)
+    # a constant has one Fourier coefficient, 0.5 * 16, among 16 * 9
+    assert losses.spectral_per_image(x_hat, x).item() == pytest.approx(8 / 144, rel=1e-4)
+    mu, logvar = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, math.log(4)]])
+    assert losses.kl_per_image(mu, logvar).item() == pytest.approx(0.5 + 1.5 - math.log(2))
+
+
+def test_kl_against_torch_distributions():
+    mu, logvar = torch.randn(4, 3, 2, 2), torch.randn(4, 3, 2, 2)
+    q = torch.distributions.Normal(mu, (0.5 * logvar).exp())
+    expected = torch.distributions.kl_divergence(q, torch.distributions.Normal(0.0, 1.0))
+    torch.testing.assert_close(losses.kl_elements(mu, logvar), expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("size", "channels"), [(64, 1), (33, 3), (11, 1)])
+def test_ssim_against_skimage(size, channels):
+    x, x_hat = pair(size, channels)
+    expected = [
+        structural_similarity(
+            a.numpy(), b.numpy(), channel_axis=0, data_range=1.0, gaussian_weights=True,
+            sigma=1.5, use_sample_covariance=False,
+        ) for a, b in zip(x, x_hat, strict=True)
+    ]  # fmt: skip
+    np.testing.assert_allclose(losses.ssim_per_image(x_hat, x).numpy(), expected, atol=1e-4)
+
+
+def test_ssim_window_shrinks_below_eleven_pixels():
+    x, x_hat = pair(8)
+    at = np.arange(7) - 3
+    w = np.exp(-(at**2) / (2 * 1.5**2))
+    w = np.outer(w, w) / w.sum() ** 2
+    a, b = x[0, 0, :7, :7].numpy(), x_hat[0, 0, :7, :7].numpy()
+    (ma, mb), c1, c2 = ((w * a).sum(), (w * b).sum()), 1e-4, 9e-4
+    va, vb, cov = (w * a * a).sum() - ma**2, (w * b * b).sum() - mb**2, (w * a * b).sum() - ma * mb
+    by_hand = (2 * ma * mb + c1) * (2 * cov + c2) / ((ma**2 + mb**2 + c1) * (va + vb + c2))
+    ours = losses.ssim_per_image(x_hat[:1, :, :7, :7], x[:1, :, :7, :7])
+    assert ours.item() == pytest.approx(by_hand, abs=1e-4)
+    assert losses.ssim_per_image(x, x).tolist() == pytest.approx([1, 1, 1])
+
+
+@pytest.mark.parametrize("name", TERMS)
+def test_gradient_is_finite_and_not_zero(name):
+    x, x_hat = pair()
+    x_hat.requires_grad_(True)
+    TERMS[name](x_hat, x).sum().backward()
+    assert x_hat.grad.isfinite().all() and x_hat.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("name", TERMS)
+@pytest.mark.parametrize("case", ["black", "white", "same", "bf16", "fp16"])
+def test_safe_on_extreme_images(name, case):
+    x = {"black": torch.zeros, "white": torch.ones}.get(case, torch.rand)(2, 1, 32, 32)
+    x_hat = x.clone()
+    if case in ("bf16", "fp16"):
+        x_hat = x_hat.to(torch.bfloat16 if case == "bf16" else torch.float16)
+    x_hat.requires_grad_(True)
+    value = TERMS[name](x_hat, x)
+    value.sum().backward()
+    assert value.dtype == torch.float32 and value.abs().max() < 0.02
+    assert x_hat.grad.isfinite().all()
+
+
+def test_free_bits_of_both_kinds():
+    mu = torch.tensor([[0.0, 2.0], [0.4, 2.0]], requires_grad=True)
+    logvar = torch.zeros(2, 2)
+    element = losses.kl_with_free_bits(mu, logvar, 0.25, "element")
+    torch.testing.assert_close(element, torch.tensor([2.25, 2.25]))
+    element.sum().backward()
+    assert mu.grad[:, 0].abs().max() == 0  # below the floor: no gradient
+    mu2 = torch.tensor([[0.0, 2.0], [1.0, 2.0]], requires_grad=True)
+    batch = losses.kl_with_free_bits(mu2, logvar, 0.2, "batch")  # column means: 0.25 and 2
+    torch.testing.assert_close(batch, torch.tensor([2.25, 2.25]))
+    batch.sum().backward()
+    assert mu2.grad[1, 0] > 0  # the batch average is above the floor
+    assert torch.equal(losses.kl_with_free_bits(mu, logvar, 0.0, "element"),
+                       losses.kl_per_image(mu, logvar))  # fmt: skip
+
+
+@pytest.mark.parametrize("recon", ["mean", "sum"])
+@pytest.mark.parametrize("kl", ["mean", "sum"])
+def test_total_is_what_the_config_says(recon, kl):
+    cfg = CFG.replace(ssim_weight=0.0, recon_reduction=recon, kl_reduction=kl, recon_weight=3.0)
+    x, x_hat = pair(16)
+    mu, logvar = torch.randn(3, 4, 2, 2), torch.randn(3, 4, 2, 2)
+    loss = losses.vae_loss(x_hat, x, mu, logvar, cfg, beta=0.5)
+    rec = losses.l1_per_image(x_hat, x).mean() * (256 if recon == "sum" else 1)
+    div = losses.kl_per_image(mu, logvar).mean() / (1 if kl == "sum" else 16)
+    torch.testing.assert_close(loss.total, 3 * rec + 0.5 * div)
+    assert loss.terms["kl"].item() == pytest.approx(losses.kl_per_image(mu, logvar).mean().item())
+
+
+@pytest.mark.parametrize(
+    ("recon", "kl", "expected"),
+    [("mean", "mean", 0.53), ("sum", "sum", 0.033), ("mean", "sum", 546)],
+)
+def test_beta_elbo_of_the_chest_preset(recon, kl, expected):
+    cfg = vaekit.preset(profile="full", recon_reduction=recon, kl_reduction=kl)
+    value = losses.beta_elbo(cfg, cfg.beta, l1=0.03, mse=0.002, num_pixels=128**2, num_latents=1024)
+    assert value == pytest.approx(expected, rel=0.02)
+
+
+def test_calibrated_decoder_has_the_gradient_of_the_elbo():
+    x, x_hat = pair()
+    x_hat.requires_grad_(True)
+    cfg = CFG.replace(calibrated=True, ssim_weight=0.0)
+    nll = losses.calibrated_nll(x_hat, x, cfg)
+    b = losses.l1_per_image(x_hat, x).mean()
+    torch.testing.assert_close(nll.mean(), 1 + (2 * b).log())
+    nll.sum().backward()
+    torch.testing.assert_close(x_hat.grad, (x_hat - x).sign() / (b.detach() * 32 * 32))
+    assert losses.beta_elbo(cfg.replace(recon_reduction="sum", kl_reduction="sum"), 1.0, 0.03, 0.1,
+                            1024, 64) == pytest.approx(1)  # fmt: skip
+
+
+def test_scales_average_and_shrink():
+    x, x_hat = pair(32)
+    terms = losses.pixel_terms(x_hat, x, CFG.replace(num_scales=3))
+    half = torch.nn.functional.avg_pool2d
+    by_hand = [losses.l1_per_image(half(x_hat, k), half(x, k)) for k in (1, 2, 4)]
+    torch.testing.assert_close(terms["l1"], torch.stack(by_hand).mean(0))
+    assert terms["ssim"].isfinite().all()  # the third scale is 8 px, below the window
+
+
+def test_spectral_loss_asks_for_missing_detail():
+    x = torch.rand(2, 1, 32, 32)
+    blurred = torch.nn.functional.avg_pool2d(x, 3, 1, 1)
+    assert losses.spectral_per_image(blurred, x).min() > 0.05
+
+
+def test_lpips_reproduces_the_documented_value():
+    need_weights("squeezenet")
+    torch.manual_seed(123)  # torchmetrics' own example: 0.1008
+    a, b = (torch.rand(10, 3, 100, 100) for _ in range(2))
+    loss = features.FeatureLoss(features.load_trunk("squeezenet"), perceptual=False, lpips=True)
+    assert loss(a, b)["lpips"].mean().item() == pytest.approx(0.1008, abs=5e-5)
+
+
+@pytest.mark.parametrize("name", ["squeezenet", "vgg19"])
+def test_feature_terms_have_gradients_and_are_zero_for_equal_images(name):
+    need_weights(name)
+    lpips = name == "squeezenet"
+    loss = features.FeatureLoss(features.load_trunk(name), perceptual=True, lpips=lpips)
+    x, x_hat = pair(64)
+    x_hat.requires_grad_(True)
+    terms = loss(x_hat, x)
+    assert set(terms) == ({"perceptual", "lpips"} if lpips else {"perceptual"})
+    for value in terms.values():
+        (grad,) = torch.autograd.grad(value.sum(), x_hat, retain_graph=True)
+        assert grad.isfinite().all() and grad.abs().max() > 0 and value.shape == (3,)
+    assert max(v.abs().max() for v in loss(x, x).values()) < 1e-6
+
+
+def test_trunk_is_frozen_and_cut_after_the_last_tap():
+    need_weights("squeezenet")
+    trunk = features.load_trunk("squeezenet", taps=(1, 4))
+    assert len(trunk.layers) == 5 and not any(p.requires_grad for p in trunk.parameters())
+    assert {k: v.shape[1] for k, v in trunk(torch.rand(1, 1, 64, 64)).items()} == {1: 64, 4: 128}
+
+
+def test_missing_weights_say_how_to_get_them(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("VAEKIT_WEIGHTS", str(tmp_path))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    cfg = vaekit.preset("chest_xray")
+    assert features.feature_loss(cfg) is None
+    assert "VAEKIT_WEIGHTS" in capsys.readouterr().out
+    with pytest.raises(features.WeightsMissing, match="vgg16-397923af.pth"):
+        features.feature_loss(cfg.replace(features="vgg16"))
+    with pytest.raises(ValueError, match="squeezenet"):
+        features.load_trunk("resnet")
+    assert features.feature_loss(cfg.replace(perceptual_weight=0.0)) is None
+
+
+def test_weights_are_found_in_both_kaggle_layouts(monkeypatch, tmp_path):
+    monkeypatch.setenv("VAEKIT_WEIGHTS", "")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
+    monkeypatch.setattr(features, "KAGGLE_INPUT", tmp_path)
+    for place in ("weights-slug", "datasets/owner/weights-slug"):
+        file = tmp_path / place / "squeezenet1_1-b8a52dc0.pth"
+        file.parent.mkdir(parents=True)
+        file.touch()
+        assert features.find_weights("squeezenet", download=False) == file
+        file.unlink()

@@ -1,0 +1,151 @@
+import pytest
+import torch
+from torch import nn
+
+import vaekit
+from vaekit.model import VAE, FreeDown, FreeUp, SelfAttention, UpBlock, stage_sizes
+
+SMALL = {"widths": [8, 16, 32], "attention": [8], "latent_channels": 4}
+
+
+def make(**changes) -> VAE:
+    torch.manual_seed(0)
+    return VAE(vaekit.preset("chest_xray", **{**SMALL, **changes}))
+
+
+def modules(model, kind) -> int:
+    return sum(isinstance(m, kind) for m in model.modules())
+
+
+def test_chest_xray_has_the_noted_latent():
+    cfg = vaekit.preset("chest_xray", profile="full")
+    assert VAE(cfg).latent_shape == (64, 4, 4)
+    assert stage_sizes(cfg) == [128, 64, 32, 16, 8, 4]
+
+
+@pytest.mark.parametrize("size", [32, 33, 47, 64])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("latent", ["spatial", "vector"])
+def test_shapes_and_range(size, channels, latent):
+    model = make(image_size=size, in_channels=channels, latent=latent)
+    x = torch.rand(2, channels, size, size)
+    x_hat, mu, logvar = model(x)
+    assert x_hat.shape == x.shape and 0 <= x_hat.min() and x_hat.max() <= 1
+    assert mu.shape == logvar.shape == (2, *model.latent_shape)
+    assert model.decode(mu).shape == x.shape and x_hat.dtype == mu.dtype == torch.float32
+
+
+def test_reconstruct_uses_the_mean_and_forward_samples():
+    model, x = make().eval(), torch.rand(2, 1, 32, 32)
+    torch.testing.assert_close(model.reconstruct(x), model.reconstruct(x))
+    torch.testing.assert_close(model(x, sample=False)[0], model.reconstruct(x))
+    assert not torch.equal(model(x)[0], model(x)[0])
+
+
+def test_reparameterize_has_the_right_moments():
+    model = make()
+    mu, logvar = torch.full((20_000, 1), 2.0), torch.full((20_000, 1), 1.0)
+    z = model.reparameterize(mu, logvar)
+    assert z.mean().item() == pytest.approx(2, abs=0.05)
+    assert z.var().item() == pytest.approx(2.718, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("change", "kind"),
+    [
+        ({"norm": "batch"}, nn.BatchNorm2d),
+        ({"norm": "none"}, nn.Identity),
+        ({"act_encoder": "relu"}, nn.ReLU),
+        ({"act_decoder": "leaky_relu"}, nn.LeakyReLU),
+        ({"upsample": "transposed"}, nn.ConvTranspose2d),
+        ({"shortcut": "free"}, FreeDown),
+        ({"attention": [8, 16]}, SelfAttention),
+    ],
+)
+def test_each_value_brings_its_module(change, kind):
+    assert modules(make(**change), kind) > modules(make(), kind)
+
+
+def test_activation_is_per_half():
+    model = make(act_encoder="relu")
+    assert modules(model.encoder, nn.SiLU) == 0 and modules(model.decoder, nn.ReLU) == 0
+
+
+def test_attention_only_where_asked_and_in_both_halves():
+    assert modules(make().encoder, SelfAttention) == modules(make().decoder, SelfAttention) == 1
+    assert modules(make(attention=[]), SelfAttention) == 0
+
+
+def test_attention_starts_as_identity_and_its_map_is_what_forward_uses():
+    block, x = SelfAttention(8), torch.randn(2, 8, 5, 5)
+    torch.testing.assert_close(block(x), x)
+    nn.init.eye_(block.project.weight.data.view(8, 8))
+    weights = block.attention_map(x)  # (B, 25, 25)
+    torch.testing.assert_close(weights.sum(-1), torch.ones(2, 25))
+    values = block.queries_keys_values(x)[2]
+    by_hand = x + (weights @ values).transpose(1, 2).reshape(x.shape)
+    torch.testing.assert_close(block(x), by_hand)
+
+
+def test_convs_per_up_and_plain_blocks_change_parameters():
+    count = lambda m: sum(p.numel() for p in m.parameters())  # noqa: E731
+    base = make()
+    assert count(make(convs_per_up=1).decoder) < count(base.decoder)
+    assert count(make(convs_per_up=1).encoder) == count(base.encoder)
+    assert count(make(block="plain")) < count(base)
+    assert count(make(stem_kernel=0).encoder) != count(base.encoder)
+
+
+def test_norm_skip_normalises_the_skip_branch_only():
+    bare, normed = make(norm="batch"), make(norm="batch", norm_skip=True)
+    extra = modules(normed, nn.BatchNorm2d) - modules(bare, nn.BatchNorm2d)
+    assert extra == 4  # two residual blocks down, two up
+
+
+def test_one_by_one_before_bilinear_equals_after():
+    torch.manual_seed(0)
+    block = UpBlock(8, 4, vaekit.preset(**SMALL)).eval()
+    x = torch.randn(1, 8, 6, 6)
+    up = lambda t: nn.functional.interpolate(t, scale_factor=2, mode="bilinear")  # noqa: E731
+    slow = block.act(block.main(x) + block.skip(up(x)))
+    torch.testing.assert_close(block(x), slow)
+
+
+def test_free_shortcuts_keep_the_mean_and_mirror_each_other():
+    x = torch.randn(2, 8, 4, 4)
+    up = FreeUp(8, 4)(x)
+    assert up.shape == (2, 4, 8, 8)
+    torch.testing.assert_close(FreeDown(4, 8)(up), x)  # repeat up, then mean down
+    with pytest.raises(ValueError, match="divisible"):
+        FreeDown(3, 16)
+
+
+def test_kaiming_changes_convolutions_but_not_the_attention_output():
+    model = make(init="kaiming")
+    assert not torch.equal(model.decoder.first.weight, make().decoder.first.weight)
+    for block in model.modules():
+        if isinstance(block, SelfAttention):
+            assert block.project.weight.abs().max() == 0
+
+
+def test_small_gain_starts_at_the_prior():
+    _, mu, logvar = make(latent_init_gain=0.01)(torch.rand(2, 1, 32, 32))
+    assert mu.abs().max() < 0.2 and logvar.abs().max() < 0.2
+
+
+def test_clamp():
+    model = make(logvar_clamp=2.0)
+    model.encoder.logvar.bias.data.fill_(100.0)
+    x = torch.rand(1, 1, 32, 32)
+    assert model.encode(x)[1].max() == 2
+    free = make(logvar_clamp=0.0)
+    free.encoder.logvar.bias.data.fill_(100.0)
+    assert free.encode(x)[1].min() > 50
+
+
+def test_every_parameter_gets_a_gradient():
+    model = make()
+    x_hat, mu, logvar = model(torch.rand(2, 1, 32, 32))
+    (x_hat.mean() + mu.square().mean() + logvar.exp().mean()).backward()
+    silent = [n for n, p in model.named_parameters() if p.grad is None]
+    assert silent == []

@@ -1,0 +1,281 @@
+"""One flat Config, the presets, and the profile that decides how long things may take."""
+
+import dataclasses
+import json
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+PROFILES = ("smoke", "quick", "full")
+
+# What each field may be. Everything else is checked as a number in `RANGES` or by its type.
+CHOICES = {
+    "profile": PROFILES,
+    "dataset": ("chest_xray",),
+    "fit": ("squash", "pad", "crop"),
+    "patient_key": ("subtype", "number"),
+    "latent": ("spatial", "vector"),
+    "block": ("residual", "plain"),
+    "shortcut": ("conv", "free"),
+    "norm": ("group", "batch", "none"),
+    "act_encoder": ("silu", "leaky_relu", "relu"),
+    "act_decoder": ("silu", "leaky_relu", "relu"),
+    "upsample": ("bilinear", "nearest", "transposed"),
+    "convs_per_up": (1, 2),
+    "init": ("default", "kaiming"),
+    "in_channels": (1, 3),
+    "recon_reduction": ("mean", "sum"),
+    "kl_reduction": ("mean", "sum"),
+    "perceptual_distance": ("l1", "squared"),
+    "free_bits_kind": ("element", "batch"),
+    "beta_schedule": ("constant", "warmup"),
+    "optimizer": ("adamw", "adam"),
+    "lr_schedule_phase1": ("constant", "cosine", "cosine_restarts", "plateau"),
+    "lr_schedule_phase2": ("constant", "cosine", "cosine_restarts", "plateau"),
+    "features": ("auto", "none", "vgg16", "vgg19", "squeezenet", "alexnet"),
+    "precision": ("auto", "fp32", "bf16", "fp16"),
+}
+RANGES = {  # inclusive limits
+    "image_size": (8, 2048),
+    "latent_channels": (1, 65536),
+    "batch_size": (1, 65536),
+    "epochs_phase1": (0, 100_000),
+    "epochs_phase2": (0, 100_000),
+    "beta_warmup": (0, 100_000),
+    "num_scales": (1, 5),
+    "early_stop": (0, 100_000),
+    "sample_every": (1, 100_000),
+    "seed": (0, 2**31 - 1),
+    "clahe_clip": (0.0, 100.0),
+    "clahe_tiles": (1, 64),
+    "stem_kernel": (0, 15),
+    "latent_init_gain": (0.0, 10.0),
+    "logvar_clamp": (0.0, 80.0),
+    "val_fraction": (0.01, 0.5),
+    "ema": (0.0, 0.99999),
+    "lr_phase1": (0.0, 1.0),
+    "lr_phase2": (0.0, 1.0),
+}
+
+
+@dataclass(frozen=True)
+class Config:
+    """Every value that shapes a run. Flat, so that two runs can be compared field by field.
+
+    Build one with `preset(name, **changes)`; change one with `cfg.replace(beta=0.01)`.
+    Weights are pure numbers; sizes are pixels; durations are epochs unless the comment says else.
+    A value outside its choices or range raises ValueError that names the field and what it takes.
+    """
+
+    preset: str = "chest_xray"
+    profile: str = "full"
+    seed: int = 0
+
+    # data
+    dataset: str = "chest_xray"
+    data_path: str = ""  # "": look in the places that data.find_dataset documents
+    image_size: int = 128  # pixels, square
+    in_channels: int = 1  # 1 grey, 3 RGB
+    fit: str = "squash"  # how a film that is not square becomes square
+    clahe_clip: float = 2.0  # 0 switches CLAHE off
+    clahe_tiles: int = 8  # tiles per side
+    flip: bool = True  # mirror half of the training images: the heart changes sides
+    max_images: int = 0  # training images at most; 0: all
+    val_fraction: float = 0.1  # of the training patients, where the folder's own val is too small
+    patient_key: str = "subtype"  # "number" is the cautious one: person12 whatever the subtype
+
+    # model
+    latent: str = "spatial"  # "vector": one flat code of `latent_channels` numbers
+    latent_channels: int = 64
+    widths: tuple = (32, 64, 128, 256, 512)  # one entry per halving of the resolution
+    stem_kernel: int = 7  # first halving by one strided convolution of this size; 0: by a block
+    block: str = "residual"
+    shortcut: str = "conv"  # "free": pixel-unshuffle + mean down, repeat + pixel-shuffle up
+    norm: str = "group"
+    norm_skip: bool = False  # normalise the skip branch as well
+    act_encoder: str = "silu"
+    act_decoder: str = "silu"
+    upsample: str = "bilinear"
+    convs_per_up: int = 2
+    attention: tuple = (16,)  # resolutions with self-attention, in both halves
+    init: str = "default"
+    latent_init_gain: float = 0.0  # Xavier gain of the mu and logvar layers; 0: leave as built
+    logvar_clamp: float = 15.0  # logvar is kept in [-c, c]; 0: not clamped
+
+    # loss
+    l1_weight: float = 1.0
+    mse_weight: float = 0.0
+    ssim_weight: float = 0.5
+    perceptual_weight: float = 0.1
+    perceptual_distance: str = "l1"
+    lpips_weight: float = 0.0
+    spectral_weight: float = 0.0
+    num_scales: int = 1  # pixel and SSIM terms at 1x, 1/2x, 1/4x ... averaged
+    features: str = "auto"  # pretrained trunk; "auto": the profile's, or none with a notice
+    recon_weight: float = 1.0
+    recon_reduction: str = "mean"
+    kl_reduction: str = "mean"
+    calibrated: bool = False  # pixel terms as a likelihood whose scale is at its optimum
+    free_bits: float = 0.0  # nats per latent element
+    free_bits_kind: str = "element"
+    beta: float = 0.001
+    beta_start: float = 0.0001
+    beta_schedule: str = "warmup"
+    beta_warmup: int = 50  # epochs of phase 2 from beta_start to beta
+
+    # training
+    epochs_phase1: int = 50  # reconstruction only: beta 0, z is the mean
+    epochs_phase2: int = 100
+    batch_size: int = 32
+    optimizer: str = "adamw"
+    lr_phase1: float = 1e-4
+    lr_phase2: float = 5e-5
+    lr_schedule_phase1: str = "cosine_restarts"
+    lr_schedule_phase2: str = "plateau"
+    weight_decay: float = 1e-5
+    grad_clip: float = 1.0  # largest gradient norm; 0: no clipping
+    ema: float = 0.999  # decay per step of the averaged weights; 0: none
+    early_stop: int = 0  # epochs without improvement; 0: never
+    precision: str = "auto"
+    channels_last: bool = True
+    sample_every: int = 10
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            object.__setattr__(self, field.name, _checked(field, getattr(self, field.name)))
+        if self.beta_schedule == "warmup" and 0 < self.epochs_phase2 <= self.beta_warmup:
+            raise ValueError(
+                f"beta_warmup={self.beta_warmup} leaves no epoch at the final beta: it must be"
+                f" below epochs_phase2={self.epochs_phase2}"
+            )
+        if not self.widths or any(w < 1 for w in (*self.widths, *self.attention)):
+            raise ValueError(f"widths needs positive integers, one per halving: {self.widths}")
+        pixel = self.l1_weight + self.mse_weight
+        if pixel + self.ssim_weight + self.spectral_weight == 0 or self.calibrated and pixel == 0:
+            raise ValueError("the reconstruction needs l1_weight or mse_weight above 0")
+
+    def replace(self, **changes) -> "Config":
+        """A copy with `changes`; an unknown field is a ValueError that lists the fields."""
+        _known(changes)
+        return dataclasses.replace(self, **changes)
+
+    @property
+    def num_epochs(self) -> int:
+        return self.epochs_phase1 + self.epochs_phase2
+
+    def to_dict(self) -> dict:
+        """Plain numbers, strings, booleans and lists: what JSON and a safe load accept."""
+        return {
+            k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()
+        }
+
+    @classmethod
+    def from_dict(cls, values: dict) -> "Config":
+        if not isinstance(values, dict):
+            raise ValueError(f"a config is a JSON object, not {type(values).__name__}")
+        _known(values)
+        return cls(**values)
+
+    def save(self, path: str | Path) -> None:
+        Path(path).write_text(json.dumps(self.to_dict(), indent=2) + "\n")
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Config":
+        return cls.from_dict(json.loads(Path(path).read_text()))
+
+    def differences(self, other: "Config") -> dict:
+        """{field: (mine, theirs)} for the fields that differ."""
+        a, b = self.to_dict(), other.to_dict()
+        return {k: (a[k], b[k]) for k in a if a[k] != b[k]}
+
+
+FIELDS = {field.name: field for field in dataclasses.fields(Config)}
+
+
+def _known(changes: dict) -> None:
+    unknown = sorted(set(changes) - set(FIELDS))
+    if unknown:
+        raise ValueError(f"unknown config field {unknown}; the fields are {', '.join(FIELDS)}")
+
+
+def _checked(field: dataclasses.Field, value):
+    """`value` as the field's own type (lists become tuples, 1 becomes 1.0), or ValueError."""
+    name, kind = field.name, type(field.default)
+    if kind is tuple and isinstance(value, (list, tuple)) and all(type(v) is int for v in value):
+        value = tuple(value)
+    elif kind is float and type(value) is int:
+        value = float(value)
+    if type(value) is not kind:
+        raise ValueError(f"{name}={value!r} should be {kind.__name__}, like {field.default!r}")
+    if name in CHOICES and value not in CHOICES[name]:
+        raise ValueError(f"{name}={value!r} is not one of {', '.join(map(str, CHOICES[name]))}")
+    low, high = RANGES.get(name, (0, math.inf))
+    if kind in (int, float) and not low <= value <= high:
+        raise ValueError(f"{name}={value!r} is outside [{low}, {high}]")
+    return value
+
+
+# A preset is what its note gives; reasons where the note left something open.
+PRESETS = {
+    "chest_xray": {},  # the defaults above are this preset
+}
+
+# What each profile does to the knobs that cost time. `full` is the preset itself.
+PROFILE_CHANGES = {
+    "smoke": {
+        "image_size": 32, "epochs_phase1": 1, "epochs_phase2": 2, "batch_size": 8,
+        "max_images": 24, "lr_phase1": 1e-3, "lr_phase2": 1e-3, "sample_every": 1,
+    },
+    "quick": {  # a short run needs large steps
+        "image_size": 64, "epochs_phase1": 20, "epochs_phase2": 50, "batch_size": 16,
+        "lr_phase1": 1e-3, "lr_phase2": 1e-3, "ema": 0.99,
+    },
+    "full": {},
+}  # fmt: skip
+DURATIONS = ("beta_warmup", "sample_every", "early_stop")  # keep their share of the run
+
+
+def profile() -> str:
+    """`VAEKIT_PROFILE`, else "full" where a GPU works, else "quick".
+
+    Raises ValueError for a name that is not a profile.
+    """
+    name = os.environ.get("VAEKIT_PROFILE", "").strip().lower()
+    if not name:
+        from vaekit.hosting import usable_gpu
+
+        return "full" if usable_gpu() else "quick"
+    if name not in PROFILES:
+        raise ValueError(f"VAEKIT_PROFILE={name!r} is not one of {', '.join(PROFILES)}")
+    return name
+
+
+def runs_dir() -> Path:
+    """Where runs are written: `VAEKIT_RUNS`, else `runs` in the working folder."""
+    return Path(os.environ.get("VAEKIT_RUNS") or "runs")
+
+
+def preset(name: str = "chest_xray", **changes) -> Config:
+    """The named preset under the current profile; what is given here beats both.
+
+    `None` means "not given". Durations in epochs (the beta warm-up, the sample interval) keep
+    their share of the run when only the number of epochs changes. Raises ValueError for an
+    unknown preset, field or value, listing the choices.
+    """
+    if name not in PRESETS:
+        raise ValueError(f"unknown preset {name!r}; there are {', '.join(PRESETS)}")
+    _known(changes)
+    noted = Config(**{"preset": name, **PRESETS[name]})
+    given = {k: v for k, v in changes.items() if v is not None}
+    current = given.pop("profile", None) or profile()
+    if current not in PROFILES:
+        raise ValueError(f"profile={current!r} is not one of {', '.join(PROFILES)}")
+    values = {"profile": current, **PROFILE_CHANGES[current], **given}
+    epochs = values.get("epochs_phase2", noted.epochs_phase2)
+    share = epochs / max(noted.epochs_phase2, 1) if isinstance(epochs, (int, float)) else 1
+    for key in DURATIONS:
+        if key not in values:
+            floor = 1 if key == "sample_every" else 0
+            values[key] = max(floor, round(getattr(noted, key) * share))
+    return noted.replace(**values)

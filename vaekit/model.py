@@ -1,0 +1,281 @@
+"""The VAE: blocks, Encoder, Decoder. Every value of Config's model section acts here."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vaekit.config import Config
+
+ACTIVATIONS = {"silu": nn.SiLU, "leaky_relu": lambda: nn.LeakyReLU(0.2), "relu": nn.ReLU}
+
+
+def make_norm(kind: str, channels: int) -> nn.Module:
+    """GroupNorm over groups of at least 4 channels (8 groups at most), BatchNorm, or nothing."""
+    if kind == "group":
+        return nn.GroupNorm(math.gcd(8, max(1, channels // 4)), channels)
+    return nn.BatchNorm2d(channels) if kind == "batch" else nn.Identity()
+
+
+def conv3x3(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(in_channels, out_channels, 3, stride, padding=1)
+
+
+class SelfAttention(nn.Module):
+    """Every pixel looks at every other: (B, C, H, W) -> same. The output layer starts at zero,
+    so that the block starts as the identity (Zhang et al. 2019, arXiv 1805.08318)."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.norm = make_norm("group", channels)
+        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
+        self.project = nn.Conv2d(channels, channels, 1)
+        nn.init.zeros_(self.project.weight)
+        nn.init.zeros_(self.project.bias)
+
+    def queries_keys_values(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Three (B, H*W, C): one token per pixel."""
+        return self.qkv(self.norm(x)).flatten(2).transpose(1, 2).chunk(3, dim=-1)
+
+    def attention_map(self, x: Tensor) -> Tensor:
+        """(B, H*W, H*W): row i says where pixel i looks; each row sums to 1."""
+        q, k, _ = self.queries_keys_values(x)
+        return (q @ k.transpose(1, 2) / q.shape[-1] ** 0.5).softmax(-1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.queries_keys_values(x)
+        out = F.scaled_dot_product_attention(q, k, v)  # softmax(q k / sqrt(C)) v
+        return x + self.project(out.transpose(1, 2).reshape(x.shape))
+
+
+class FreeDown(nn.Module):
+    """Parameter-free shortcut down: pixel-unshuffle, then the mean over groups of channels.
+    (B, C, 2H, 2W) -> (B, out, H, W). Source: DC-AE, arXiv 2410.10733."""
+
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__()
+        if in_channels * 4 % out_channels:
+            raise ValueError(f"shortcut='free' needs 4 x {in_channels} divisible by {out_channels}")
+        self.out_channels = out_channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.pixel_unshuffle(F.pad(x, (0, x.shape[-1] % 2, 0, x.shape[-2] % 2)), 2)
+        return x.unflatten(1, (self.out_channels, -1)).mean(2)
+
+
+class FreeUp(nn.Module):
+    """Parameter-free shortcut up: repeat channels, then pixel-shuffle: the mirror of FreeDown.
+    (B, C, H, W) -> (B, out, 2H, 2W)."""
+
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__()
+        if out_channels * 4 % in_channels:
+            raise ValueError(f"shortcut='free' needs 4 x {out_channels} divisible by {in_channels}")
+        self.repeats = out_channels * 4 // in_channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.pixel_shuffle(x.repeat_interleave(self.repeats, dim=1), 2)
+
+
+class Upsample(nn.Module):
+    """x2: bilinear or nearest enlargement then a 3x3 convolution, or a transposed convolution."""
+
+    def __init__(self, how: str, in_channels: int, out_channels: int):
+        super().__init__()
+        self.how = how
+        if how == "transposed":  # kernel 4, stride 2: 32x32 -> 64x64
+            self.conv = nn.ConvTranspose2d(in_channels, out_channels, 4, stride=2, padding=1)
+        else:
+            self.conv = conv3x3(in_channels, out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x if self.how == "transposed" else enlarge(x, self.how))
+
+
+def enlarge(x: Tensor, how: str) -> Tensor:
+    if how == "nearest":
+        return F.interpolate(x, scale_factor=2, mode="nearest")
+    return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
+
+
+class DownBlock(nn.Module):
+    """Halves the resolution: (B, in, 2H, 2W) -> (B, out, H, W). Main branch conv, norm, act, conv,
+    norm; plus a skip (He et al. 2016); then the activation. A plain block is one strided conv."""
+
+    def __init__(self, in_channels: int, out_channels: int, cfg: Config):
+        super().__init__()
+        act, norm = ACTIVATIONS[cfg.act_encoder], cfg.norm
+        main = [conv3x3(in_channels, out_channels, stride=2), make_norm(norm, out_channels)]
+        self.skip = None
+        if cfg.block == "residual":
+            main += [act(), conv3x3(out_channels, out_channels), make_norm(norm, out_channels)]
+            if cfg.shortcut == "free":
+                self.skip = FreeDown(in_channels, out_channels)
+            else:
+                skip = [nn.Conv2d(in_channels, out_channels, 1, stride=2)]
+                skip += [make_norm(norm, out_channels)] if cfg.norm_skip else []
+                self.skip = nn.Sequential(*skip)
+        self.main, self.act = nn.Sequential(*main), act()
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.main(x)
+        return self.act(h if self.skip is None else h + self.skip(x))
+
+
+class UpBlock(nn.Module):
+    """Doubles the resolution: (B, in, H, W) -> (B, out, 2H, 2W), with a skip around it."""
+
+    def __init__(self, in_channels: int, out_channels: int, cfg: Config):
+        super().__init__()
+        act, norm, self.how = ACTIVATIONS[cfg.act_decoder], cfg.norm, cfg.upsample
+        main = [Upsample(cfg.upsample, in_channels, out_channels), make_norm(norm, out_channels)]
+        for _ in range(cfg.convs_per_up - 1):
+            main += [act(), conv3x3(out_channels, out_channels), make_norm(norm, out_channels)]
+        self.free, self.skip = cfg.shortcut == "free", None
+        if cfg.block == "residual" and self.free:
+            self.skip = FreeUp(in_channels, out_channels)
+        elif cfg.block == "residual":
+            # 1x1 before enlarging equals 1x1 after it, at a quarter of the work
+            skip = [nn.Conv2d(in_channels, out_channels, 1)]
+            skip += [make_norm(norm, out_channels)] if cfg.norm_skip else []
+            self.skip = nn.Sequential(*skip)
+        self.main, self.act = nn.Sequential(*main), act()
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.main(x)
+        if self.skip is not None:
+            s = self.skip(x)
+            h = h + (s if self.free else enlarge(s, self.how))
+        return self.act(h)
+
+
+def stage_sizes(cfg: Config) -> list[int]:
+    """Resolution at the input and after each halving, rounded up: 128 -> 64, 32, 16, 8, 4."""
+    sizes = [cfg.image_size]
+    for _ in cfg.widths:
+        sizes.append(math.ceil(sizes[-1] / 2))
+    return sizes
+
+
+class Encoder(nn.Module):
+    """Image (B, C, S, S) -> mu, logvar, each (B, *latent_shape)."""
+
+    def __init__(self, cfg: Config):
+        super().__init__()
+        sizes, channels, stages = stage_sizes(cfg), cfg.in_channels, []
+        for i, (width, size) in enumerate(zip(cfg.widths, sizes[1:], strict=True)):
+            if i == 0 and cfg.stem_kernel:  # 128x128 => 64x64
+                k = cfg.stem_kernel
+                stem = nn.Conv2d(channels, width, k, stride=2, padding=(k - 1) // 2)
+                act = ACTIVATIONS[cfg.act_encoder]()
+                stage = [nn.Sequential(stem, make_norm(cfg.norm, width), act)]
+            else:
+                stage = [DownBlock(channels, width, cfg)]
+            if size in cfg.attention:
+                stage.append(SelfAttention(width))
+            stages.append(nn.Sequential(*stage))
+            channels = width
+        self.stages = nn.Sequential(*stages)
+        self.vector = cfg.latent == "vector"
+        if self.vector:
+            features = channels * sizes[-1] ** 2
+            self.mu = nn.Linear(features, cfg.latent_channels)
+            self.logvar = nn.Linear(features, cfg.latent_channels)
+        else:
+            self.mu = conv3x3(channels, cfg.latent_channels)
+            self.logvar = conv3x3(channels, cfg.latent_channels)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        h = self.stages(x)
+        h = h.flatten(1) if self.vector else h
+        return self.mu(h), self.logvar(h)
+
+
+class Decoder(nn.Module):
+    """z (B, *latent_shape) -> image (B, C, S, S) in [0, 1]: the encoder's mirror."""
+
+    def __init__(self, cfg: Config):
+        super().__init__()
+        sizes, widths = stage_sizes(cfg), cfg.widths[::-1]
+        self.size, self.start = cfg.image_size, (widths[0], sizes[-1], sizes[-1])
+        if cfg.latent == "vector":
+            self.first = nn.Linear(cfg.latent_channels, math.prod(self.start))
+        else:
+            self.first = conv3x3(cfg.latent_channels, widths[0])
+        stages = []
+        for i, size in enumerate(sizes[::-1][1:]):  # 4x4 => 8x8 => ... => 128x128
+            out = widths[min(i + 1, len(widths) - 1)]
+            last = i == len(widths) - 1
+            stage = [Upsample(cfg.upsample, widths[i], out)] if last else [
+                UpBlock(widths[i], out, cfg)
+            ]  # fmt: skip
+            if size in cfg.attention and not last:
+                stage.append(SelfAttention(out))
+            stages.append(nn.Sequential(*stage))
+        self.stages = nn.Sequential(*stages)
+        act = ACTIVATIONS[cfg.act_decoder]()
+        self.to_image = nn.Sequential(
+            make_norm(cfg.norm, widths[-1]), act, conv3x3(widths[-1], cfg.in_channels)
+        )
+
+    def forward(self, z: Tensor) -> Tensor:
+        h = self.first(z)
+        h = self.stages(h.view(-1, *self.start) if h.dim() == 2 else h)
+        if h.shape[-1] != self.size:  # odd sizes: 33 -> 17 -> 9 ... come back as 64
+            h = F.interpolate(h, size=self.size, mode="bilinear", align_corners=False)
+        return torch.sigmoid(self.to_image(h).float())
+
+
+class VAE(nn.Module):
+    """The variational autoencoder that `cfg` describes (Kingma and Welling 2014).
+
+    `x_hat, mu, logvar = model(x)`: x, x_hat float (B, C, S, S) in [0, 1]; mu, logvar
+    (B, *latent_shape) float32, logvar the natural log of the variance.
+    """
+
+    def __init__(self, cfg: Config):
+        super().__init__()
+        self.cfg, side = cfg, stage_sizes(cfg)[-1]
+        self.latent_shape = (
+            (cfg.latent_channels,) if cfg.latent == "vector" else (cfg.latent_channels, side, side)
+        )
+        self.encoder, self.decoder = Encoder(cfg), Decoder(cfg)
+        self._initialise(cfg)
+
+    def _initialise(self, cfg: Config) -> None:
+        if cfg.init == "kaiming":
+            for name, module in self.named_modules():
+                if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)) and "project" not in name:
+                    nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+                    nn.init.zeros_(module.bias)
+        if cfg.latent_init_gain:  # mu and logvar start near 0: the latents start at N(0, 1)
+            for head in (self.encoder.mu, self.encoder.logvar):
+                nn.init.xavier_uniform_(head.weight, gain=cfg.latent_init_gain)
+                nn.init.zeros_(head.bias)
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """mu, logvar of q(z|x), float32, logvar clamped to [-logvar_clamp, logvar_clamp]."""
+        mu, logvar = self.encoder(x)
+        c = self.cfg.logvar_clamp
+        logvar = logvar.float()
+        return mu.float(), logvar.clamp(-c, c) if c else logvar
+
+    def reparameterize(self, mu: Tensor, logvar: Tensor, generator=None) -> Tensor:
+        """z = mu + sigma * eps, eps ~ N(0, I): a sample that gradients pass through."""
+        eps = torch.randn(mu.shape, generator=generator, device=mu.device, dtype=mu.dtype)
+        return mu + (0.5 * logvar).exp() * eps
+
+    def decode(self, z: Tensor) -> Tensor:
+        """z (B, *latent_shape) -> images float32 (B, C, S, S) in [0, 1]."""
+        return self.decoder(z)
+
+    def forward(self, x: Tensor, sample: bool = True) -> tuple[Tensor, Tensor, Tensor]:
+        mu, logvar = self.encode(x)
+        z = self.reparameterize(mu, logvar) if sample else mu
+        return self.decode(z), mu, logvar
+
+    @torch.no_grad()
+    def reconstruct(self, x: Tensor) -> Tensor:
+        """decode(mean of q(z|x)): the reconstruction without sampling noise."""
+        return self.decode(self.encode(x)[0])
