@@ -203,7 +203,7 @@ def test_missing_weights_say_how_to_get_them(monkeypatch, tmp_path, capsys):
 def test_weights_are_found_in_both_kaggle_layouts(monkeypatch, tmp_path):
     monkeypatch.setenv("VAEKIT_WEIGHTS", "")
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
-    monkeypatch.setattr(features, "KAGGLE_INPUT", tmp_path)
+    monkeypatch.setattr("vaekit.hosting.KAGGLE_INPUT", tmp_path)
     for place in ("weights-slug", "datasets/owner/weights-slug"):
         file = tmp_path / place / "squeezenet1_1-b8a52dc0.pth"
         file.parent.mkdir(parents=True)

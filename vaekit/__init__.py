@@ -1,6 +1,23 @@
 """vaekit: from a folder of images to a VAE with sharp reconstructions and believable samples."""
 
+from importlib import import_module
+
+from vaekit import hosting
 from vaekit.config import PRESETS, Config, preset, profile, runs_dir
 
 __version__ = "0.1.0"
-__all__ = ["PRESETS", "Config", "preset", "profile", "runs_dir"]
+
+# Loaded on first use: importing vaekit costs next to nothing, also where torch is not needed.
+_WHERE = {
+    "VAE": "model", "Data": "data", "load_data": "data", "fit": "train", "Run": "runs",
+    "load_run": "runs", "evaluate": "metrics", "sample_latents": "sample",
+}  # fmt: skip
+__all__ = ["PRESETS", "Config", "hosting", "preset", "profile", "runs_dir", *_WHERE]
+
+
+def __getattr__(name: str):
+    if name not in _WHERE:
+        raise AttributeError(f"module 'vaekit' has no attribute {name!r}")
+    value = getattr(import_module(f"vaekit.{_WHERE[name]}"), name)
+    globals()[name] = value
+    return value

@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vaekit import hosting
 from vaekit.config import Config
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-KAGGLE_INPUT = Path("/kaggle/input")
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,9 @@ class Trunk(nn.Module):
 def weight_places() -> list[Path]:
     """Folders that are searched for weight files, in order; those that do not exist left out."""
     places = [Path(p) for p in [os.environ.get("VAEKIT_WEIGHTS", "")] if p]
-    places += [p for depth in ("*", "*/*", "*/*/*") for p in sorted(KAGGLE_INPUT.glob(depth))]
+    places += [
+        p for depth in ("*", "*/*", "*/*/*") for p in sorted(hosting.KAGGLE_INPUT.glob(depth))
+    ]
     places.append(Path(torch.hub.get_dir()) / "checkpoints")
     return [p for p in places if p.is_dir()]
 

@@ -1,7 +1,11 @@
 """Kaggle, Colab or laptop: where are we, and what works here?"""
 
 import os
+import platform
 import sys
+from pathlib import Path
+
+KAGGLE_INPUT = Path("/kaggle/input")  # where Kaggle mounts what is attached
 
 
 def host() -> str:
@@ -64,7 +68,8 @@ def watched() -> bool:
         return wanted == "bar"
     if os.environ.get("KAGGLE_KERNEL_RUN_TYPE") == "Batch":
         return False
-    return "ipykernel" in sys.modules or sys.stderr.isatty()
+    interactive = "IPython" in sys.modules and sys.modules["IPython"].get_ipython() is not None
+    return interactive or sys.stderr.isatty()
 
 
 class progress:
@@ -94,3 +99,21 @@ class progress:
     def close(self) -> None:
         if self.bar is not None:
             self.bar.close()
+
+
+def report() -> str:
+    """One line on where we are and what will compute: the first output of every notebook."""
+    import torch
+
+    import vaekit
+    from vaekit.train import choose_precision
+
+    device, problem = choose_device(), gpu_problem()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
+    if torch.cuda.is_available() and problem:
+        name += f" ({problem})"
+    return (
+        f"vaekit {vaekit.__version__} · {host()} · Python {platform.python_version()}"
+        f" · torch {torch.__version__} · {name}, {choose_precision('auto', device)}"
+        f" · profile {vaekit.profile()}"
+    )

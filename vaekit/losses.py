@@ -27,10 +27,15 @@ def mse_per_image(x_hat: Tensor, x: Tensor) -> Tensor:
     return (x_hat.float() - x.float()).square().flatten(1).mean(1)
 
 
-def _gaussian_window(size: int, sigma: float, like: Tensor) -> Tensor:
+def _blur_matrix(length: int, size: int, like: Tensor) -> Tensor:
+    """(length - size + 1, length): each row the Gaussian window at one position."""
     at = torch.arange(size, dtype=torch.float32, device=like.device) - (size - 1) / 2
-    window = torch.exp(-at.square() / (2 * sigma**2))
-    return window / window.sum()
+    window = torch.exp(-at.square() / (2 * SSIM_SIGMA**2))
+    positions = torch.arange(length - size + 1, device=like.device)[:, None]
+    index = positions + torch.arange(size, device=like.device)
+    return torch.zeros(len(positions), length, device=like.device).scatter_(
+        1, index, (window / window.sum()).expand(len(positions), -1)
+    )
 
 
 def ssim_per_image(x_hat: Tensor, x: Tensor) -> Tensor:
@@ -43,15 +48,15 @@ def ssim_per_image(x_hat: Tensor, x: Tensor) -> Tensor:
     x_hat, x = x_hat.float(), x.float()
     size = min(SSIM_WINDOW, *x.shape[-2:])
     size -= 1 - size % 2
-    window = _gaussian_window(size, SSIM_SIGMA, x)
-    b, c = x.shape[:2]
+    rows = _blur_matrix(x.shape[-2], size, x)
+    columns = _blur_matrix(x.shape[-1], size, x).T
 
-    def blur(t: Tensor) -> Tensor:  # separable: 11 + 11 products instead of 121
-        t = F.conv2d(t.reshape(-1, 1, *t.shape[-2:]), window.view(1, 1, 1, -1))
-        return F.conv2d(t, window.view(1, 1, -1, 1))
+    def blur(t: Tensor) -> Tensor:  # two matrix products: several times faster than convolving
+        return rows @ t @ columns
 
-    both = blur(torch.cat([x_hat, x, x_hat * x_hat, x * x, x_hat * x]))
-    mu_a, mu_b, aa, bb, ab = both.view(5, b, c, *both.shape[-2:]).unbind()
+    with torch.no_grad():
+        mu_b, bb = blur(x), blur(x * x)
+    mu_a, aa, ab = blur(x_hat), blur(x_hat * x_hat), blur(x_hat * x)
     var_a, var_b, cov = aa - mu_a**2, bb - mu_b**2, ab - mu_a * mu_b
     c1, c2 = 0.01**2, 0.03**2
     luminance = (2 * mu_a * mu_b + c1) / (mu_a**2 + mu_b**2 + c1)

@@ -104,7 +104,8 @@ def load_run(path: str | Path) -> Run:
     if last is None:
         raise checkpoint.CheckpointError(f"{path} holds no checkpoint yet")
     best = checkpoint.newest_valid(path, "best.pt")
-    model = VAE(cfg)
+    with torch.random.fork_rng():
+        model = VAE(cfg)
     model.load_state_dict(best["model"] if best else last["ema"])
     model = model.to(hosting.choose_device()).eval().requires_grad_(False)
     return Run(model, last["history"], path, cfg, info)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vaekit import checkpoint, hosting
 from vaekit.config import Config, preset, runs_dir
-from vaekit.data import Data, Split, batches, load_data
+from vaekit.data import Data, batches, load_data
 from vaekit.features import FeatureLoss, feature_loss
 from vaekit.losses import beta_elbo, vae_loss
 from vaekit.model import VAE
@@ -139,14 +139,15 @@ class Trainer:
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """Loss terms on the validation films at the *final* beta, z sampled with fixed noise,
-        averaged weights. `loss` is the negative ELBO that "best" and the plateau watch."""
+        """Loss terms on the validation films at the *final* beta, averaged weights, z sampled
+        with fixed noise (phase 1: the mean, as it trains). `loss` is the negative ELBO that "best"
+        and the plateau watch."""
         cfg, acc, split, sums = self.cfg, self.accelerator, self.data.val, {}
         generator = torch.Generator().manual_seed(cfg.seed)
-        no_floor = cfg.replace(free_bits=0.0)
+        no_floor, noise = cfg.replace(free_bits=0.0), float(self.epoch >= cfg.epochs_phase1)
         for i, x in enumerate(batches(split, cfg.batch_size, self.device,
                                       channels_last=cfg.channels_last)):  # fmt: skip
-            eps = torch.randn(len(x), *self.raw.latent_shape, generator=generator)
+            eps = noise * torch.randn(len(x), *self.raw.latent_shape, generator=generator)
             if i % acc.num_processes != acc.process_index:
                 continue
             with self.autocast():
@@ -229,10 +230,8 @@ class Trainer:
     def result(self) -> VAE:
         """The averaged weights of the best epoch, or of the last before annealing has ended."""
         if self.best:
-            model = VAE(self.cfg).to(self.device)
-            model.load_state_dict(self.best["model"])
-            return model.eval().requires_grad_(False)
-        return copy.deepcopy(self.ema)
+            self.ema.load_state_dict(self.best["model"])
+        return self.ema
 
 
 def fit(cfg: Config, data: Data, out: str | Path | None = None, resume: str = "auto",
@@ -249,7 +248,7 @@ def fit(cfg: Config, data: Data, out: str | Path | None = None, resume: str = "a
     """
     if resume not in ("auto", "never"):
         raise ValueError(f"resume={resume!r} is not one of auto, never")
-    _check_shapes(cfg, data)
+    data.check(cfg)
     start, features = time.perf_counter(), feature_loss(cfg, verbose)
     cfg = cfg.replace(features=features.name if features else "none")
     trainer = Trainer(cfg, data, features)
@@ -316,17 +315,6 @@ def _run_info(cfg: Config, data: Data, trainer: Trainer) -> dict:
         "data": {"source": data.source, "hash": data.hash, "train": len(data.train),
                  "val": len(data.val), "test": len(data.test)},
     }  # fmt: skip
-
-
-def _check_shapes(cfg: Config, data: Data) -> None:
-    for name in ("train", "val"):
-        split: Split = getattr(data, name)
-        want = (cfg.in_channels, cfg.image_size, cfg.image_size)
-        if not len(split):
-            raise ValueError(f"data.{name} is empty")
-        if tuple(split.images.shape[1:]) != want:
-            raise ValueError(f"data.{name} has images {tuple(split.images.shape[1:])}, the config"
-                             f" wants {want} (in_channels, image_size, image_size)")  # fmt: skip
 
 
 def parse_changes(arguments: list[str]) -> dict:

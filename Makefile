@@ -1,0 +1,46 @@
+# make run        install, execute notebooks 01-06 on the bundled films, write an HTML report
+# make test       install, lint, unit tests, every notebook in the smoke profile
+# make lint       ruff only
+# make notebooks  execute the notebooks and store them with their outputs
+# make data       redraw the bundled films
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+OUT    ?= out
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export MPLBACKEND ?= Agg
+
+.PHONY: run test lint notebooks data clean
+
+# installs again only when what is to be installed has changed
+$(STAMP): requirements.txt requirements-dev.txt pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q -r requirements-dev.txt
+	$(BIN)/python -m pip install -q --no-deps -e .
+	touch $@
+
+run: $(STAMP)
+	VAEKIT_PROFILE=$${VAEKIT_PROFILE:-quick} $(BIN)/python notebooks/execute.py --out $(OUT)
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# runs of the tests go to a folder of their own: a run left over must not be loaded
+test: lint
+	$(BIN)/python -m pytest tests
+	rm -rf $(OUT)/test-runs
+	VAEKIT_PROFILE=smoke VAEKIT_PROGRESS=lines VAEKIT_RUNS=$(CURDIR)/$(OUT)/test-runs \
+	  $(BIN)/python -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=120 notebooks
+
+notebooks: $(STAMP)
+	VAEKIT_PROFILE=quick $(BIN)/python notebooks/execute.py --out $(OUT) --store
+
+data: $(STAMP)
+	$(BIN)/python -m vaekit.phantom data/chest_xray_phantom
+
+clean:
+	rm -rf $(OUT)

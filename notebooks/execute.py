@@ -1,0 +1,127 @@
+"""Execute notebooks in order: what `make run` and `make notebooks` call.
+
+    python notebooks/execute.py [NAME ...] [--out DIR] [--store]
+
+Executes the named notebooks (default: 01 to 06) with the Python that runs this script, writes
+them and one HTML report with every figure to DIR. --store also writes them back, outputs
+included, after checking that they are fit to be read by others. The profile is VAEKIT_PROFILE's.
+"""
+
+import argparse
+import os
+import re
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+
+HERE = Path(__file__).resolve().parent
+MAX_BYTES = 1_000_000
+PRIVATE_PATH = re.compile(r"(?<![\w/.:])/(?!kaggle|content|dev)[a-z]+/[\w.-]+/")
+
+
+def execute(path: Path) -> nbformat.NotebookNode:
+    """The notebook with fresh outputs; CellExecutionError carries it as `.notebook`."""
+    notebook = nbformat.read(path, as_version=4)
+    client = NotebookClient(
+        notebook, timeout=7200, kernel_name="python3", resources={"metadata": {"path": str(HERE)}},
+        record_timing=False,
+    )  # fmt: skip
+    try:
+        client.execute()
+    except CellExecutionError as error:
+        error.notebook = notebook
+        raise
+    return tidy(notebook)
+
+
+def tidy(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """Join the pieces of a stream, drop what changes from machine to machine."""
+    for cell in notebook.cells:
+        joined = []
+        for output in cell.get("outputs", []):
+            same = joined and output.output_type == joined[-1].output_type == "stream"
+            if same and output.name == joined[-1].name:
+                joined[-1].text += output.text
+            else:
+                joined.append(output)
+        if cell.cell_type == "code":
+            cell.outputs = joined
+    notebook.metadata = nbformat.from_dict({
+        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+        "language_info": {"name": "python"},
+    })  # fmt: skip
+    return notebook
+
+
+def objections(notebook: nbformat.NotebookNode) -> list[str]:
+    """Why this notebook should not be stored: size, private paths, errors, no figure."""
+    text = nbformat.writes(notebook)
+    outputs = [o for c in notebook.cells for o in c.get("outputs", [])]
+    printed = "".join(str(o.get("text", "")) for o in outputs)
+    found = []
+    if len(text) > MAX_BYTES:
+        found.append(f"{len(text) / 1e6:.1f} MB")
+    if match := PRIVATE_PATH.search(printed):
+        found.append(f"a path of this machine: {match.group()}")
+    if any(o.output_type == "error" or o.get("name") == "stderr" for o in outputs):
+        found.append("an error or a warning among the outputs")
+    if not any("image/png" in o.get("data", {}) for o in outputs):
+        found.append("no figure")
+    return found
+
+
+def report(notebooks: dict[str, nbformat.NotebookNode], path: Path) -> None:
+    """Text and figures of all notebooks in one HTML file, code left out."""
+    from nbconvert import HTMLExporter
+
+    together = nbformat.v4.new_notebook()
+    together.cells = [cell for notebook in notebooks.values() for cell in notebook.cells]
+    for i, cell in enumerate(together.cells):
+        cell.id = f"cell-{i}"
+    together.metadata = {"title": "vaekit"}
+    html, _ = HTMLExporter(exclude_input=True).from_notebook_node(together)
+    path.write_text(html)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", help="beginnings of file names, such as 03")
+    parser.add_argument("--out", type=Path, default=Path("out"))
+    parser.add_argument("--store", action="store_true", help="write the outputs back")
+    args = parser.parse_args()
+    wanted = tuple(args.names) or tuple(f"0{i}" for i in range(1, 7))
+    paths = [p for p in sorted(HERE.glob("[0-9]*.ipynb")) if p.name.startswith(wanted)]
+    out = args.out.resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    os.environ.setdefault("VAEKIT_RUNS", str(out / "runs"))
+    os.environ.setdefault("VAEKIT_PROGRESS", "lines")
+    done, start = {}, time.perf_counter()
+    for path in paths:
+        begun = time.perf_counter()
+        try:
+            notebook = execute(path)
+        except CellExecutionError as error:
+            nbformat.write(error.notebook, out / path.name)
+            print(f"{path.name} failed:\n{error}\nas far as it came: {out / path.name}")
+            return 1
+        nbformat.write(notebook, out / path.name)
+        done[path.name] = notebook
+        print(f"{path.name:32} {time.perf_counter() - begun:6.0f} s", flush=True)
+        if args.store:
+            if found := objections(notebook):
+                print(f"{path.name} is not fit to be stored: {'; '.join(found)}")
+                return 1
+            nbformat.write(notebook, path)
+    report(done, out / "report.html")
+    minutes = (time.perf_counter() - start) / 60
+    print(f"{len(done)} notebooks in {minutes:.1f} minutes; executed notebooks: {out}")
+    print(f"report with every figure: {out / 'report.html'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,284 @@
+"""Metrics: hand-computed values, agreement with the libraries, and rows that carry their facts."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from conftest import need_weights
+
+import vaekit
+from vaekit import metrics
+from vaekit.features import WeightsMissing
+from vaekit.model import VAE
+
+CFG = dict(profile="smoke", widths=[8, 16], attention=[], latent_channels=4)
+
+
+def films(n: int, side: int = 32, channels: int = 1, seed: int = 0) -> torch.Tensor:
+    """Smooth uint8 images (n, C, side, side) that differ from one another."""
+    noise = torch.rand(n, channels, 6, 6, generator=torch.Generator().manual_seed(seed))
+    smooth = torch.nn.functional.interpolate(noise, (side, side), mode="bicubic").clamp(0, 1)
+    return (smooth * 255).round().to(torch.uint8)
+
+
+@pytest.fixture
+def pair():
+    x = films(3, 40).float() / 255
+    return (x + 0.05 * torch.randn_like(x)).clamp(0, 1), x
+
+
+def test_psnr_by_hand():
+    x = torch.zeros(2, 1, 8, 8)
+    assert metrics.psnr(x + 0.1, x).tolist() == pytest.approx([20, 20], abs=1e-4)
+    assert metrics.psnr(x, x).tolist() == [100, 100]
+
+
+def test_psnr_and_ssim_agree_with_scikit_image(pair):
+    from skimage import metrics as reference
+
+    for i, (a, b) in enumerate(zip(*(t[:, 0].numpy() for t in pair), strict=True)):
+        psnr = reference.peak_signal_noise_ratio(b, a, data_range=1)
+        ssim = reference.structural_similarity(b, a, data_range=1, gaussian_weights=True,
+                                               use_sample_covariance=False)  # fmt: skip
+        assert metrics.psnr(*pair)[i].item() == pytest.approx(psnr, abs=1e-4)
+        assert metrics.ssim(*pair)[i].item() == pytest.approx(ssim, abs=1e-5)
+
+
+def test_sharpness_agrees_with_cv2():
+    import cv2
+
+    x = films(3, 24)
+    by_cv2 = [cv2.Laplacian(f[0].numpy(), cv2.CV_64F)[1:-1, 1:-1].var() for f in x]
+    ours = metrics.sharpness(x.float() / 255) * 255**2
+    assert ours.tolist() == pytest.approx(by_cv2, rel=1e-4)
+
+
+def test_appearance_by_hand():
+    x = torch.zeros(1, 1, 4, 4)
+    x[..., 2:] = 1
+    found = {name: value.item() for name, value in metrics.appearance(x).items()}
+    assert found["brightness"] == 0.5 and found["contrast"] == 0.5
+    assert (found["range low"], found["range high"]) == (0, 1)
+    assert found["sharpness"] == pytest.approx(1)  # the 2x2 inner pixels: 1, -1 each row
+
+
+def test_sharpness_ratio_tells_blur_from_noise():
+    x = films(8)
+    blurred = torch.nn.functional.avg_pool2d(x.float() / 255, 5, 1)
+    noisy = (x.float() / 255 + 0.1 * torch.randn(x.shape)).clamp(0, 1)
+    assert metrics.sharpness_ratio(x, x) == pytest.approx(1)
+    assert metrics.sharpness_ratio(blurred, x) < 0.8
+    assert metrics.sharpness_ratio(noisy, x) > 1.1
+
+
+def test_spectrum_of_white_noise_is_its_variance():
+    noise = torch.randn(200, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+    freqs, power = metrics.radial_power_spectrum(0.1 * noise)
+    assert freqs[0] == 1 / 32 and freqs[-1] == 0.5
+    assert power[2:] == pytest.approx(np.full(len(power) - 2, 0.01), rel=0.05)
+
+
+def test_spectrum_peaks_at_the_frequency_of_a_grating():
+    wave = 0.5 + 0.4 * torch.sin(2 * torch.pi * torch.arange(32) * 6 / 32)
+    freqs, power = metrics.radial_power_spectrum(wave.expand(1, 1, 32, 32))
+    assert freqs[power.argmax()] == 6 / 32
+
+
+def test_lpips_agrees_with_the_package(pair):
+    need_weights("squeezenet")
+    import lpips
+
+    judge = metrics.load_judge(download=False)
+    package = lpips.LPIPS(net="squeeze", pnet_rand=True, verbose=False).eval()
+    package.net.load_state_dict({f"slice{i + 1}.{k}": v for i, s in enumerate(_slices(package.net))
+                                 for k, v in _weights_of(s, judge.trunk.layers)})  # fmt: skip
+    a, b = (metrics.at_least(t, 128).expand(-1, 3, -1, -1) for t in pair)
+    with torch.no_grad():
+        theirs = package(a, b, normalize=True).flatten()
+    ours = metrics.lpips_squeeze(*pair, judge, batch_size=2)
+    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
+    assert metrics.lpips_squeeze(pair[1], pair[1], judge).abs().max() == 0
+
+
+def _slices(net):
+    return [getattr(net, f"slice{i}") for i in range(1, 8)]
+
+
+def _weights_of(part, layers):
+    """The package names its layers by torchvision's own indices."""
+    names = {name.split(".")[0] for name, _ in part.named_parameters()}
+    return [(f"{i}.{k}", v) for i in names for k, v in layers[int(i)].named_parameters()]
+
+
+def test_frechet_of_shifted_gaussians():
+    a = np.random.default_rng(0).standard_normal((500, 6))
+    assert metrics.frechet_distance(a, a).value == pytest.approx(0, abs=1e-9)
+    value, dims = metrics.frechet_distance(a, a + np.arange(6))
+    assert dims == 6 and value == pytest.approx(np.square(np.arange(6)).sum(), rel=1e-9)
+    assert metrics.gaussian_frechet(a, 3 * a) == pytest.approx(
+        4 * np.square(a.mean(0)).sum() + 4 * np.trace(np.cov(a.T)), rel=1e-9)  # fmt: skip
+
+
+def test_frechet_agrees_with_sqrtm_and_torchmetrics():
+    from scipy.linalg import sqrtm
+    from torchmetrics.image.fid import _compute_fid
+
+    rng = np.random.default_rng(1)
+    a, b = (rng.standard_normal((300, 20)) @ rng.standard_normal((20, 20)) for _ in range(2))
+    (m_a, c_a), (m_b, c_b) = ((s.mean(0), np.cov(s.T)) for s in (a, b))
+    direct = np.square(m_a - m_b).sum() + np.trace(c_a + c_b - 2 * sqrtm(c_a @ c_b).real)
+    assert metrics.gaussian_frechet(a, b) == pytest.approx(direct, rel=1e-4)
+    theirs = _compute_fid(*(torch.from_numpy(t) for t in (m_a, c_a, m_b, c_b))).item()
+    assert metrics.frechet_distance(a, b).value == pytest.approx(theirs, rel=1e-4)
+
+
+def test_frechet_dims_follow_the_number_of_images():
+    a = np.random.default_rng(0).standard_normal((400, 128))
+    assert metrics.frechet_distance(a, a).dims == 64
+    assert metrics.frechet_distance(a[:40], a).dims == 10
+    with pytest.raises(ValueError, match="3 images"):
+        metrics.frechet_distance(a[:3], a)
+
+
+def test_frechet_row_has_a_floor_at_its_own_n():
+    rng = np.random.default_rng(0)
+    real, others, far = (rng.standard_normal((n, 8)) for n in (200, 300, 120))
+    found = metrics.frechet_row("far", far + 2, real, others, "net")
+    assert tuple(found) == metrics.COLUMNS and found["n"] == 120
+    assert found["network"] == "net, 8 PCs"
+    assert found["low"] < found["value"] < found["high"]
+    assert found["low"] <= 32 <= found["high"]  # |shift|^2 = 8 * 2^2
+    assert found["floor"] < 2
+    same = metrics.frechet_row("same", others[120:], real, others[:120], "net")
+    assert same["value"] < 2
+
+
+def test_jackknife_matches_the_spread_over_fresh_sets():
+    rng = np.random.default_rng(0)
+
+    def draw():
+        return rng.standard_normal((200, 4)), rng.standard_normal((200, 4)) + 1
+
+    fresh = np.std([metrics.gaussian_frechet(*draw()) for _ in range(200)])
+    ours = np.mean([metrics.jackknife_error(metrics.gaussian_frechet, *draw(), rng)
+                    for _ in range(20)])  # fmt: skip
+    assert ours == pytest.approx(fresh, rel=0.25)
+
+
+def test_pixel_features_and_sizes():
+    vectors = metrics.feature_vectors(SimpleNamespace(images=films(5, 48)), batch_size=2)
+    assert vectors.shape == (5, 32 * 32) and vectors.dtype == np.float64
+    flat = torch.full((1, 1, 20, 20), 51, dtype=torch.uint8)
+    assert metrics.feature_vectors(flat) == pytest.approx(np.full((1, 1024), 0.2), abs=1e-6)
+    assert metrics.at_least(torch.zeros(1, 1, 20, 40), 64).shape[-2:] == (64, 128)
+    with pytest.raises(ValueError, match="N, C, H, W"):
+        metrics.feature_vectors(torch.zeros(3, 3))
+
+
+def test_network_features_do_not_depend_on_the_batch():
+    need_weights("squeezenet")
+    trunk = metrics.load_judge(download=False).trunk
+    one, three = (metrics.feature_vectors(films(5), trunk, size) for size in (1, 3))
+    assert one.shape == (5, 512) and one == pytest.approx(three, rel=1e-3, abs=1e-3)
+
+
+def test_mean_and_ratio_rows():
+    values = torch.tensor([1.0, 2.0, 3.0])
+    found = metrics.mean_row("m", "s", values)
+    assert found["value"] == 2 and found["high"] == pytest.approx(2 + 1.96 / 3**0.5)
+    ratio = metrics.ratio_row("m", "s", 2 * values, values, paired=True)
+    assert (ratio["value"], ratio["low"], ratio["high"]) == pytest.approx((2, 2, 2))
+    assert metrics.ratio_row("m", "s", 2 * values, values, paired=False)["high"] > 2.5
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return VAE(vaekit.preset(**CFG)).train()
+
+
+def no_weights(monkeypatch, tmp_path):
+    monkeypatch.setenv("VAEKIT_WEIGHTS", str(tmp_path))
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+
+
+def test_evaluate_without_weights(model, monkeypatch, tmp_path, capsys):
+    no_weights(monkeypatch, tmp_path)
+    test, val = films(20), SimpleNamespace(images=films(30, seed=1))
+    samples = {"prior": torch.rand(12, 1, 32, 32), "copy": films(16, seed=2)}
+    rows = metrics.evaluate(model, test, model.cfg, val, samples)
+    assert "VAEKIT_WEIGHTS" in capsys.readouterr().out
+    assert all(tuple(row) == metrics.COLUMNS for row in rows) and model.training
+    found = {(r["metric"], r["subject"]): r for r in rows}
+    assert not any(metric == "lpips" for metric, _ in found)
+    with torch.no_grad():
+        x = test.float() / 255
+        expected = metrics.psnr(model.eval().reconstruct(x), x).mean().item()
+    assert found["psnr", "reconstruction"]["value"] == pytest.approx(expected, abs=1e-4)
+    assert found["sharpness ratio", "prior"]["value"] > 1.1
+    distances = {s: r for (metric, s), r in found.items() if metric == "frechet"}
+    assert {s: r["n"] for s, r in distances.items()} == dict(reconstruction=20, prior=12, copy=16)
+    assert distances["copy"]["value"] < distances["prior"]["value"]
+    assert all("pixels 32x32" in r["network"] and r["floor"] > 0 for r in distances.values())
+    assert all("; trained with" in r["network"] for r in distances.values())
+
+
+def test_evaluate_halves_the_test_films_when_there_are_no_others(model, monkeypatch, tmp_path):
+    no_weights(monkeypatch, tmp_path)
+    rows = metrics.evaluate(model, films(21), model.cfg)
+    assert [r["n"] for r in rows if r["metric"] == "frechet"] == [10]
+    real, others = metrics._reference(films(21), None, seed=0)
+    assert not {t.numpy().tobytes() for t in real} & {t.numpy().tobytes() for t in others}
+
+
+def test_evaluate_with_weights(model):
+    need_weights("squeezenet")
+    rows = metrics.evaluate(model, films(10), model.cfg, films(10, seed=1))
+    networks = {r["metric"]: r["network"] for r in rows if r["network"]}
+    assert networks["lpips"].startswith("squeezenet, LPIPS v0.1")
+    assert networks["frechet"].startswith("squeezenet (ImageNet), 2 PCs; trained with")
+
+
+def test_fid_says_what_is_missing(monkeypatch, tmp_path):
+    no_weights(monkeypatch, tmp_path)
+    try:
+        import torch_fidelity  # noqa: F401
+    except ImportError:
+        with pytest.raises(WeightsMissing, match="torch-fidelity"):
+            metrics.fid(films(4), films(4))
+    else:
+        pytest.skip("torch-fidelity is installed")
+
+
+def test_fid_feeds_torchmetrics_grey_as_rgb(monkeypatch):
+    from torchmetrics.image import fid as theirs
+
+    class Tiny(torch.nn.Module):  # in Inception's place
+        def forward(self, x):
+            assert x.shape[1] == 3 and x.dtype == torch.uint8
+            return torch.nn.functional.adaptive_avg_pool2d(x[:, :1].float() / 255, 2).flatten(1)
+
+    real_class = theirs.FrechetInceptionDistance
+    monkeypatch.setattr(theirs, "FrechetInceptionDistance",
+                        lambda normalize, **_: real_class(Tiny(), normalize=normalize))  # fmt: skip
+    a, b = films(40), films(30, seed=1) // 2
+    vectors = [Tiny()(t.expand(-1, 3, -1, -1)).double().numpy() for t in (a, b)]
+    expected = metrics.gaussian_frechet(*vectors)
+    assert metrics.fid(a, b, batch_size=16) == pytest.approx(expected, rel=1e-3)
+
+
+def test_format_table_is_aligned_markdown():
+    rows = [metrics.row("psnr", "reconstruction", 20.123, 19.0, 21.0, 7),
+            metrics.row("frechet", "prior", 12345.6, n=5, network="net", floor=3.0)]  # fmt: skip
+    lines = metrics.format_table(rows).splitlines()
+    assert len(lines) == 4 and len({len(line) for line in lines}) == 1
+    assert "20.1" in lines[2] and "12346" in lines[3] and "None" not in lines[3]
+
+
+def test_rank_cases(model):
+    split = SimpleNamespace(images=films(9))
+    best, worst, values, metric = metrics.rank_cases(model, split, k=3, batch_size=4)
+    assert values.shape == (9,) and metric == "SSIM"
+    assert best[0] == values.argmax() and worst[0] == values.argmin()
+    assert values[best].tolist() == sorted(values.tolist(), reverse=True)[:3]

@@ -1,0 +1,150 @@
+"""vaekit.phantom: films repeat, anatomy is where it belongs, the bundle reads as Kermany's."""
+
+import re
+import time
+from collections import defaultdict
+
+import cv2
+import numpy as np
+import pytest
+
+from vaekit import phantom
+
+NAMES = {
+    "NORMAL": r"(NORMAL2-)?IM-\d{4}-0001(-000[2-9])?\.jpeg",
+    "PNEUMONIA": r"person\d+_(bacteria|virus)_\d+\.jpeg",
+}
+
+
+def unit(image):
+    """Mean-removed, unit-norm 32x32 thumbnail, flat: its dot product is a correlation."""
+    small = cv2.resize(image, (32, 32), interpolation=cv2.INTER_AREA).astype(float).ravel()
+    small -= small.mean()
+    return small / np.linalg.norm(small)
+
+
+def test_same_seed_same_pixels_other_seed_other_patient():
+    film = phantom.draw_film(3, 1, "virus", seed=5)
+    np.testing.assert_array_equal(film, phantom.draw_film(3, 1, "virus", seed=5))
+    for patient, seed in ((3, 6), (4, 5)):
+        assert unit(film) @ unit(phantom.draw_film(patient, 1, "virus", seed=seed)) < 0.98
+
+
+@pytest.mark.parametrize("height", [64, 256])
+def test_shape_type_and_use_of_the_grey_scale(height):
+    films = [phantom.draw_film(patient, height=height) for patient in range(8)]
+    for film in films:
+        assert film.dtype == np.uint8 and film.shape[0] == height
+        assert 0.75 < film.shape[1] / height < 2.6
+        assert film.std() > 25 and film.min() < 40 and film.max() > 150
+    assert len({film.shape for film in films}) > 4  # the field of view is the film's own
+
+
+def test_height_changes_the_grid_and_not_the_patient():
+    large, small = (phantom.draw_film(2, height=height) for height in (256, 64))
+    assert unit(large) @ unit(small) > 0.97
+
+
+def between_lungs(lung, quantile):
+    """A row of the lungs, the columns between them there, and the middle of their outer borders."""
+    row = int(np.quantile(np.nonzero(lung)[0], quantile))
+    inside = np.flatnonzero(lung[row])
+    columns = np.arange(inside[0], inside[-1] + 1)
+    return row, columns[~lung[row, columns]], columns.mean()
+
+
+def test_lungs_are_dark_the_mediastinum_between_them_is_bright():
+    for patient in range(6):
+        film, lung = phantom.draw_film(patient), phantom.draw_lungs(patient)
+        assert lung.shape == film.shape and 0.1 < lung.mean() < 0.6
+        row, gap, _ = between_lungs(lung, 0.5)
+        assert film[row, gap].mean() > film[lung].mean() + 25
+
+
+def test_the_heart_lies_to_the_right_of_the_image():
+    lower = [between_lungs(phantom.draw_lungs(patient), 0.75) for patient in range(12)]
+    offset = [(gap.mean() - middle) / len(gap) for _, gap, middle in lower]
+    assert np.mean(offset) > 0.1  # the patient's left
+
+
+@pytest.mark.parametrize("kind", ["bacteria", "virus"])
+def test_pneumonia_whitens_the_lungs_and_nothing_else(kind):
+    for patient in range(4):
+        lung = phantom.draw_lungs(patient)
+        well, ill = (phantom.draw_film(patient, 0, k).astype(float) for k in (None, kind))
+        assert (ill - well)[lung].mean() > 2
+        assert (ill - well)[lung].max() > 25  # a focus that can be seen, not a new exposure
+        far = cv2.dilate(lung.astype(np.uint8), np.ones((41, 41))) == 0
+        assert np.abs(ill - well)[far].mean() < 1.5
+
+
+def test_bacteria_keep_to_one_side_and_viruses_do_not():
+    def one_sided(kind, patient):
+        change = phantom.draw_film(patient, 0, kind).astype(float) - phantom.draw_film(patient)
+        change = np.where(phantom.draw_lungs(patient), change, 0)
+        halves = change[:, : change.shape[1] // 2].sum(), change[:, change.shape[1] // 2 :].sum()
+        return max(halves) / sum(halves)
+
+    bacteria, virus = (np.mean([one_sided(k, p) for p in range(8)]) for k in ("bacteria", "virus"))
+    assert bacteria > 0.85 > 0.7 > virus
+
+
+def test_two_films_of_a_patient_are_closer_than_two_patients():
+    films = np.array([[unit(phantom.draw_film(p, f)) for f in range(2)] for p in range(12)])
+    same = (films[:, 0] * films[:, 1]).sum(1)
+    other = (films[:, 0] @ films[:, 0].T)[np.triu_indices(12, 1)]
+    assert same.mean() > other.mean() + 0.08
+    assert same.max() < 0.9999  # a second film, not a copy
+    assert np.mean(other > 0.97) < 0.02  # patients are not near-duplicates of each other
+
+
+@pytest.mark.parametrize("kind", ["fungus", "", "NORMAL"])
+def test_unknown_pneumonia_lists_the_choices(kind):
+    with pytest.raises(ValueError, match="bacteria.*virus"):
+        phantom.draw_film(0, pneumonia=kind)
+
+
+def test_draw_films_gives_squares_and_labels_or_films_as_they_are():
+    images, labels = phantom.draw_films(6, size=32)
+    assert images.shape == (6, 32, 32) and images.dtype == np.uint8
+    assert labels.tolist() == [0, 1, 1, 0, 1, 1]
+    films, _ = phantom.draw_films(2)
+    np.testing.assert_array_equal(films[1], phantom.draw_film(1, pneumonia="bacteria"))
+
+
+def test_bundle_has_kermanys_layout_names_and_shared_patients(tmp_path):
+    count = phantom.write_bundle(tmp_path, films=50)
+    groups, files = defaultdict(set), sorted(tmp_path.rglob("*.*"))
+    assert len(files) == count and 48 <= count <= 52
+    for path in files:
+        split, label = path.parts[-3:-1]
+        assert re.fullmatch(NAMES[label], path.name), path.name
+        groups[re.match(r"person\d+_[a-z]+|(NORMAL2-)?IM-\d+", path.name)[0]].add(split)
+    assert {path.parts[-3] for path in files} == {"train", "val", "test"}
+    shared = [splits for splits in groups.values() if len(splits) > 1]
+    assert {"train", "val"} in shared and shared.count({"train", "test"}) == 1
+    assert len(groups) < count  # several films for some patients
+
+
+def test_bundle_files_are_the_films_and_repeat_byte_for_byte(tmp_path):
+    for name in ("a", "b"):
+        phantom.write_bundle(tmp_path / name, films=10)
+    pairs = [
+        (path, tmp_path / "b" / path.relative_to(tmp_path / "a"))
+        for path in (tmp_path / "a").rglob("*.jpeg")
+    ]
+    assert pairs and all(a.read_bytes() == b.read_bytes() for a, b in pairs)
+    stored = cv2.imread(str(tmp_path / "a/train/NORMAL/IM-0115-0001.jpeg"), cv2.IMREAD_UNCHANGED)
+    drawn = phantom.draw_film(0, seed=1)
+    assert stored.shape == drawn.shape  # one channel
+    assert np.abs(stored.astype(float) - drawn).mean() < 4
+
+
+def test_a_thousand_films_would_take_under_a_minute_on_one_core():
+    def seconds():
+        start = time.process_time()  # processor time: a busy machine does not fail the test
+        for patient in range(20):
+            phantom.draw_film(patient, 0, phantom.PNEUMONIA[patient % 3])
+        return time.process_time() - start
+
+    assert min(seconds() for _ in range(2)) < 1.2

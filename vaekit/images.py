@@ -1,0 +1,123 @@
+"""One file to one square picture: read by content, even out the contrast, make it square."""
+
+import os
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+MAX_PIXELS = 100_000_000  # a file that claims more is refused before it is decoded
+MIN_SIDE = 8  # pixels
+
+
+class BadImage(ValueError):
+    """A file that cannot be used. The message is the reason, without the file's name."""
+
+
+def decode(path: str | Path, channels: int = 1) -> np.ndarray:
+    """The picture in a file: uint8, (H, W) for one channel, (H, W, 3) RGB for three.
+
+    What the file is, its content decides, not its name. EXIF orientation is honoured, alpha is
+    laid over black, 16-bit and float greys are scaled from the file's own minimum and maximum to
+    0..255. Raises BadImage with the reason for everything that is not a whole picture.
+    """
+    # Pillow, not cv2.imdecode: the same pixels at 1.1 times the time for a full-size film, and it
+    # alone refuses truncated files in every version and knows palettes, alpha and CMYK.
+    try:
+        if os.path.getsize(path) == 0:
+            raise BadImage("empty file, 0 bytes")
+        with Image.open(path) as image:
+            _check_size(*image.size)
+            ImageOps.exif_transpose(image, in_place=True)
+            return _to_uint8(image, channels)
+    except (BadImage, MemoryError):
+        raise
+    except UnidentifiedImageError as error:
+        raise BadImage("not an image") from error
+    except Image.DecompressionBombError as error:
+        raise BadImage(f"claims more than {MAX_PIXELS:,} pixels") from error
+    except Exception as error:  # what a decoder throws at a damaged file is of many kinds
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise BadImage(f"cannot be read: {reason}") from error
+
+
+def _check_size(width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise BadImage(f"claims {width} x {height}, more than {MAX_PIXELS:,} pixels")
+    if min(width, height) < MIN_SIDE:
+        raise BadImage(f"{width} x {height} is smaller than {MIN_SIDE} pixels")
+
+
+def _to_uint8(image: Image.Image, channels: int) -> np.ndarray:
+    if image.mode.startswith(("I", "F")):  # 16 and 32 bits, one channel
+        grey = _stretch(np.asarray(image))
+        return grey if channels == 1 else np.stack([grey] * 3, axis=-1)
+    if "A" in image.getbands() or "transparency" in image.info:
+        image = image.convert("RGBA")
+        black = Image.new("RGBA", image.size, (0, 0, 0, 255))
+        image = Image.alpha_composite(black, image)
+    if image.mode not in ("L", "RGB"):  # palette, CMYK, 1 bit, YCbCr, ...
+        image = image.convert("RGB")
+    return np.asarray(image.convert("L" if channels == 1 else "RGB"))
+
+
+def _stretch(values: np.ndarray) -> np.ndarray:
+    values = values.astype(np.float64)
+    low, high = values.min(), values.max()
+    if not np.isfinite([low, high]).all():
+        raise BadImage("has values that are not finite")
+    return np.rint((values - low) * (255 / max(high - low, 1e-12))).astype(np.uint8)
+
+
+def apply_clahe(image: np.ndarray, clip: float = 2.0, tiles: int = 8) -> np.ndarray:
+    """Contrast-limited adaptive histogram equalisation (Zuiderveld 1994) of a uint8 image.
+
+    (H, W) is done directly, (H, W, 3) RGB on the lightness of LAB; same shape back. `clip` is
+    cv2's clip limit, 0 gives the image back; `tiles` is per side.
+    """
+    if clip == 0:
+        return image
+    height, width = image.shape[:2]
+    clahe = cv2.createCLAHE(clip, (min(tiles, width), min(tiles, height)))
+    if image.ndim == 2:
+        return clahe.apply(image)
+    lab = cv2.cvtColor(image, cv2.COLOR_RGB2LAB)
+    lab[..., 0] = clahe.apply(lab[..., 0])
+    return cv2.cvtColor(lab, cv2.COLOR_LAB2RGB)
+
+
+def fit_square(image: np.ndarray, size: int, how: str = "squash") -> np.ndarray:
+    """(H, W) or (H, W, 3) uint8 to (size, size) or (size, size, 3).
+
+    "squash" resizes each side on its own, "crop" keeps the central square, "pad" adds black bars.
+    """
+    height, width = image.shape[:2]
+    if how == "squash":
+        return _resize(image, size, size)
+    if how == "crop":
+        side = min(height, width)
+        top, left = (height - side) // 2, (width - side) // 2
+        return _resize(image[top : top + side, left : left + side], size, size)
+    if how == "pad":  # the bars last: a strip of film would make a huge square
+        scale = size / max(height, width)
+        image = _resize(image, max(1, round(height * scale)), max(1, round(width * scale)))
+        dy, dx = size - image.shape[0], size - image.shape[1]
+        edges = dy // 2, dy - dy // 2, dx // 2, dx - dx // 2
+        return cv2.copyMakeBorder(image, *edges, cv2.BORDER_CONSTANT, value=0)
+    raise ValueError(f"fit={how!r} is not one of squash, pad, crop")
+
+
+def _resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    shrunk = min(image.shape[1], width), min(image.shape[0], height)
+    if shrunk != image.shape[1::-1]:
+        image = cv2.resize(image, shrunk, interpolation=cv2.INTER_AREA)
+    if shrunk != (width, height):  # a wide, low film may need both steps
+        image = cv2.resize(image, (width, height), interpolation=cv2.INTER_CUBIC)
+    return image
+
+
+def prepare(image: np.ndarray, cfg) -> np.ndarray:
+    """A decoded picture to (C, S, S) uint8: CLAHE at the file's own resolution, then the square."""
+    image = fit_square(apply_clahe(image, cfg.clahe_clip, cfg.clahe_tiles), cfg.image_size, cfg.fit)
+    return image[None] if image.ndim == 2 else image.transpose(2, 0, 1)

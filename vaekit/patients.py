@@ -1,0 +1,173 @@
+"""Who is on which film, and which side of the split that puts it on."""
+
+import hashlib
+import os
+import re
+from collections import defaultdict
+from collections.abc import Iterable
+from functools import partial
+
+import cv2
+import numpy as np
+
+from vaekit.config import Config
+
+SPLITS = ("train", "val", "test")
+PATIENTS = (re.compile(r"(person\d+)_(?:bacteria|virus)"), re.compile(r"(?:NORMAL2-)?(IM-\d+)"))
+
+# Two films are one when their 32x32 thumbnails, less a blur of THUMB_BLUR pixels, correlate above
+# this. Copies that were recompressed, resized, brightened, turned by 1 degree or trimmed by 1% of
+# a side score 0.93 to 1.00; the closest different patients in Kermany's set score 0.925. Without
+# the blur taken away, 0.97 would merge a dozen pairs of plainly different children.
+NEAR_DUPLICATE = 0.94
+THUMB, THUMB_BLUR = 32, 3.0
+MOST_COMPARED = 20_000  # images; beyond it N^2 products take minutes and only exact copies merge
+
+OWN_VAL = 0.05, 50  # a folder's own val is kept from this share of train + val, and this size
+
+
+def patient_key(name: str, how: str = "subtype") -> str:
+    """The patient in one of Kermany's file names; another name's stem is its own patient.
+
+    "subtype": person12_bacteria, IM-0115, NORMAL2-IM-0501. "number", the cautious one: person12,
+    IM-0501, whatever the subtype or prefix.
+    """
+    if how not in ("subtype", "number"):
+        raise ValueError(f"patient_key={how!r} is not one of subtype, number")
+    stem = os.path.splitext(os.path.basename(name))[0]
+    for pattern in PATIENTS:
+        if match := pattern.match(stem):
+            return match[0] if how == "subtype" else match[1]
+    return stem
+
+
+def near_duplicates(thumbs: np.ndarray) -> list[tuple[int, int]]:
+    """Pairs i < j of (N, 32, 32) uint8 thumbnails that show the same film; see NEAR_DUPLICATE.
+
+    Blank thumbnails pair with nothing. Above MOST_COMPARED images only identical ones pair.
+    """
+    blank = thumbs.min((1, 2)) == thumbs.max((1, 2))
+    if len(thumbs) > MOST_COMPARED:
+        first: dict[bytes, int] = {}
+        same = [(first.setdefault(thumb.tobytes(), i), i) for i, thumb in enumerate(thumbs)]
+        return [(i, j) for i, j in same if i < j and not blank[j]]
+    detail = np.stack([x - cv2.GaussianBlur(x, (0, 0), THUMB_BLUR) for x in thumbs.astype("f4")])
+    detail = detail.reshape(len(thumbs), -1)
+    detail -= detail.mean(1, keepdims=True)
+    detail /= np.linalg.norm(detail, axis=1, keepdims=True).clip(1e-6)
+    detail[blank] = 0
+    pairs = []
+    for start in range(0, len(detail), 1024):  # blocks: never an N x N matrix
+        high = detail[start : start + 1024] @ detail[start:].T > NEAR_DUPLICATE
+        rows, columns = np.nonzero(np.triu(high, 1))
+        pairs += zip((rows + start).tolist(), (columns + start).tolist(), strict=True)
+    return pairs
+
+
+def group_patients(
+    names: list[str], pairs: list[tuple[int, int]] = (), how: str = "subtype"
+) -> list[str]:
+    """The group of each image: those with one patient key, joined where `pairs` of images meet."""
+    parent = list(range(len(names)))
+
+    def root(i: int) -> int:
+        while parent[i] != i:
+            parent[i] = i = parent[parent[i]]
+        return i
+
+    keys, first = [], {}
+    for i, name in enumerate(names):
+        key = patient_key(name, how)
+        if key == os.path.splitext(os.path.basename(name))[0]:
+            key = name  # no patient in the name: 1.png of two folders are two patients
+        keys.append(key)
+        parent[i] = first.setdefault(key, i)
+    for i, j in pairs:
+        i, j = root(i), root(j)
+        parent[max(i, j)] = min(i, j)
+    return [keys[root(i)] for i in range(len(names))]
+
+
+def _rank(seed: int, name: str) -> str:
+    # A hash, not a shuffle: one more file in the folder leaves the others where they were.
+    return hashlib.sha256(f"{seed}/{name}".encode()).hexdigest()
+
+
+def _carve(pool: list[int], labels: list[int], groups: list[str], cfg: Config) -> set[int]:
+    """About `val_fraction` of `pool`, whole groups, the same share of each class."""
+    members = defaultdict(list)
+    for i in pool:
+        members[groups[i]].append(i)
+    by_class = defaultdict(list)  # a group of two classes counts as its first image's
+    for group in sorted(members, key=partial(_rank, cfg.seed)):
+        by_class[labels[members[group][0]]].append(members[group])
+    taken: set[int] = set()
+    for parts in by_class.values():
+        room = max(1, round(cfg.val_fraction * sum(map(len, parts))))
+        smallest = min(parts, key=len)
+        if len(parts) == 1:
+            continue  # the only patient of a class stays in train
+        if len(smallest) > room:
+            parts, room = [smallest], len(smallest)
+        for part in parts:
+            if len(part) <= room:
+                taken.update(part)
+                room -= len(part)
+    return taken
+
+
+def _cap(rows: list[int], most: int, labels: list[int], names: list[str], seed: int) -> set[int]:
+    """At most `most` of `rows`, each class in its share; a smaller cap keeps a subset."""
+    by_class = defaultdict(list)
+    for i in sorted(rows, key=lambda i: _rank(seed, names[i])):
+        by_class[labels[i]].append(i)
+    quantile = {i: (k + 0.5) / len(c) for c in by_class.values() for k, i in enumerate(c)}
+    return set(sorted(rows, key=lambda i: (quantile[i], i))[:most])
+
+
+def split_by_patient(
+    names: list[str], own: list[str], labels: list[int], groups: list[str], cfg: Config
+) -> tuple[dict[str, list[int]], dict[int, str]]:
+    """Row numbers of train, val and test, and {row: reason} of those in none; no group in two.
+
+    `own` is the split the folder gives an image, "" for none. Its test stays; so does its val
+    where OWN_VAL allows (Kermany's has 16 images, too few to choose by). What is missing is
+    carved from train by group, stratified by class.
+    """
+    side = [mine or "train" for mine in own]
+    dropped: dict[int, str] = {}
+
+    def rows(split: str) -> list[int]:
+        return [i for i, mine in enumerate(side) if mine == split]
+
+    def move(moved: Iterable[int], to: str, reason: str = "") -> None:
+        for i in moved:
+            side[i] = to
+            if not to:
+                dropped[i] = reason
+
+    def part(split: str, other: str) -> None:
+        theirs = {groups[i] for i in rows(other)}
+        shared = [i for i in rows(split) if groups[i] in theirs]
+        move(shared, "", f"shares a patient with {other}")
+
+    if "test" not in side:
+        move(_carve(rows("train"), labels, groups, cfg), "test")
+    part("train", "test")
+    part("val", "test")
+    share, size = OWN_VAL
+    if len(rows("val")) < max(size, share * len(rows("train") + rows("val"))):
+        move(rows("val"), "train")
+        move(_carve(rows("train"), labels, groups, cfg), "val")
+    part("train", "val")
+    for split in SPLITS:
+        most = cfg.max_images if split == "train" else max(cfg.max_images, 8)
+        if cfg.max_images:
+            kept = _cap(rows(split), most, labels, names, cfg.seed)
+            move(set(rows(split)) - kept, "", f"over max_images={cfg.max_images}")
+        if split not in side:
+            raise ValueError(
+                f"{split} is empty: {len(names)} images of {len(set(groups))} patients cannot be"
+                " split by patient; at least three patients of one class are needed"
+            )
+    return {split: rows(split) for split in SPLITS}, dropped
