@@ -228,6 +228,7 @@ def test_evaluate_halves_the_test_films_when_there_are_no_others(model, monkeypa
     no_weights(monkeypatch, tmp_path)
     rows = metrics.evaluate(model, films(21), model.cfg)
     assert [r["n"] for r in rows if r["metric"] == "frechet"] == [10]
+    assert "frechet" not in {r["metric"] for r in metrics.evaluate(model, films(6), model.cfg)}
     real, others = metrics._reference(films(21), None, seed=0)
     assert not {t.numpy().tobytes() for t in real} & {t.numpy().tobytes() for t in others}
 
@@ -256,8 +257,8 @@ def test_fid_feeds_torchmetrics_grey_as_rgb(monkeypatch):
 
     class Tiny(torch.nn.Module):  # in Inception's place
         def forward(self, x):
-            assert x.shape[1] == 3 and x.dtype == torch.uint8
-            return torch.nn.functional.adaptive_avg_pool2d(x[:, :1].float() / 255, 2).flatten(1)
+            assert x.shape[1] == 3
+            return torch.nn.functional.adaptive_avg_pool2d(metrics.as_float(x[:, :1]), 2).flatten(1)
 
     real_class = theirs.FrechetInceptionDistance
     monkeypatch.setattr(theirs, "FrechetInceptionDistance",

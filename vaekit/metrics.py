@@ -385,7 +385,7 @@ def evaluate(model, test, cfg: Config, val=None, samples: dict | None = None,
     test, val: Split or (N, C, H, W), uint8 or float; samples: {name: images}. Distances compare
     test with reconstructions of *other* films, `val` (training films do as well: more of them);
     without `val`, one half of test with reconstructions of the other half. Means carry -+ 1.96
-    standard errors, distances their floor. `fid` adds FID where Inception's weights are there.
+    standard errors, distances (left out below 4 images) their floor. `fid` adds FID of `samples`.
     """
     test, samples, size = pixels_of(test), samples or {}, cfg.batch_size
     with evaluating(model) as device:
@@ -401,6 +401,9 @@ def evaluate(model, test, cfg: Config, val=None, samples: dict | None = None,
         references = [feature_vectors(s, trunk, size) for s in (real, others)]
         for name, stream in fakes.items():
             vectors = _features_of(stream, trunk)
+            if min(map(len, (vectors, *references))) < 4:
+                print(f"no Fréchet distance of {name}: fewer than 4 images")
+                continue
             rows.append(frechet_row(name, vectors, *references, network_name(trunk), cfg.seed))
     if fid:
         rows += _fid_rows(samples, real, others)

@@ -47,7 +47,8 @@ def _grid(rows: int, columns: int, image: Tensor, size: float, title: str = "",
     """(figure, axes (rows, columns)), each axis a whole multiple of the image's pixels.
 
     `size` inches an image, about; larger images are scaled down to it. Pixels that fall on
-    pixels stay as sharp as they are, and the stored PNG stays small. heads: lines over every image; top: pixels over all.
+    pixels stay as sharp as they are, and the stored PNG stays small. heads: lines over every
+    image; top: pixels over all of them.
     """
     import matplotlib.pyplot as plt
 
