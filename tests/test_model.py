@@ -5,7 +5,7 @@ from torch import nn
 import vaekit
 from vaekit.model import VAE, FreeDown, FreeUp, SelfAttention, UpBlock, stage_sizes
 
-SMALL = {"widths": [8, 16, 32], "attention": [8], "latent_channels": 4}
+SMALL = {"widths": [8, 16, 32], "attention": [8], "latent_channels": 4, "shortcut": "conv"}
 
 
 def make(**changes) -> VAE:
@@ -149,3 +149,12 @@ def test_every_parameter_gets_a_gradient():
     (x_hat.mean() + mu.square().mean() + logvar.exp().mean()).backward()
     silent = [n for n, p in model.named_parameters() if p.grad is None]
     assert silent == []
+
+
+def test_residual_blocks_start_as_their_skip():
+    block = make().encoder.stages[1][0]
+    x = torch.randn(2, 8, 8, 8)
+    torch.testing.assert_close(block(x), block.act(block.skip(x)))
+    plain = make(zero_init_residual=False).encoder.stages[1][0]
+    assert not torch.allclose(plain(x), plain.act(plain.skip(x)))
+    make(norm="none")  # nothing to zero, nothing to break

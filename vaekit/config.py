@@ -91,7 +91,7 @@ class Config:
     widths: tuple = (32, 64, 128, 256, 512)  # one entry per halving of the resolution
     stem_kernel: int = 7  # first halving by one strided convolution of this size; 0: by a block
     block: str = "residual"
-    shortcut: str = "conv"  # "free": pixel-unshuffle + mean down, repeat + pixel-shuffle up
+    shortcut: str = "free"  # pixel-unshuffle + mean down, repeat + pixel-shuffle up; or "conv"
     norm: str = "group"
     norm_skip: bool = False  # normalise the skip branch as well
     act_encoder: str = "silu"
@@ -100,6 +100,7 @@ class Config:
     convs_per_up: int = 2
     attention: tuple = (16,)  # resolutions with self-attention, in both halves
     init: str = "default"
+    zero_init_residual: bool = True  # every residual block starts as its skip
     latent_init_gain: float = 0.0  # Xavier gain of the mu and logvar layers; 0: leave as built
     logvar_clamp: float = 15.0  # logvar is kept in [-c, c]; 0: not clamped
 
@@ -227,9 +228,10 @@ PROFILE_CHANGES = {
         "image_size": 32, "epochs_phase1": 1, "epochs_phase2": 2, "batch_size": 8,
         "max_images": 24, "lr_phase1": 1e-3, "lr_phase2": 1e-3, "sample_every": 1,
     },
-    "quick": {  # a short run needs large steps
-        "image_size": 64, "epochs_phase1": 20, "epochs_phase2": 50, "batch_size": 16,
-        "lr_phase1": 1e-3, "lr_phase2": 1e-3, "ema": 0.99,
+    "quick": {  # a short run needs large steps, and an average over fewer of them
+        "image_size": 64, "epochs_phase1": 20, "epochs_phase2": 80, "batch_size": 16,
+        "lr_phase1": 2e-3, "lr_phase2": 2e-3, "lr_schedule_phase1": "constant",
+        "lr_schedule_phase2": "cosine", "ema": 0.99,
     },
     "full": {},
 }  # fmt: skip

@@ -249,6 +249,12 @@ class VAE(nn.Module):
                 if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)) and "project" not in name:
                     nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
                     nn.init.zeros_(module.bias)
+        if cfg.zero_init_residual:  # the last scale of each main branch (Goyal et al. 2017)
+            for block in self.modules():
+                if isinstance(block, (DownBlock, UpBlock)) and block.skip is not None:
+                    norms = [m for m in block.main if getattr(m, "weight", None) is not None]
+                    if not isinstance(norms[-1], nn.Conv2d):  # norm="none" has no such scale
+                        nn.init.zeros_(norms[-1].weight)
         if cfg.latent_init_gain:  # mu and logvar start near 0: the latents start at N(0, 1)
             for head in (self.encoder.mu, self.encoder.logvar):
                 nn.init.xavier_uniform_(head.weight, gain=cfg.latent_init_gain)

@@ -1,0 +1,116 @@
+"""Where a notebook finds vaekit, and what it says about the machine."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+import torch
+
+from vaekit import hosting
+
+ROOT = Path(__file__).parent.parent
+NOTEBOOK = ROOT / "notebooks" / "01_data_and_clahe.ipynb"
+RUN = "import sys; sys.path = [p for p in sys.path if p != '']; exec(sys.stdin.read())"
+
+
+def set_up(cwd: Path, kaggle: Path, *, installed: bool = False) -> subprocess.CompletedProcess:
+    """Run the set-up cell in a fresh Python without the editable install of this checkout."""
+    cells = nbformat.read(NOTEBOOK, as_version=4).cells
+    code = next(c.source for c in cells if c.cell_type == "code")
+    code = code.replace("/kaggle/input", kaggle.as_posix())
+    hide = (
+        "import sys; sys.meta_path = [f for f in sys.meta_path"
+        " if not getattr(f, '__module__', getattr(f, '__name__', '')).startswith('__editable__')];"
+        f"sys.path = [p for p in sys.path if p.rstrip('/') != {str(ROOT)!r}]\n"
+    )
+    code = ("" if installed else hide) + code + "\nprint('found in', vaekit.__file__)"
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    if installed:
+        environment["PYTHONPATH"] = str(ROOT)
+    return subprocess.run([sys.executable, "-c", RUN], input=code, cwd=cwd, env=environment,
+                          capture_output=True, text=True)  # fmt: skip
+
+
+@pytest.fixture
+def copy(tmp_path):
+    def place(where: str) -> Path:
+        target = tmp_path / where / "vaekit"
+        shutil.copytree(ROOT / "vaekit", target, ignore=shutil.ignore_patterns("__pycache__"))
+        return target
+
+    return place
+
+
+@pytest.mark.parametrize(
+    "where", ["input/vaekit-repo", "input/datasets/someone/vaekit-repo", "input/vaekit/vaekit-main"]
+)
+def test_set_up_finds_an_attached_data_set(tmp_path, copy, where):
+    target = copy(where)
+    work = tmp_path / "working"
+    work.mkdir()
+    done = set_up(work, tmp_path / "input")
+    assert f"found in {target}" in done.stdout, done.stderr
+    assert done.stdout.startswith("vaekit 0.")
+
+
+def test_set_up_finds_the_checkout_above(tmp_path, copy):
+    target = copy("repo")
+    deep = tmp_path / "repo" / "notebooks"
+    deep.mkdir()
+    done = set_up(deep, tmp_path / "no-input")
+    assert f"found in {target}" in done.stdout, done.stderr
+
+
+def test_set_up_prefers_the_installed_package(tmp_path, copy):
+    copy("input/vaekit-repo")
+    done = set_up(tmp_path, tmp_path / "input", installed=True)
+    assert f"found in {ROOT / 'vaekit'}" in done.stdout, done.stderr
+
+
+def test_set_up_says_what_to_do_when_there_is_nothing(tmp_path):
+    done = set_up(tmp_path, tmp_path / "no-input")
+    assert done.returncode != 0
+    assert "pip install" in done.stderr and "data set" in done.stderr.splitlines()[-1]
+
+
+def test_host(monkeypatch):
+    monkeypatch.delenv("COLAB_RELEASE_TAG", raising=False)
+    monkeypatch.delenv("KAGGLE_KERNEL_RUN_TYPE", raising=False)
+    assert hosting.host() == "local"
+    monkeypatch.setenv("COLAB_RELEASE_TAG", "x")
+    assert hosting.host() == "colab"
+    monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Batch")
+    assert hosting.host() == "kaggle"
+
+
+def test_a_gpu_without_kernels_is_found_before_training(monkeypatch):
+    def no_kernel(*args, **kwargs):
+        raise RuntimeError("CUDA error: no kernel image is available for execution on the device")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "Tesla P100")
+    monkeypatch.setattr(torch, "ones", no_kernel)
+    assert "Tesla P100" in hosting.gpu_problem() and not hosting.usable_gpu()
+
+
+def test_nobody_watches_a_batch_run(monkeypatch):
+    monkeypatch.delenv("VAEKIT_PROGRESS", raising=False)
+    monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Batch")
+    assert not hosting.watched()
+    monkeypatch.setenv("VAEKIT_PROGRESS", "bar")
+    assert hosting.watched()
+
+
+def test_lines_are_thinned_out_in_long_runs(monkeypatch, capsys):
+    monkeypatch.setenv("VAEKIT_PROGRESS", "lines")
+    row = {"phase": 1, "beta": 0, "beta_elbo": 0, "train_loss": 1, "val_loss": 1, "val_kl": 1,
+           "val_psnr": 1, "seconds": 1}  # fmt: skip
+    bar = hosting.progress(150, 0, True)
+    for epoch in range(1, 151):
+        bar.show(row | {"epoch": epoch})
+    lines = capsys.readouterr().out.splitlines()
+    assert 20 <= len(lines) <= 40 and lines[0].startswith("epoch   1/150")
