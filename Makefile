@@ -11,7 +11,7 @@ STAMP  := $(VENV)/.installed
 OUT    ?= out
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
-export MPLBACKEND ?= Agg
+
 
 .PHONY: run test lint notebooks data clean
 

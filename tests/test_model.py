@@ -158,3 +158,15 @@ def test_residual_blocks_start_as_their_skip():
     plain = make(zero_init_residual=False).encoder.stages[1][0]
     assert not torch.allclose(plain(x), plain.act(plain.skip(x)))
     make(norm="none")  # nothing to zero, nothing to break
+
+
+@pytest.mark.parametrize("latent", ["spatial", "vector"])
+def test_rescaling_changes_units_and_nothing_else(latent):
+    model, x = make(latent=latent).eval(), torch.rand(16, 1, 32, 32)
+    before, mu = model.reconstruct(x), model.encode(x)[0]
+    rms = mu.transpose(0, 1).flatten(1).square().mean(1).sqrt()
+    model.rescale_latents(rms.detach(), sigma=0.2)
+    torch.testing.assert_close(model.reconstruct(x), before, atol=1e-5, rtol=1e-4)
+    mu, logvar = model.encode(x)
+    assert mu.square().mean().item() == pytest.approx(1, rel=1e-3)
+    torch.testing.assert_close((0.5 * logvar).exp(), torch.full_like(mu, 0.2))

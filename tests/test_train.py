@@ -45,10 +45,25 @@ def test_both_phases_run_and_the_loss_falls(data, tmp_path):
     run = vaekit.fit(small(epochs_phase1=4, epochs_phase2=4), data)
     assert run.finished and [r["phase"] for r in run.history] == [1] * 4 + [2] * 4
     assert run.history[3]["train_l1"] < run.history[0]["train_l1"]
-    assert [r["beta"] for r in run.history[:4]] == [0, 0, 0, 0 if False else run.cfg.beta_start]
+    assert [r["beta"] for r in run.history[:4]] == [0, 0, 0, 0]
     assert run.history[-1]["beta"] == run.cfg.beta
     assert all(r["beta_elbo"] >= 0 and r["train_grad_norm"] > 0 for r in run.history)
     assert not run.model.training and run.path.parent == tmp_path / "runs"
+
+
+def test_phase_2_begins_with_codes_as_wide_as_the_prior(data):
+    free, scaled = (
+        vaekit.fit(small(rescale_latents=on, lr_phase2=1e-6), data) for on in (False, True)
+    )
+    spread = [
+        run.model.encode(data.train.images / 255)[0].square().mean().sqrt()
+        for run in (free, scaled)
+    ]
+    assert abs(spread[1] - 1) < 0.05 < abs(spread[0] - 1)
+    x = data.val.images / 255  # the units change, the pictures do not
+    torch.testing.assert_close(
+        free.model.reconstruct(x), scaled.model.reconstruct(x), atol=1e-2, rtol=0
+    )
 
 
 def test_what_a_run_leaves_on_disk(data):

@@ -128,6 +128,7 @@ class Config:
     # training
     epochs_phase1: int = 50  # reconstruction only: beta 0, z is the mean
     epochs_phase2: int = 100
+    rescale_latents: bool = True  # as phase 2 begins, give mu the prior's scale: a change of units
     batch_size: int = 32
     optimizer: str = "adamw"
     lr_phase1: float = 1e-4
@@ -229,7 +230,7 @@ PROFILE_CHANGES = {
         "max_images": 24, "lr_phase1": 1e-3, "lr_phase2": 1e-3, "sample_every": 1,
     },
     "quick": {  # a short run needs large steps, and an average over fewer of them
-        "image_size": 64, "epochs_phase1": 20, "epochs_phase2": 80, "batch_size": 16,
+        "image_size": 64, "epochs_phase1": 20, "epochs_phase2": 60, "batch_size": 8,
         "lr_phase1": 2e-3, "lr_phase2": 2e-3, "lr_schedule_phase1": "constant",
         "lr_schedule_phase2": "cosine", "ema": 0.99,
     },

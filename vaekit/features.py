@@ -111,10 +111,15 @@ def find_weights(name: str, path: str | Path | None = None, download: bool = Tru
         return Path(torch.hub.get_dir()) / "checkpoints" / spec.url_file
     raise WeightsMissing(
         f"no weights for {name}: looked for {spec.url_file} in"
-        f" {', '.join(map(str, places)) or 'no folder (none exists)'}"
+        f" {', '.join(map(_short, places)) or 'no folder (none exists)'}"
         f"{' and tried to download it' if download and not path else ''}. With internet it comes"
         f" by itself; without, put the file into a folder and set VAEKIT_WEIGHTS to it."
     )
+
+
+def _short(path: Path) -> str:
+    home = str(Path.home())
+    return str(path).replace(home, "~", 1) if str(path).startswith(home) else str(path)
 
 
 def _download(file: str) -> bool:

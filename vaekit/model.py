@@ -282,6 +282,21 @@ class VAE(nn.Module):
         return self.decode(z), mu, logvar
 
     @torch.no_grad()
+    def rescale_latents(self, rms: Tensor, sigma: float = 0.1) -> None:
+        """Change the latents' units: mu is divided by `rms` (latent_channels,), the decoder's
+        first layer multiplied by it. What the mean decodes to stays the same; sigma is reset.
+
+        Without a KL the size of mu is arbitrary. Afterwards codes spread by 1, as the prior does.
+        """
+        rms = rms.clamp(min=1e-6).to(self.encoder.mu.weight)
+        rest = [1] * (self.encoder.mu.weight.dim() - 1)
+        self.encoder.mu.weight /= rms.view(-1, *rest)
+        self.encoder.mu.bias /= rms
+        self.decoder.first.weight *= rms.view(1, -1, *rest[1:])
+        self.encoder.logvar.weight.zero_()
+        self.encoder.logvar.bias.fill_(2 * math.log(sigma))
+
+    @torch.no_grad()
     def reconstruct(self, x: Tensor) -> Tensor:
         """decode(mean of q(z|x)): the reconstruction without sampling noise."""
         return self.decode(self.encode(x)[0])

@@ -76,12 +76,28 @@ class Trainer:
         self.ema = copy.deepcopy(self.raw).eval().requires_grad_(False)
         self.model = self.accelerator.prepare(self.raw)
         self.features = features.to(self.device, memory_format=layout) if features else None
-        kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[cfg.optimizer]
-        self.optimizer = kind(self.raw.parameters(), lr=1.0, weight_decay=cfg.weight_decay,
-                              fused=self.device.type in ("cuda", "cpu"))  # fmt: skip
+        self.optimizer = self.make_optimizer()
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
         self.plateau, self.best, self.best_loss = Plateau(), None, math.inf
         self.epoch, self.step, self.history, self.bad_epochs = 0, 0, [], 0
+
+    def make_optimizer(self) -> torch.optim.Optimizer:
+        kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[self.cfg.optimizer]
+        return kind(self.raw.parameters(), lr=1.0, weight_decay=self.cfg.weight_decay,
+                    fused=self.device.type in ("cuda", "cpu"))  # fmt: skip
+
+    @torch.no_grad()
+    def begin_phase2(self) -> None:
+        """Give the latents the prior's scale (see `VAE.rescale_latents`), and start Adam afresh."""
+        squares, count = 0.0, 0
+        self.raw.eval()
+        for x in batches(self.data.train, self.cfg.batch_size, self.device):
+            mu = self.raw.encode(x)[0].transpose(0, 1).flatten(1)  # (latent_channels, ...)
+            squares, count = squares + mu.square().sum(1), count + mu.shape[1]
+        rms = self.accelerator.reduce((squares / count).sqrt(), "mean")
+        for model in (self.raw, self.ema):
+            model.rescale_latents(rms)
+        self.optimizer = self.make_optimizer()
 
     def autocast(self):
         if self.precision == "fp32":
@@ -101,6 +117,7 @@ class Trainer:
     def train_step(self, x: Tensor, epoch: float) -> dict[str, Tensor]:
         """One optimiser step on a batch x (B, C, H, W) in [0, 1]; the detached loss terms."""
         cfg, beta = self.cfg, beta_at(self.cfg, epoch)
+        self.beta = beta
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate(epoch)
         with self.autocast():
@@ -170,17 +187,18 @@ class Trainer:
     def run_epoch(self) -> dict[str, float]:
         """Train, validate, remember the best; the epoch's row of the history."""
         cfg, start, epoch = self.cfg, time.perf_counter(), self.epoch
+        if cfg.rescale_latents and epoch == cfg.epochs_phase1 > 0:
+            self.begin_phase2()
         train, val = self.train_epoch(), self.validate()
         if not math.isfinite(train["loss"] + val["loss"]):
             raise FloatingPointError(
                 f"epoch {epoch + 1}: the loss is not finite. The last checkpoint is good; lower"
                 f" lr_phase{1 + (epoch >= cfg.epochs_phase1)}, or set grad_clip, logvar_clamp"
             )
-        beta = beta_at(cfg, epoch + 1)
         sizes = self.data.train.images[0].numel(), math.prod(self.raw.latent_shape)
         row = {
-            "epoch": epoch + 1, "phase": 1 + (epoch >= cfg.epochs_phase1), "beta": beta,
-            "beta_elbo": beta_elbo(cfg, beta, train["l1"], train["mse"], *sizes),
+            "epoch": epoch + 1, "phase": 1 + (epoch >= cfg.epochs_phase1), "beta": self.beta,
+            "beta_elbo": beta_elbo(cfg, self.beta, train["l1"], train["mse"], *sizes),
             "lr": self.learning_rate(epoch),
         }  # fmt: skip
         row |= {f"train_{k}": v for k, v in train.items()} | {f"val_{k}": v for k, v in val.items()}
