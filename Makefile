@@ -12,7 +12,6 @@ OUT    ?= out
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-
 .PHONY: run test lint notebooks data clean
 
 # installs again only when what is to be installed has changed
@@ -31,9 +30,9 @@ lint: $(STAMP)
 
 # runs of the tests go to a folder of their own: a run left over must not be loaded
 test: lint
-	$(BIN)/python -m pytest tests
+	MPLBACKEND=Agg $(BIN)/python -m pytest tests
 	rm -rf $(OUT)/test-runs
-	VAEKIT_PROFILE=smoke VAEKIT_PROGRESS=lines VAEKIT_RUNS=$(CURDIR)/$(OUT)/test-runs \
+	VAEKIT_PROFILE=smoke VAEKIT_PROGRESS=lines VAEKIT_RUNS=$(abspath $(OUT))/test-runs \
 	  $(BIN)/python -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=120 notebooks
 
 notebooks: $(STAMP)

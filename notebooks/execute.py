@@ -10,6 +10,7 @@ included, after checking that they are fit to be read by others. The profile is 
 import argparse
 import os
 import re
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -99,6 +100,7 @@ def main() -> int:
     out.mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("VAEKIT_RUNS", str(out / "runs"))
     os.environ.setdefault("VAEKIT_PROGRESS", "lines")
+    os.environ.pop("MPLBACKEND", None)  # "Agg" would keep every figure out of the notebooks
     done, start = {}, time.perf_counter()
     for path in paths:
         begun = time.perf_counter()
@@ -117,6 +119,9 @@ def main() -> int:
                 return 1
             nbformat.write(notebook, path)
     report(done, out / "report.html")
+    galleries = sorted(Path(os.environ["VAEKIT_RUNS"]).glob("*/samples/gallery.png"))
+    if args.store and galleries:  # the README's picture
+        shutil.copyfile(galleries[-1], HERE / "gallery.png")
     minutes = (time.perf_counter() - start) / 60
     print(f"{len(done)} notebooks in {minutes:.1f} minutes; executed notebooks: {out}")
     print(f"report with every figure: {out / 'report.html'}")
