@@ -29,7 +29,7 @@ def execute(path: Path) -> nbformat.NotebookNode:
     notebook = nbformat.read(path, as_version=4)
     client = NotebookClient(
         notebook, timeout=7200, kernel_name="python3", resources={"metadata": {"path": str(HERE)}},
-        record_timing=False,
+        record_timing=False, extra_arguments=["--log-level=ERROR"],
     )  # fmt: skip
     try:
         client.execute()

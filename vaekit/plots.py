@@ -177,10 +177,14 @@ def plot_history(history: list[dict], title: str = "") -> Figure:
         axis.set_xlim(*_span(history))
         if last is not None:
             axis.axvspan(_span(history)[0], last + 0.5, color="0.93", zorder=0, lw=0)
-        if axis in (loss, terms) and axis.lines:
-            axis.legend(fontsize=7, frameon=False)
+    for axis in (loss, terms):
+        if axis.lines:
+            axis.legend(fontsize=7, frameon=False, loc="upper right", ncols=2)
     if min((v for line in terms.lines for v in line.get_ydata()), default=0) > 0:
-        terms.set_yscale("log")  # terms of very different size; calibrated ones may be negative
+        terms.set_yscale("log")
+        terms.set_ylim(
+            top=8 * terms.get_ylim()[1]
+        )  # room for the legend; terms of very different size; calibrated ones may be negative
     return figure
 
 
