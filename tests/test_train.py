@@ -144,6 +144,22 @@ def test_max_minutes_stops_saved_and_goes_on(data, capsys):
     assert rest.path == first.path and rest.finished and len(rest.history) == 6
 
 
+def test_stopped_late_by_the_clock_and_resumed_equals_uninterrupted(data, tmp_path, monkeypatch):
+    measure = train.Trainer.validate  # gets worse from here on: the best epoch is not the last
+    worse = lambda self: {**measure(self), "loss": float(self.epoch)}  # noqa: E731
+    monkeypatch.setattr(train.Trainer, "validate", worse)
+    whole = vaekit.fit(small(epochs_phase2=8), data, out=tmp_path / "whole")
+    clock = iter(range(10**6))
+    with pytest.MonkeyPatch.context() as patch:  # every look at the clock takes a minute
+        patch.setattr(train.time, "perf_counter", lambda: 60.0 * next(clock))
+        cut = vaekit.fit(small(epochs_phase2=8), data, out=tmp_path / "cut", max_minutes=40)
+    assert whole.cfg.epochs_phase1 + whole.cfg.beta_warmup < len(cut.history) < 10
+    resumed = vaekit.fit(small(epochs_phase2=8), data, out=tmp_path / "cut")
+    assert resumed.path == cut.path and torch.equal(weights(whole), weights(resumed))
+    last = [torch.load(run.path / "last.pt", weights_only=True)["ema"] for run in (whole, resumed)]
+    assert all(torch.equal(last[0][name], last[1][name]) for name in last[0])
+
+
 def test_best_is_only_taken_after_annealing(data):
     run = vaekit.fit(small(epochs_phase2=6, beta_warmup=3), data)
     best = torch.load(run.path / "best.pt", weights_only=True)

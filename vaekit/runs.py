@@ -83,7 +83,6 @@ class RunWriter:
     def close(self, run: Run) -> None:
         from safetensors.torch import save
 
-        self.save()
         weights = {k: v.contiguous() for k, v in run.model.state_dict().items()}
         checkpoint.write_atomic(run.path / "model.safetensors", save(weights))
         self.board.close()

@@ -278,9 +278,7 @@ def fit(cfg: Config, data: Data, out: str | Path | None = None, resume: str = "a
     with held(path, main):
         info = _run_info(cfg, data, trainer)
         if resume == "auto" and (state := checkpoint.newest_valid(path)):
-            best = checkpoint.load_checkpoint(path / "best.pt") if state["best_loss"] < math.inf \
-                else None  # fmt: skip
-            trainer.restore(state, best)
+            trainer.restore(state, checkpoint.newest_valid(path, "best.pt"))
             if trainer.done:
                 say(f"finished run found: {path.name}, {trainer.epoch} epochs; loaded, not trained")
                 return load_run(path)
@@ -288,6 +286,8 @@ def fit(cfg: Config, data: Data, out: str | Path | None = None, resume: str = "a
         run = Run(trainer.ema, trainer.history, path, cfg, info)
         writer = RunWriter(run, trainer) if main else None
         _loop(trainer, run, writer, start, max_minutes, on_epoch_end, say)
+        if writer:
+            writer.save()  # before the best weights take the place of the last
         run.model = trainer.result()
         if writer:
             writer.close(run)
