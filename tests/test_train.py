@@ -259,6 +259,23 @@ def test_command_line(tmp_path):
     assert json.loads(run.read_text())["finished"]
 
 
+def test_two_processes_equal_one_where_no_noise_is_drawn(tmp_path):
+    environment = os.environ | {"PYTHONPATH": str(Path.cwd()), "OMP_NUM_THREADS": "1"}
+    arguments = ["-m", "vaekit.train", "chest_xray", "widths=[8,16,32]", "attention=[]",
+                 "latent_channels=4", "precision=fp32", "epochs_phase1=2", "epochs_phase2=1",
+                 "perceptual_weight=0"]  # fmt: skip
+    two = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
+    histories = []
+    for command, out in (([sys.executable], "one"), (two, "two")):
+        subprocess.run([*command, *arguments, f"out={tmp_path / out}"], env=environment,
+                       capture_output=True, text=True, check=True)  # fmt: skip
+        (file,) = tmp_path.glob(f"{out}/*/history.csv")  # one writer, one run
+        histories.append(list(csv.DictReader(file.open())))
+    for one, two in zip(*(h[:2] for h in histories), strict=True):
+        for name in ("train_loss", "val_loss", "val_l1", "train_grad_norm"):
+            assert float(one[name]) == pytest.approx(float(two[name]), rel=1e-4), name
+
+
 def test_arguments_of_the_command_line():
     assert train.parse_changes(["beta=0.1", "widths=[8]", "norm=batch", "flip=false"]) == {
         "beta": 0.1, "widths": [8], "norm": "batch", "flip": False,

@@ -4,6 +4,7 @@ import contextlib
 import copy
 import json
 import math
+import os
 import platform
 import sys
 import time
@@ -354,9 +355,14 @@ def main(arguments: list[str]) -> Run:
     name, *rest = arguments or ["chest_xray"]
     changes = parse_changes(rest)
     out, minutes = changes.pop("out", None), changes.pop("max_minutes", None)
-    cfg = preset(name, **changes)
-    run = fit(cfg, load_data(cfg), out=out, max_minutes=minutes)
-    print(f"{run.path}: {len(run.history)} epochs, {'finished' if run.finished else 'unfinished'}")
+    cfg, speaks = preset(name, **changes), os.environ.get("RANK", "0") == "0"  # torchrun's rank
+    run = fit(cfg, load_data(cfg, verbose=speaks), out=out, max_minutes=minutes)
+    if speaks:
+        finished = "finished" if run.finished else "unfinished"
+        print(f"{run.path}: {len(run.history)} epochs, {finished}")
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()  # nobody leaves while another still writes
+        torch.distributed.destroy_process_group()
     return run
 
 
