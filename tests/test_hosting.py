@@ -109,7 +109,7 @@ def test_lines_are_thinned_out_in_long_runs(monkeypatch, capsys):
     monkeypatch.setenv("VAEKIT_PROGRESS", "lines")
     row = {"phase": 1, "beta": 0, "beta_elbo": 0, "train_loss": 1, "val_loss": 1, "val_kl": 1,
            "val_psnr": 1, "seconds": 1}  # fmt: skip
-    bar = hosting.progress(150, 0, True)
+    bar = hosting.Progress(150, 0, True)
     for epoch in range(1, 151):
         bar.show(row | {"epoch": epoch})
     lines = capsys.readouterr().out.splitlines()

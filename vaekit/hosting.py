@@ -72,7 +72,7 @@ def watched() -> bool:
     return interactive or sys.stderr.isatty()
 
 
-class progress:
+class Progress:
     """A tqdm bar over epochs when someone watches, a line an epoch when nobody does
     (thinned out to about 25 lines in long runs)."""
 

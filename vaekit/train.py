@@ -298,7 +298,7 @@ def fit(cfg: Config, data: Data, out: str | Path | None = None, resume: str = "a
 def _loop(trainer: Trainer, run: Run, writer, start: float, max_minutes: float | None,
           on_epoch_end, say) -> None:  # fmt: skip
     cfg = trainer.cfg
-    bar = hosting.progress(cfg.num_epochs, trainer.epoch, say is print)
+    bar = hosting.Progress(cfg.num_epochs, trainer.epoch, say is print)
     while not trainer.done:
         row = trainer.run_epoch()
         bar.show(row)
