@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import vaekit
-from vaekit import train
+from vaekit import hosting, train
 from vaekit.checkpoint import CheckpointError
 from vaekit.data import Data
 from vaekit.losses import vae_loss
@@ -240,8 +240,8 @@ def test_epoch_order_is_shared_out_without_overlap():
 def test_native_precision(monkeypatch, kind, bf16, capability, expected):
     monkeypatch.setattr("vaekit.hosting.cpu_has_bf16", lambda: bf16)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    assert train.choose_precision("auto", torch.device(kind)) == expected
-    assert train.choose_precision("fp32", torch.device(kind)) == "fp32"
+    assert hosting.choose_precision("auto", torch.device(kind)) == expected
+    assert hosting.choose_precision("fp32", torch.device(kind)) == "fp32"
 
 
 def test_bf16_and_batchnorm_train_too(data):

@@ -57,6 +57,17 @@ def cpu_has_bf16() -> bool:
     return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
+def choose_precision(wanted: str, device) -> str:
+    """ "auto" -> "bf16" where the hardware has it natively, "fp16" on older GPUs, else "fp32"."""
+    import torch
+
+    if wanted != "auto":
+        return wanted
+    if device.type == "cuda":  # is_bf16_supported() says True on a T4, where it is emulated
+        return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
+    return "bf16" if device.type == "cpu" and cpu_has_bf16() else "fp32"
+
+
 def watched() -> bool:
     """Whether someone watches the output live: a terminal or an interactive notebook.
 
@@ -106,7 +117,6 @@ def report() -> str:
     import torch
 
     import vaekit
-    from vaekit.train import choose_precision
 
     device, problem = choose_device(), gpu_problem()
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()

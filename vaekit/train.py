@@ -26,15 +26,6 @@ from vaekit.schedules import Plateau, annealed, beta_at, ema_decay, lr_factor
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def choose_precision(wanted: str, device: torch.device) -> str:
-    """ "auto" -> "bf16" where the hardware has it natively, "fp16" on older GPUs, else "fp32"."""
-    if wanted != "auto":
-        return wanted
-    if device.type == "cuda":  # is_bf16_supported() says True on a T4, where it is emulated
-        return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
-    return "bf16" if device.type == "cpu" and hosting.cpu_has_bf16() else "fp32"
-
-
 def epoch_order(cfg: Config, n: int, epoch: int, rank: int = 0, world: int = 1):
     """(order, flip) of one epoch: the same on every machine, from seed and epoch alone.
 
@@ -68,7 +59,7 @@ class Trainer:
         # with another `mixed_precision` raises, and one notebook holds many fits.
         self.accelerator = Accelerator(cpu=device.type == "cpu")
         self.device, self.cfg, self.data = self.accelerator.device, cfg, data
-        self.precision = choose_precision(cfg.precision, self.device)
+        self.precision = hosting.choose_precision(cfg.precision, self.device)
         with torch.random.fork_rng():
             torch.manual_seed(cfg.seed)
             model = VAE(cfg)
