@@ -12,7 +12,6 @@ PROFILES = ("smoke", "quick", "full")
 # What each field may be. Everything else is checked as a number in `RANGES` or by its type.
 CHOICES = {
     "profile": PROFILES,
-    "dataset": ("chest_xray",),
     "fit": ("squash", "pad", "crop"),
     "patient_key": ("subtype", "number"),
     "latent": ("spatial", "vector"),
@@ -73,7 +72,6 @@ class Config:
     seed: int = 0
 
     # data
-    dataset: str = "chest_xray"
     data_path: str = ""  # "": look in the places that data.find_dataset documents
     image_size: int = 128  # pixels, square
     in_channels: int = 1  # 1 grey, 3 RGB

@@ -192,12 +192,3 @@ def beta_elbo(cfg: Config, beta: float, l1: float, mse: float, num_pixels: int,
     l1, two_mse = (1.0, 1.0) if cfg.calibrated else (l1, 2 * mse)
     tau = cfg.l1_weight * l1 + cfg.mse_weight * two_mse
     return beta * k_kl / max(cfg.recon_weight * k_rec * tau, 1e-30)
-
-
-def negative_elbo(x_hat: Tensor, x: Tensor, mu: Tensor, logvar: Tensor, cfg: Config,
-                  features: FeatureLoss | None = None) -> Tensor:  # fmt: skip
-    """The loss at the final beta without free bits, scalar: what "best" means on validation.
-
-    x_hat must come from a sampled z: from the mean, a model that ignores its prior looks best.
-    """
-    return vae_loss(x_hat, x, mu, logvar, cfg.replace(free_bits=0.0), cfg.beta, features).total

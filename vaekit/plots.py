@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vaekit.metrics import Cases, as_float, evaluating, pixels_of, radial_power_spectrum
+from vaekit.metrics import Cases, as_float, evaluating, pixels_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -190,24 +190,6 @@ def plot_history(history: list[dict], title: str = "") -> Figure:
 
 def _span(history: list[dict]) -> tuple[float, float]:
     return history[0]["epoch"] - 0.5, history[-1]["epoch"] + 0.5
-
-
-def plot_spectrum(sets: dict, title: str = "Power spectrum") -> Figure:
-    """Radial power (see `metrics.radial_power_spectrum`) of {name: images}, both axes log.
-
-    What blur takes is missing on the right; noise raises it above the real films.
-    """
-    figure, axes = _subplots(1, 1, (4.5, 3.2), title)
-    for i, (name, images) in enumerate(sets.items()):
-        freqs, power = radial_power_spectrum(images)
-        axes[0, 0].loglog(freqs, power, color=COLOURS[i % len(COLOURS)], lw=1.4,
-                          label=f"{name}, N={len(pixels_of(images))}")  # fmt: skip
-    axes[0, 0].xaxis.set_minor_formatter("")
-    ticks = [t for t in (0.01, 0.02, 0.05, 0.1, 0.2, 0.5) if t >= freqs[0]]
-    axes[0, 0].set_xticks(ticks, [f"{t:g}" for t in ticks])
-    _label(axes[0, 0], x="cycles per pixel", y="power")
-    axes[0, 0].legend(fontsize=7, frameon=False)
-    return figure
 
 
 def plot_histogram(sets: dict, bins: int = 64, title: str = "Grey levels") -> Figure:
