@@ -28,7 +28,7 @@ CHOICES = {
     "kl_reduction": ("mean", "sum"),
     "perceptual_distance": ("l1", "squared"),
     "free_bits_kind": ("element", "batch"),
-    "beta_schedule": ("constant", "warmup"),
+    "beta_schedule": ("constant", "warmup", "cyclical", "adaptive", "adaptive_cyclical"),
     "optimizer": ("adamw", "adam"),
     "lr_schedule_phase1": ("constant", "cosine", "cosine_restarts", "plateau"),
     "lr_schedule_phase2": ("constant", "cosine", "cosine_restarts", "plateau"),
@@ -42,6 +42,11 @@ RANGES = {  # inclusive limits
     "epochs_phase1": (0, 100_000),
     "epochs_phase2": (0, 100_000),
     "beta_warmup": (0, 100_000),
+    "cycle_epochs": (2, 100_000),
+    "cycle_cooldown": (1, 100_000),
+    "cycle_reduction": (0.0, 1.0),
+    "kl_share_low": (1e-6, 1.0),
+    "kl_share_high": (1e-6, 1.0),
     "num_scales": (1, 5),
     "early_stop": (0, 100_000),
     "sample_every": (1, 100_000),
@@ -55,6 +60,7 @@ RANGES = {  # inclusive limits
     "ema": (0.0, 0.99999),
     "lr_phase1": (0.0, 1.0),
     "lr_phase2": (0.0, 1.0),
+    "lr_warmup": (0.0, 0.9),
 }
 
 
@@ -122,6 +128,13 @@ class Config:
     beta_start: float = 0.0001
     beta_schedule: str = "warmup"
     beta_warmup: int = 50  # epochs of phase 2 from beta_start to beta
+    cycle_epochs: int = 8  # length of a cycle of the cyclical schedules
+    cycle_cooldown: int = 2  # its first epochs, at
+    cycle_reduction: float = 0.25  # times beta,
+    beta_floor: float = 5e-5  # but not below this,
+    beta_floor_growth: float = 1.02  # times this a cycle
+    kl_share_low: float = 0.02  # the adaptive schedules hold the KL's share of the loss
+    kl_share_high: float = 0.10  # between these two
 
     # training
     epochs_phase1: int = 50  # reconstruction only: beta 0, z is the mean
@@ -133,6 +146,7 @@ class Config:
     lr_phase2: float = 5e-5
     lr_schedule_phase1: str = "cosine_restarts"
     lr_schedule_phase2: str = "plateau"
+    lr_warmup: float = 0.0  # share of each phase in which the rate rises from 0
     weight_decay: float = 1e-5
     grad_clip: float = 1.0  # largest gradient norm; 0: no clipping
     ema: float = 0.999  # decay per step of the averaged weights; 0: none
@@ -149,6 +163,12 @@ class Config:
                 f"beta_warmup={self.beta_warmup} leaves no epoch at the final beta: it must be"
                 f" below epochs_phase2={self.epochs_phase2}"
             )
+        if self.cycle_cooldown >= self.cycle_epochs:
+            raise ValueError(f"cycle_cooldown={self.cycle_cooldown} leaves no epoch at beta: it"
+                             f" must be below cycle_epochs={self.cycle_epochs}")  # fmt: skip
+        if self.kl_share_low >= self.kl_share_high:
+            raise ValueError(f"kl_share_low={self.kl_share_low} must be below"
+                             f" kl_share_high={self.kl_share_high}")  # fmt: skip
         if not self.widths or any(w < 1 for w in (*self.widths, *self.attention)):
             raise ValueError(f"widths needs positive integers, one per halving: {self.widths}")
         pixel = self.l1_weight + self.mse_weight
@@ -230,11 +250,13 @@ PROFILE_CHANGES = {
     "quick": {  # a short run needs large steps, and an average over fewer of them
         "image_size": 64, "epochs_phase1": 20, "epochs_phase2": 60, "batch_size": 8,
         "lr_phase1": 2e-3, "lr_phase2": 2e-3, "lr_schedule_phase1": "constant",
-        "lr_schedule_phase2": "cosine", "ema": 0.99,
+        "lr_schedule_phase2": "cosine", "lr_warmup": 0.02, "ema": 0.99,
     },
     "full": {},
 }  # fmt: skip
-DURATIONS = ("beta_warmup", "sample_every", "early_stop")  # keep their share of the run
+# Durations in epochs keep their share of the run, down to at least this many.
+DURATIONS = {"beta_warmup": 0, "sample_every": 1, "early_stop": 0, "cycle_epochs": 2,
+             "cycle_cooldown": 1}  # fmt: skip
 
 
 def profile() -> str:
@@ -275,8 +297,7 @@ def preset(name: str = "chest_xray", **changes) -> Config:
     values = {"profile": current, **PROFILE_CHANGES[current], **given}
     epochs = values.get("epochs_phase2", noted.epochs_phase2)
     share = epochs / max(noted.epochs_phase2, 1) if isinstance(epochs, (int, float)) else 1
-    for key in DURATIONS:
+    for key, floor in DURATIONS.items():
         if key not in values:
-            floor = 1 if key == "sample_every" else 0
             values[key] = max(floor, round(getattr(noted, key) * share))
     return noted.replace(**values)

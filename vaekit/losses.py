@@ -192,3 +192,12 @@ def beta_elbo(cfg: Config, beta: float, l1: float, mse: float, num_pixels: int,
     l1, two_mse = (1.0, 1.0) if cfg.calibrated else (l1, 2 * mse)
     tau = cfg.l1_weight * l1 + cfg.mse_weight * two_mse
     return beta * k_kl / max(cfg.recon_weight * k_rec * tau, 1e-30)
+
+
+def kl_share(cfg: Config, beta: float, recon: float, kl: float, num_pixels: int,
+             num_latents: int) -> float:  # fmt: skip
+    """The KL's part of the total loss at this beta, 0..1; recon and kl as in `Loss.terms`."""
+    k_rec, k_kl = reduction_factors(num_pixels, num_latents, cfg)
+    charged, rest = beta * k_kl * kl, cfg.recon_weight * k_rec * num_pixels * recon
+    # a calibrated reconstruction is a log-likelihood and may be negative
+    return charged / max(charged + abs(rest), 1e-30)

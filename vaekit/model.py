@@ -40,12 +40,16 @@ class SelfAttention(nn.Module):
 
     def attention_map(self, x: Tensor) -> Tensor:
         """(B, H*W, H*W): row i says where pixel i looks; each row sums to 1."""
-        q, k, _ = self.queries_keys_values(x)
-        return (q @ k.transpose(1, 2) / q.shape[-1] ** 0.5).softmax(-1)
+        return self.weigh(*self.queries_keys_values(x)[:2])
+
+    @staticmethod
+    def weigh(q: Tensor, k: Tensor) -> Tensor:
+        return (q * q.shape[-1] ** -0.5 @ k.transpose(1, 2)).softmax(-1)
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self.queries_keys_values(x)
-        out = F.scaled_dot_product_attention(q, k, v)  # softmax(q k / sqrt(C)) v
+        # longhand: at 256 pixels twice as fast on a CPU as scaled_dot_product_attention
+        out = self.weigh(q, k).to(v.dtype) @ v
         return x + self.project(out.transpose(1, 2).reshape(x.shape))
 
 

@@ -1,45 +1,87 @@
-"""What changes during training: beta and the learning rate. Pure functions of progress."""
+"""What changes during training: beta and the learning rate. Pure functions of progress, and two
+small controllers that listen to the run."""
 
 import math
 
 from vaekit.config import Config
 
 
-def beta_at(cfg: Config, epoch: float) -> float:
+def beta_at(cfg: Config, epoch: float, level: float | None = None) -> float:
     """The KL weight at `epoch` (counted from 0 over both phases, fractions allowed).
 
-    0 in phase 1. In phase 2 `beta` from the start ("constant"), or rising in a straight line
-    from `beta_start` to `beta` over `beta_warmup` epochs ("warmup"; Bowman et al. 2016).
+    0 in phase 1. In phase 2 `beta` from the start ("constant"); rising in a straight line from
+    `beta_start` to `beta` over `beta_warmup` epochs ("warmup"; Bowman et al. 2016); or in cycles
+    of `cycle_epochs`, the first `cycle_cooldown` of each at `cycle_reduction` times beta, but not
+    below a floor that grows from cycle to cycle ("cyclical", after Fu et al. 2019). With
+    "adaptive" and "adaptive_cyclical" beta is the `level` of a `BetaBand`, at first `cfg.beta`.
     """
     since = epoch - cfg.epochs_phase1
     if since < 0:
         return 0.0
-    if cfg.beta_schedule == "constant" or since >= cfg.beta_warmup:
-        return cfg.beta
-    return cfg.beta_start + (cfg.beta - cfg.beta_start) * since / cfg.beta_warmup
+    beta = cfg.beta if level is None else level
+    if cfg.beta_schedule == "warmup" and since < cfg.beta_warmup:
+        return cfg.beta_start + (beta - cfg.beta_start) * since / cfg.beta_warmup
+    if "cyclical" in cfg.beta_schedule:
+        cycle, within = divmod(since, cfg.cycle_epochs)
+        if within < cfg.cycle_cooldown:
+            floor = cfg.beta_floor * cfg.beta_floor_growth**cycle
+            return min(beta, max(floor, cfg.cycle_reduction * beta))
+    return beta
 
 
 def annealed(cfg: Config, epoch: int) -> bool:
-    """Whether `epoch` trains at the final beta: only then is a validation loss comparable."""
+    """Whether `epoch` trains at the full beta: only then is a validation loss comparable."""
     if not cfg.epochs_phase2:
         return True
     return epoch >= cfg.epochs_phase1 and beta_at(cfg, epoch) == cfg.beta
 
 
-def lr_factor(kind: str, progress: float, num_restarts: int = 3, warmup: float = 0.02) -> float:
+class BetaBand:
+    """Keeps the KL's share of the loss between `kl_share_low` and `kl_share_high`.
+
+    `step(share, ceiling)` once an epoch: share, the KL's part of the loss at `level`, is smoothed;
+    outside the band, `level` moves towards the band's geometric middle, by a factor of 2 at most.
+    It stays at or below `ceiling`: a collapsed KL has no share either, and more beta would not
+    bring it back. `state()` and `restore()` speak plain numbers, for checkpoints.
+    """
+
+    def __init__(self, cfg: Config, smoothing: float = 0.5):
+        self.low, self.high, self.smoothing = cfg.kl_share_low, cfg.kl_share_high, smoothing
+        self.level, self.share = cfg.beta, None
+
+    def step(self, share: float, ceiling: float = math.inf) -> float:
+        share = max(share, 1e-12)
+        if self.share is not None:  # in logarithms: shares differ by orders of magnitude
+            share = self.share ** (1 - self.smoothing) * share**self.smoothing
+        factor = 1.0
+        if not self.low <= share <= self.high:
+            factor = min(max((math.sqrt(self.low * self.high) / share) ** 0.5, 0.5), 2.0)
+        level = min(self.level * factor, ceiling)
+        # what the share will be at the new level: otherwise the memory would overshoot
+        self.share = share * level / self.level
+        self.level = level
+        return level
+
+    def state(self) -> dict:
+        return {"level": self.level, "share": self.share}
+
+    def restore(self, state: dict) -> None:
+        self.level, self.share = state["level"], state["share"]
+
+
+def lr_factor(kind: str, progress: float, warmup: float = 0.0, num_restarts: int = 3) -> float:
     """Multiplier of the phase's learning rate at `progress` in [0, 1] of the phase.
 
-    "constant" and "plateau" (which a `Plateau` lowers) 1; "cosine" a short linear warm-up, then a
-    half cosine to 0; "cosine_restarts" cycles that double in length and end with the phase, each
-    from 1 to 0 (Loshchilov and Hutter 2017).
+    A straight rise over the first `warmup` of the phase (Goyal et al. 2017), then: "constant" and
+    "plateau" (which a `Plateau` lowers) 1; "cosine" a half cosine to 0; "cosine_restarts" cycles
+    that double in length and end with the phase, each from 1 to 0 (Loshchilov and Hutter 2017).
     """
+    if progress < warmup:
+        return max(progress / warmup, 0.02)  # a rate of 0 would waste the first step
     if kind in ("constant", "plateau"):
         return 1.0
-    if kind == "cosine":
-        if progress < warmup:
-            return max(progress / warmup, 0.02)
-        progress = (progress - warmup) / (1 - warmup)
-    else:
+    progress = (progress - warmup) / (1 - warmup)
+    if kind == "cosine_restarts":
         unit, start = 2**num_restarts - 1, 0  # cycles of 1, 2, 4 units
         for cycle in range(num_restarts):
             length = 2**cycle
@@ -54,7 +96,7 @@ class Plateau:
     """Halves the learning rate when the watched value has not fallen for `patience` epochs.
 
     `step(value)` -> the factor to multiply the phase's rate by. `state()` and `restore()` speak
-    plain numbers, so that a checkpoint can hold them.
+    plain numbers, for checkpoints.
     """
 
     def __init__(self, patience: int = 5, factor: float = 0.5, threshold: float = 1e-3):

@@ -18,10 +18,10 @@ from vaekit import checkpoint, hosting
 from vaekit.config import Config, preset, runs_dir
 from vaekit.data import Data, batches, load_data
 from vaekit.features import FeatureLoss, feature_loss
-from vaekit.losses import beta_elbo, vae_loss
+from vaekit.losses import beta_elbo, kl_share, vae_loss
 from vaekit.model import VAE
 from vaekit.runs import Run, RunWriter, held, load_run, open_run
-from vaekit.schedules import Plateau, annealed, beta_at, ema_decay, lr_factor
+from vaekit.schedules import BetaBand, Plateau, annealed, beta_at, ema_decay, lr_factor
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -70,7 +70,8 @@ class Trainer:
         self.features = features.to(self.device, memory_format=layout) if features else None
         self.optimizer = self.make_optimizer()
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
-        self.plateau, self.best, self.best_loss = Plateau(), None, math.inf
+        self.plateau, self.band = Plateau(), BetaBand(cfg)
+        self.best, self.best_loss = None, math.inf
         self.epoch, self.step, self.history, self.bad_epochs = 0, 0, [], 0
 
     def make_optimizer(self) -> torch.optim.Optimizer:
@@ -104,11 +105,11 @@ class Trainer:
         else:
             lr, kind = cfg.lr_phase2, cfg.lr_schedule_phase2
             progress = (epoch - cfg.epochs_phase1) / cfg.epochs_phase2
-        return lr * lr_factor(kind, progress) * self.plateau.scale
+        return lr * lr_factor(kind, progress, cfg.lr_warmup) * self.plateau.scale
 
     def train_step(self, x: Tensor, epoch: float) -> dict[str, Tensor]:
         """One optimiser step on a batch x (B, C, H, W) in [0, 1]; the detached loss terms."""
-        cfg, beta = self.cfg, beta_at(self.cfg, epoch)
+        cfg, beta = self.cfg, beta_at(self.cfg, epoch, self.band.level)
         self.beta = beta
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate(epoch)
@@ -191,6 +192,7 @@ class Trainer:
         row = {
             "epoch": epoch + 1, "phase": 1 + (epoch >= cfg.epochs_phase1), "beta": self.beta,
             "beta_elbo": beta_elbo(cfg, self.beta, train["l1"], train["mse"], *sizes),
+            "kl_share": kl_share(cfg, self.beta, train["recon"], train["kl"], *sizes),
             "lr": self.learning_rate(epoch),
         }  # fmt: skip
         row |= {f"train_{k}": v for k, v in train.items()} | {f"val_{k}": v for k, v in val.items()}
@@ -198,6 +200,11 @@ class Trainer:
         kind = cfg.lr_schedule_phase1 if row["phase"] == 1 else cfg.lr_schedule_phase2
         if kind == "plateau" and (row["phase"] == 1 or annealed(cfg, epoch)):
             self.plateau.step(val["loss"])
+        if "adaptive" in cfg.beta_schedule and row["phase"] == 2:
+            level = self.band.level  # in a cooldown too, the share that the full level would have
+            share = kl_share(cfg, level, train["recon"], train["kl"], *sizes)
+            elbo = beta_elbo(cfg, level, train["l1"], train["mse"], *sizes)
+            self.band.step(share, ceiling=level / max(elbo, 1e-30))
         self._remember_best(epoch, val["loss"])
         self.history.append(row)
         self.epoch += 1
@@ -223,7 +230,8 @@ class Trainer:
         return {
             "model": self.raw.state_dict(), "ema": self.ema.state_dict(),
             "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(),
-            "plateau": self.plateau.state(), "epoch": self.epoch, "step": self.step,
+            "plateau": self.plateau.state(), "band": self.band.state(),
+            "epoch": self.epoch, "step": self.step,
             "phase": 1 + (self.epoch >= self.cfg.epochs_phase1), "best_loss": self.best_loss,
             "bad_epochs": self.bad_epochs, "history": self.history, "config": self.cfg.to_dict(),
         }  # fmt: skip
@@ -234,6 +242,7 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         self.plateau.restore(state["plateau"])
+        self.band.restore(state["band"])
         self.epoch, self.step, self.history = state["epoch"], state["step"], state["history"]
         self.best_loss, self.bad_epochs, self.best = state["best_loss"], state["bad_epochs"], best
 

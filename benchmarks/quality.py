@@ -1,0 +1,194 @@
+"""How good do the pictures get in a given time on this machine?
+
+    python benchmarks/quality.py --train DIR --test DIR --size 64 --minutes 6 --out DIR
+
+Trains on every image below the first folder, schedules stretched to the minutes, and scores on
+the second. Writes OUT/run (a vaekit run), OUT/quality.json and OUT/films.png. `--set norm=batch`
+changes one field of the config: that is how the one-change rows of README.md were made.
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from vaekit import metrics, plots, sample
+from vaekit.config import Config, preset
+from vaekit.data import Data, Split, batches
+from vaekit.features import feature_loss
+from vaekit.images import BadImage, decode, prepare
+from vaekit.train import Trainer, epoch_order, fit, parse_changes
+
+SUFFIXES = {".jpeg", ".jpg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
+WATCHED = 32  # training films that the validation loss of each epoch is taken on
+NUM_JUDGED = 200  # N of the Fréchet distances
+DIMS = 64  # principal directions of the real features
+# What a few minutes on two cores want, on top of the profile "quick".
+CHANGES = {
+    "latent_channels": 64,
+    "batch_size": 8,
+    "lr_phase1": 2e-3,
+    "lr_phase2": 2e-3,
+    "lpips_weight": 0.0,
+    "perceptual_weight": 0.1,
+    "ssim_weight": 0.5,
+}
+PHASE1_SHARE = 0.25
+
+
+def load_folder(folder: Path, cfg: Config) -> Split:
+    """Every image below `folder`, whatever its subfolders: CLAHE at its own size, then squashed."""
+    files = sorted(p for p in folder.rglob("*")
+                   if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))  # fmt: skip
+
+    def one(file: Path):
+        try:
+            return prepare(decode(file, cfg.in_channels), cfg)
+        except BadImage as error:
+            print(f"left out: {file}: {error}")
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        images = list(pool.map(one, files))
+    good = [i for i, image in enumerate(images) if image is not None]
+    if len(good) < 8:
+        raise SystemExit(f"{folder} holds {len(good)} readable images; 8 are needed")
+    pixels = torch.from_numpy(np.stack([images[i] for i in good]))
+    names = [str(files[i].relative_to(folder)) for i in good]
+    labels = torch.zeros(len(good), dtype=torch.int64)
+    return Split(pixels, labels, names, names, ["all"])
+
+
+def part(split: Split, n: int, seed: int = 0) -> Split:
+    """`n` of its images, drawn at random."""
+    rows = np.random.default_rng(seed).permutation(len(split))[:n]
+    names = [split.names[i] for i in rows]
+    return Split(split.images[rows], split.labels[rows], names, names, split.classes)
+
+
+def seconds_per_epoch(cfg: Config, data: Data, patience: float = 12.0) -> float:
+    """Seconds that training and watching take for one epoch, from real steps, thrown away."""
+    trainer = Trainer(cfg, data, feature_loss(cfg, verbose=False))
+    order, flip = epoch_order(cfg, len(data.train), 0)
+    trainer.model.train()
+    times = []
+    for x in batches(data.train, cfg.batch_size, trainer.device, order, flip,
+                     channels_last=cfg.channels_last):  # fmt: skip
+        start = time.perf_counter()
+        trainer.train_step(x, float(cfg.epochs_phase1))
+        if trainer.device.type == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - start)
+        if len(times) >= 8 and sum(times) > patience:
+            break
+    trainer.validate()
+    start = time.perf_counter()
+    trainer.validate()
+    watching = time.perf_counter() - start
+    steps = len(order) // cfg.batch_size
+    return steps * float(np.mean(times[3:])) + watching
+
+
+def stretched(cfg: Config, data: Data, minutes: float) -> Config:
+    """`cfg` with as many epochs as fit into the minutes, the phases at their shares."""
+    start = time.perf_counter()
+    each = seconds_per_epoch(cfg, data)
+    left = 60 * minutes - (time.perf_counter() - start) - 3
+    epochs = max(4, int(0.97 * left / each))
+    first = max(1, round(PHASE1_SHARE * epochs))
+    print(f"{each:.1f} s an epoch: {first} + {epochs - first} epochs in {minutes:g} minutes")
+    return cfg.replace(epochs_phase1=first, epochs_phase2=epochs - first,
+                       beta_warmup=(epochs - first) // 2, sample_every=epochs)  # fmt: skip
+
+
+@torch.no_grad()
+def raw_features(images, trunk) -> np.ndarray:
+    """(N, 512): SqueezeNet's last layer averaged over space for greys in [0, 1] as they are.
+
+    The rows of other implementations were judged on these inputs, without ImageNet's own
+    normalisation and at the films' own size. vaekit's `evaluate` normalises.
+    """
+    found = []
+    for x in metrics.chunks(images):
+        h = x.expand(-1, 3, -1, -1)
+        for layer in trunk.layers:
+            h = layer(h)
+        found.append(h.mean((2, 3)).double().numpy())
+    return np.concatenate(found)
+
+
+def frechet(real: np.ndarray, other: np.ndarray) -> float:
+    axes = metrics.principal_axes(real, 4 * DIMS, DIMS)
+    return metrics.gaussian_frechet(real @ axes, other @ axes)
+
+
+def score(run, data: Data, cfg: Config) -> tuple[dict, dict]:
+    """(what quality.json holds of the pictures, {name: images})."""
+    judge, test = metrics.load_judge(), part(data.test, NUM_JUDGED)
+    x = metrics.as_float(test.images)
+    x_hat = sample.decode_batched(run.model, sample.encode_all(run.model, test)[0])
+    found = {name: values.mean().item()
+             for name, values in metrics.compare_images(x_hat, x, judge).items()}  # fmt: skip
+    found["sharpness_ratio"] = metrics.sharpness_ratio(x_hat, test)
+    codes = sample.encode_all(run.model, data.train)
+    pictures = {"real": x, "reconstructed": x_hat}
+    for kind in sample.SAMPLERS:
+        z = sample.fit_sampler(*codes, kind, cfg.seed).sample(len(test), seed=cfg.seed)
+        pictures[kind] = sample.decode_batched(run.model, z)
+    if judge is not None and len(test) > DIMS:
+        others = part(data.train, len(test)).images
+        for key, features in (("frechet", raw_features),
+                              ("frechet_normalised", metrics.feature_vectors)):  # fmt: skip
+            real = features(x, judge.trunk)
+            found[key] = {name: frechet(real, features(images, judge.trunk))
+                          for name, images in pictures.items() if name != "real"}  # fmt: skip
+            found[key]["floor"] = frechet(real, features(others, judge.trunk))
+        found["best_sampler"] = min(sample.SAMPLERS, key=found["frechet"].get)
+    return found, pictures
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--train", type=Path, required=True)
+    parser.add_argument("--test", type=Path, required=True)
+    parser.add_argument("--size", type=int, default=64)
+    parser.add_argument("--minutes", type=float, default=6.0)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--set", nargs="*", default=[], metavar="FIELD=VALUE")
+    arguments = parser.parse_args()
+    changes = {**CHANGES, **parse_changes(arguments.set)}
+    cfg = preset("chest_xray", profile="quick", image_size=arguments.size, **changes)
+    train, test = (load_folder(f, cfg) for f in (arguments.train, arguments.test))
+    data = Data(train, part(train, WATCHED), test, train.classes, "folder", str(arguments.train),
+                f"{len(train)}-{len(test)}")  # fmt: skip
+    print(f"{len(train)} films to train on, {len(test)} to judge by")
+    start = time.perf_counter()
+    cfg = stretched(cfg, data, arguments.minutes)
+    run = fit(cfg, data, arguments.out, max_minutes=arguments.minutes)
+    spent = (time.perf_counter() - start) / 60
+    found, pictures = score(run, data, cfg)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    run.path.replace(arguments.out / "run")
+    seconds = sum(r["seconds"] for r in run.history)
+    result = {
+        "command": " ".join(["python", *sys.argv]), "seed": cfg.seed, "minutes": round(spent, 2),
+        "epochs": len(run.history), "of": cfg.num_epochs, "n_train": len(train),
+        "n_test": len(test), "n_judged": min(NUM_JUDGED, len(test)),
+        "images_per_second": round(len(run.history) * len(train) / seconds, 1),
+        "parameters": sum(p.numel() for p in run.model.parameters()),
+        "device": run.info["device"], "precision": run.info["precision"],
+        "features": run.info["features"], **found, "config": run.cfg.to_dict(),
+    }  # fmt: skip
+    (arguments.out / "quality.json").write_text(json.dumps(result, indent=2) + "\n")
+    figure = plots.show_rows({k: v[:8] for k, v in pictures.items()})
+    figure.savefig(arguments.out / "films.png", dpi=110)
+    print(json.dumps({k: v for k, v in result.items() if k != "config"}, indent=2))
+
+
+if __name__ == "__main__":
+    main()
