@@ -54,6 +54,20 @@ def test_ssim_against_skimage(size, channels):
     np.testing.assert_allclose(losses.ssim_per_image(x_hat, x).numpy(), expected, atol=1e-4)
 
 
+def test_pixel_terms_against_torch():
+    x, x_hat = pair(20, 3)
+    for ours, theirs in ((losses.l1_per_image, torch.nn.functional.l1_loss),
+                         (losses.mse_per_image, torch.nn.functional.mse_loss)):  # fmt: skip
+        torch.testing.assert_close(ours(x_hat, x).mean(), theirs(x_hat, x), atol=1e-6, rtol=1e-4)
+
+
+def test_spectral_term_against_numpy():
+    x, x_hat = pair(24)
+    gap = np.fft.rfft2(x_hat.numpy(), norm="ortho") - np.fft.rfft2(x.numpy(), norm="ortho")
+    found = losses.spectral_per_image(x_hat, x).numpy()
+    np.testing.assert_allclose(found, np.abs(gap).mean((1, 2, 3)), rtol=1e-4)
+
+
 def test_ssim_window_shrinks_below_eleven_pixels():
     x, x_hat = pair(8)
     at = np.arange(7) - 3
@@ -88,6 +102,30 @@ def test_safe_on_extreme_images(name, case):
     value.sum().backward()
     assert value.dtype == torch.float32 and value.abs().max() < 0.02
     assert x_hat.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("logvar", [-15.0, 0.0, 15.0])
+def test_kl_is_safe_at_the_clamp_and_in_half_precision(logvar, dtype):
+    mu = torch.full((2, 4, 2, 2), 3.0, dtype=dtype, requires_grad=True)
+    lv = torch.full((2, 4, 2, 2), logvar, dtype=dtype, requires_grad=True)
+    kl = losses.kl_per_image(mu, lv)
+    kl.sum().backward()
+    by_hand = 16 * 0.5 * (9 + math.exp(logvar) - 1 - logvar)
+    assert kl.dtype == torch.float32 and kl[0].item() == pytest.approx(by_hand, rel=1e-4)
+    assert mu.grad.isfinite().all() and lv.grad.isfinite().all()
+    assert losses.kl_per_image(torch.zeros(2, 8), torch.zeros(2, 8)).tolist() == [0, 0]
+
+
+def test_kl_share_of_the_total():
+    cfg = CFG.replace(ssim_weight=0.0, recon_weight=3.0)
+    x, x_hat = pair(16)
+    mu, logvar = torch.randn(3, 4, 2, 2), torch.randn(3, 4, 2, 2)
+    loss = losses.vae_loss(x_hat, x, mu, logvar, cfg, beta=0.5)
+    without = losses.vae_loss(x_hat, x, mu, logvar, cfg, beta=0.0)
+    recon, kl = loss.terms["recon"].item(), loss.terms["kl"].item()
+    share = losses.kl_share(cfg, 0.5, recon, kl, 256, 16)
+    assert share == pytest.approx((1 - without.total / loss.total).item(), rel=1e-5)
 
 
 def test_free_bits_of_both_kinds():
@@ -178,6 +216,52 @@ def test_feature_terms_have_gradients_and_are_zero_for_equal_images(name):
         (grad,) = torch.autograd.grad(value.sum(), x_hat, retain_graph=True)
         assert grad.isfinite().all() and grad.abs().max() > 0 and value.shape == (3,)
     assert max(v.abs().max() for v in loss(x, x).values()) < 1e-6
+
+
+def fixed_trunk(taps=(1, 4, 7)) -> features.Trunk:
+    """SqueezeNet's layers with weights drawn from a seed: what needs no file can be tested."""
+    from torchvision.models import squeezenet1_1
+
+    torch.manual_seed(0)
+    return features.Trunk("squeezenet", squeezenet1_1(weights=None).features, taps)
+
+
+@pytest.mark.parametrize(("distance", "power"), [("l1", 1), ("squared", 2)])
+def test_perceptual_by_hand(distance, power):
+    trunk = fixed_trunk()
+    loss = features.FeatureLoss(trunk, distance=distance)
+    x, x_hat = pair(64)
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1)
+                 for v in (features.IMAGENET_MEAN, features.IMAGENET_STD))  # fmt: skip
+    gaps = []
+    for last in (1, 4, 7):  # layer by layer, from the first, as torchvision counts
+        a, b = (trunk.layers[: last + 1]((v.expand(-1, 3, -1, -1) - mean) / std)
+                for v in (x_hat, x))  # fmt: skip
+        gaps.append((a - b).abs().pow(power).mean((1, 2, 3)))
+    torch.testing.assert_close(loss(x_hat, x)["perceptual"], sum(gaps) / 3)
+
+
+def test_one_trunk_pass_serves_both_terms_and_the_target_has_no_graph():
+    trunk, calls = fixed_trunk((1, 4, 7, 9, 10, 11, 12)), []
+    loss = features.FeatureLoss(trunk, perceptual=True, lpips=True)
+    loss.trunk.register_forward_hook(lambda *_: calls.append(torch.is_grad_enabled()))
+    x, x_hat = pair(64)
+    both = loss(x_hat.requires_grad_(True), x)
+    assert calls == [False, True]  # the target's, then the output's
+    for name, alone in (("perceptual", (True, False)), ("lpips", (False, True))):
+        torch.testing.assert_close(features.FeatureLoss(trunk, *alone)(x_hat, x)[name], both[name])
+
+
+@pytest.mark.parametrize("case", ["black", "white", "same", "bf16"])
+def test_feature_terms_are_safe_on_extreme_images(case):
+    loss = features.FeatureLoss(fixed_trunk((1, 4, 7, 9, 10, 11, 12)), True, lpips=True)
+    x = {"black": torch.zeros, "white": torch.ones}.get(case, torch.rand)(2, 1, 64, 64)
+    x_hat = x.clone().requires_grad_(True)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=case == "bf16"):
+        terms = loss(x_hat, x)
+    sum(v.sum() for v in terms.values()).backward()
+    assert all(v.dtype == torch.float32 and v.abs().max() < 1e-3 for v in terms.values())
+    assert x_hat.grad.isfinite().all()
 
 
 def test_trunk_is_frozen_and_cut_after_the_last_tap():

@@ -66,6 +66,63 @@ def test_each_value_brings_its_module(change, kind):
     assert modules(make(**change), kind) > modules(make(), kind)
 
 
+def shapes(model) -> dict:
+    return {name: tuple(value.shape) for name, value in model.state_dict().items()}
+
+
+@pytest.mark.parametrize(
+    ("change", "where"),
+    [
+        # parts of the names of the only parameters that may come, go or change shape
+        ({"act_encoder": "relu"}, ()),
+        ({"act_decoder": "leaky_relu"}, ()),
+        ({"upsample": "nearest"}, ()),
+        ({"logvar_clamp": 2.0}, ()),
+        ({"zero_init_residual": False}, ()),
+        ({"latent_init_gain": 0.01}, ()),
+        ({"init": "kaiming"}, ()),
+        ({"upsample": "transposed"}, (".0.conv.weight", "main.0.conv.weight")),
+        ({"shortcut": "free"}, ("skip",)),
+        ({"block": "plain"}, ("skip", "main")),
+        ({"convs_per_up": 1}, ("decoder.stages",)),
+        ({"stem_kernel": 3}, ("encoder.stages.0",)),
+        ({"attention": []}, ("norm", "qkv", "project")),
+        ({"norm_skip": True}, ("skip.1",)),
+        ({"latent_channels": 7}, ("encoder.mu", "encoder.logvar", "decoder.first")),
+        ({"latent": "vector"}, ("encoder.mu", "encoder.logvar", "decoder.first")),
+        ({"in_channels": 3}, ("encoder.stages.0", "to_image")),
+        ({"image_size": 64, "attention": [16]}, ()),
+    ],
+    ids=str,
+)
+def test_each_value_changes_its_parameters_and_no_others(change, where):
+    base, other = shapes(make()), shapes(make(**change))
+    changed = {n for n in base.keys() | other.keys() if base.get(n) != other.get(n)}
+    assert all(any(part in name for part in where) for name in changed), sorted(changed)
+    assert bool(changed) == bool(where)
+
+
+@pytest.mark.parametrize(
+    ("change", "where"),
+    [
+        ({"zero_init_residual": False}, ("main.4.weight",)),  # last norm of a main branch
+        ({"latent_init_gain": 0.01}, ("encoder.mu", "encoder.logvar")),
+    ],
+)
+def test_each_initialisation_touches_its_own_values(change, where):
+    base, other = make().state_dict(), make(**change).state_dict()
+    changed = [name for name in base if not torch.equal(base[name], other[name])]
+    assert changed and all(any(part in n for part in where) for n in changed), changed
+
+
+@pytest.mark.parametrize("how", ["bilinear", "nearest"])
+def test_upsampling_doubles_by_the_method_asked_for(how):
+    block = make(upsample=how).decoder.stages[0][0]
+    x = torch.randn(1, 32, 4, 4)
+    up = nn.functional.interpolate(x, scale_factor=2, mode=how)
+    torch.testing.assert_close(block.main[0](x), block.main[0].conv(up))
+
+
 def test_activation_is_per_half():
     model = make(act_encoder="relu")
     assert modules(model.encoder, nn.SiLU) == 0 and modules(model.decoder, nn.ReLU) == 0

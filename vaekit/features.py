@@ -220,9 +220,9 @@ class FeatureLoss(nn.Module):
         if self.lpips_taps:
             steps = []
             for i, t in enumerate(self.lpips_taps):
-                gap = (_unit(output[t]) - _unit(target[t])).square()
-                steps.append(torch.einsum("bchw,c->bhw", gap, getattr(self, f"head{i}")))
-            terms["lpips"] = torch.stack([s.mean((1, 2)) for s in steps]).sum(0)
+                gap = (_unit(output[t]) - _unit(target[t])).square().mean((2, 3))
+                steps.append((gap * getattr(self, f"head{i}")).sum(1))  # autocast lets it alone
+            terms["lpips"] = torch.stack(steps).sum(0)
         return terms
 
 
