@@ -10,6 +10,7 @@ changes one field of the config: that is how the one-change rows of README.md we
 import argparse
 import json
 import os
+import shutil
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -76,22 +77,21 @@ def seconds_per_epoch(cfg: Config, data: Data, patience: float = 12.0) -> float:
     trainer = Trainer(cfg, data, feature_loss(cfg, verbose=False))
     order, flip = epoch_order(cfg, len(data.train), 0)
     trainer.model.train()
-    times = []
+    marks = []
     for x in batches(data.train, cfg.batch_size, trainer.device, order, flip,
                      channels_last=cfg.channels_last):  # fmt: skip
-        start = time.perf_counter()
         trainer.train_step(x, float(cfg.epochs_phase1))
         if trainer.device.type == "cuda":
             torch.cuda.synchronize()
-        times.append(time.perf_counter() - start)
-        if len(times) >= 8 and sum(times) > patience:
+        marks.append(time.perf_counter())
+        if len(marks) >= 8 and marks[-1] - marks[0] > patience:
             break
     trainer.validate()
     start = time.perf_counter()
     trainer.validate()
     watching = time.perf_counter() - start
-    steps = len(order) // cfg.batch_size
-    return steps * float(np.mean(times[3:])) + watching
+    step = (marks[-1] - marks[3]) / (len(marks) - 4)  # the first are slower
+    return len(order) // cfg.batch_size * step + watching
 
 
 def stretched(cfg: Config, data: Data, minutes: float) -> Config:
@@ -99,8 +99,8 @@ def stretched(cfg: Config, data: Data, minutes: float) -> Config:
     start = time.perf_counter()
     each = seconds_per_epoch(cfg, data)
     left = 60 * minutes - (time.perf_counter() - start) - 3
-    epochs = max(4, int(0.97 * left / each))
-    first = max(1, round(PHASE1_SHARE * epochs))
+    epochs = max(4, int(0.95 * left / each))
+    first = max(1, round(PHASE1_SHARE * epochs)) if cfg.epochs_phase1 else 0
     print(f"{each:.1f} s an epoch: {first} + {epochs - first} epochs in {minutes:g} minutes")
     return cfg.replace(epochs_phase1=first, epochs_phase2=epochs - first,
                        beta_warmup=(epochs - first) // 2, sample_every=epochs)  # fmt: skip
@@ -152,6 +152,39 @@ def score(run, data: Data, cfg: Config) -> tuple[dict, dict]:
     return found, pictures
 
 
+def measure(train: Path, test: Path, size: int, minutes: float, out: Path, command: str,
+            **changes) -> dict:  # fmt: skip
+    """Train, score, write OUT; what quality.json holds."""
+    cfg = preset("chest_xray", profile="quick", image_size=size, **{**CHANGES, **changes})
+    train, test = load_folder(train, cfg), load_folder(test, cfg)
+    data = Data(train, part(train, WATCHED), test, train.classes, "folder", "",
+                f"{len(train)}-{len(test)}")  # fmt: skip
+    print(f"{len(train)} films to train on, {len(test)} to judge by")
+    start = time.perf_counter()
+    cfg = stretched(cfg, data, minutes)
+    left = minutes - (time.perf_counter() - start) / 60
+    run = fit(cfg, data, out, resume="never", max_minutes=left)
+    spent = (time.perf_counter() - start) / 60
+    found, pictures = score(run, data, cfg)
+    shutil.rmtree(out / "run", ignore_errors=True)
+    run.path.replace(out / "run")
+    seconds = sum(r["seconds"] for r in run.history)
+    result = {
+        "command": command, "changes": changes, "seed": cfg.seed, "minutes": round(spent, 2),
+        "epochs": len(run.history), "of": cfg.num_epochs, "n_train": len(train),
+        "n_test": len(test), "n_judged": min(NUM_JUDGED, len(test)),
+        "images_per_second": round(len(run.history) * len(train) / seconds, 1),
+        "parameters": sum(p.numel() for p in run.model.parameters()),
+        "device": run.info["device"], "precision": run.info["precision"],
+        "features": run.info["features"], "torch": torch.__version__, **found,
+        "config": run.cfg.to_dict(),
+    }  # fmt: skip
+    (out / "quality.json").write_text(json.dumps(result, indent=2) + "\n")
+    figure = plots.show_rows({name: images[:8] for name, images in pictures.items()})
+    figure.savefig(out / "films.png", dpi=110)
+    return result
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--train", type=Path, required=True)
@@ -160,33 +193,9 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=6.0)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--set", nargs="*", default=[], metavar="FIELD=VALUE")
-    arguments = parser.parse_args()
-    changes = {**CHANGES, **parse_changes(arguments.set)}
-    cfg = preset("chest_xray", profile="quick", image_size=arguments.size, **changes)
-    train, test = (load_folder(f, cfg) for f in (arguments.train, arguments.test))
-    data = Data(train, part(train, WATCHED), test, train.classes, "folder", str(arguments.train),
-                f"{len(train)}-{len(test)}")  # fmt: skip
-    print(f"{len(train)} films to train on, {len(test)} to judge by")
-    start = time.perf_counter()
-    cfg = stretched(cfg, data, arguments.minutes)
-    run = fit(cfg, data, arguments.out, max_minutes=arguments.minutes)
-    spent = (time.perf_counter() - start) / 60
-    found, pictures = score(run, data, cfg)
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    run.path.replace(arguments.out / "run")
-    seconds = sum(r["seconds"] for r in run.history)
-    result = {
-        "command": " ".join(["python", *sys.argv]), "seed": cfg.seed, "minutes": round(spent, 2),
-        "epochs": len(run.history), "of": cfg.num_epochs, "n_train": len(train),
-        "n_test": len(test), "n_judged": min(NUM_JUDGED, len(test)),
-        "images_per_second": round(len(run.history) * len(train) / seconds, 1),
-        "parameters": sum(p.numel() for p in run.model.parameters()),
-        "device": run.info["device"], "precision": run.info["precision"],
-        "features": run.info["features"], **found, "config": run.cfg.to_dict(),
-    }  # fmt: skip
-    (arguments.out / "quality.json").write_text(json.dumps(result, indent=2) + "\n")
-    figure = plots.show_rows({k: v[:8] for k, v in pictures.items()})
-    figure.savefig(arguments.out / "films.png", dpi=110)
+    given = vars(parser.parse_args())
+    changes = parse_changes(given.pop("set"))
+    result = measure(**given, command=" ".join(["python", *sys.argv]), **changes)
     print(json.dumps({k: v for k, v in result.items() if k != "config"}, indent=2))
 
 

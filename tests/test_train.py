@@ -51,6 +51,22 @@ def test_both_phases_run_and_the_loss_falls(data, tmp_path):
     assert not run.model.training and run.path.parent == tmp_path / "runs"
 
 
+@pytest.mark.parametrize("beta", [1.0, 1e-4], ids=["from above", "from below"])
+def test_adaptive_beta_settles_in_its_band(data, beta):
+    cfg = small(beta_schedule="adaptive", beta=beta, epochs_phase2=24, lr_phase2=2e-3)
+    history = vaekit.fit(cfg, data).history
+    assert not 0.02 <= history[2]["kl_share"] <= 0.10
+    assert all(0.02 <= row["kl_share"] <= 0.10 for row in history[-4:])
+    assert len({row["beta"] for row in history[-4:]}) == 1 and history[-1]["beta_elbo"] < 1
+
+
+def test_cycles_are_trained_and_logged(data):
+    run = vaekit.fit(small(beta_schedule="cyclical", cycle_epochs=3, cycle_cooldown=1,
+                           epochs_phase2=6), data)  # fmt: skip
+    quarter = pytest.approx(run.cfg.beta / 4)
+    assert [r["beta"] for r in run.history[2:]] == [quarter, run.cfg.beta, run.cfg.beta] * 2
+
+
 def test_phase_2_begins_with_codes_as_wide_as_the_prior(data):
     free, scaled = (
         vaekit.fit(small(rescale_latents=on, lr_phase2=1e-6), data) for on in (False, True)
@@ -95,9 +111,11 @@ def test_same_seed_same_weights_other_seed_other_weights(data):
     assert not torch.equal(weights(a), weights(vaekit.fit(small(seed=1), data)))
 
 
-@pytest.mark.parametrize("stop", [1, 2, 3, 5])
-def test_interrupted_and_resumed_equals_uninterrupted(data, stop, tmp_path):
-    whole = vaekit.fit(small(), data, out=tmp_path / "whole")
+@pytest.mark.parametrize(("stop", "schedule"), [
+    (1, "warmup"), (2, "warmup"), (3, "adaptive"), (5, "adaptive_cyclical")])  # fmt: skip
+def test_interrupted_and_resumed_equals_uninterrupted(data, stop, schedule, tmp_path):
+    cfg = small(beta_schedule=schedule, lr_schedule_phase2="plateau")
+    whole = vaekit.fit(cfg, data, out=tmp_path / "whole")
 
     def pull_the_plug(run):
         if run.history[-1]["epoch"] == stop:
@@ -106,8 +124,8 @@ def test_interrupted_and_resumed_equals_uninterrupted(data, stop, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("vaekit.runs.SAVE_SECONDS", 0)
         with pytest.raises(KeyboardInterrupt):
-            vaekit.fit(small(), data, out=tmp_path / "cut", on_epoch_end=pull_the_plug)
-    resumed = vaekit.fit(small(), data, out=tmp_path / "cut")
+            vaekit.fit(cfg, data, out=tmp_path / "cut", on_epoch_end=pull_the_plug)
+    resumed = vaekit.fit(cfg, data, out=tmp_path / "cut")
     assert torch.equal(weights(whole), weights(resumed))
     drop = lambda history: [{k: v for k, v in r.items() if k != "seconds"} for r in history]  # noqa: E731
     assert drop(whole.history) == drop(resumed.history)

@@ -7,12 +7,14 @@ and Ito's, told apart by colour-blind readers.
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from vaekit.hosting import watched
 from vaekit.metrics import Cases, as_float, evaluating, pixels_of
 
 if TYPE_CHECKING:
@@ -186,6 +188,27 @@ def plot_history(history: list[dict], title: str = "") -> Figure:
             top=8 * terms.get_ylim()[1]
         )  # room for the legend; terms of very different size; calibrated ones may be negative
     return figure
+
+
+class LiveHistory:
+    """A hook for `fit(on_epoch_end=...)`: `plot_history`, redrawn in place about 20 times a run.
+
+    Only in a notebook that somebody watches (see `hosting.watched`); silent everywhere else.
+    """
+
+    def __init__(self):
+        self.handle = None
+
+    def __call__(self, run) -> None:
+        every = max(1, run.cfg.num_epochs // 20)
+        ipython = sys.modules.get("IPython")
+        if not ipython or not ipython.get_ipython() or not watched() or len(run.history) % every:
+            return
+        figure = plot_history(run.history)
+        if self.handle is None:
+            self.handle = ipython.display.display(figure, display_id=True)
+        else:
+            self.handle.update(figure)
 
 
 def _span(history: list[dict]) -> tuple[float, float]:
