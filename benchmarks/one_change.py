@@ -25,6 +25,7 @@ ROWS = {  # name -> the change; every row is trained the same number of minutes
     "calibrated scale": {"calibrated": True},
     "no trunk": {"perceptual_weight": 0.0},
     "VGG-19 as trunk": {"features": "vgg19"},
+    "batch 8": {"batch_size": 8},
     "batch 32": {"batch_size": 32},
     "no rescaling of latents": {"rescale_latents": False},
     "one phase": {"epochs_phase1": 0},
@@ -50,11 +51,12 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--minutes", type=float, default=3.0)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--only", nargs="*", choices=ROWS, default=list(ROWS), metavar="ROW")
     given = parser.parse_args()
     rows = json.loads(given.out.read_text()) if given.out.exists() else []
     command = " ".join(["python", *sys.argv])
     for name, changes in ROWS.items():
-        if name in [r["name"] for r in rows]:
+        if name not in given.only or name in [r["name"] for r in rows]:
             continue
         with tempfile.TemporaryDirectory() as folder:
             result = measure(given.train, given.test, given.size, given.minutes, Path(folder),
