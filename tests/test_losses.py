@@ -180,6 +180,26 @@ def test_calibrated_decoder_has_the_gradient_of_the_elbo():
                             1024, 64) == pytest.approx(1)  # fmt: skip
 
 
+def test_calibrated_gaussian_against_torch_distributions():
+    x, x_hat = pair()
+    cfg = CFG.replace(calibrated=True, l1_weight=0.0, mse_weight=1.0)
+    sigma = losses.mse_per_image(x_hat, x).mean().sqrt()
+    expected = -torch.distributions.Normal(x_hat, sigma).log_prob(x).mean((1, 2, 3))
+    torch.testing.assert_close(losses.calibrated_nll(x_hat, x, cfg), expected)
+    worse = -torch.distributions.Normal(x_hat, 1.1 * sigma).log_prob(x).mean()
+    assert worse > expected.mean()  # the scale is at its optimum
+
+
+@pytest.mark.parametrize("weights", [(1.0, 0.0), (0.0, 1.0)], ids=["l1", "mse"])
+def test_calibrated_scale_is_floored_where_images_are_identical(weights):
+    cfg = CFG.replace(calibrated=True, l1_weight=weights[0], mse_weight=weights[1])
+    x = torch.rand(2, 1, 16, 16)
+    x_hat = x.clone().requires_grad_(True)
+    nll = losses.calibrated_nll(x_hat, x, cfg)
+    nll.sum().backward()
+    assert nll.isfinite().all() and x_hat.grad.isfinite().all()
+
+
 def test_scales_average_and_shrink():
     x, x_hat = pair(32)
     terms = losses.pixel_terms(x_hat, x, CFG.replace(num_scales=3))
