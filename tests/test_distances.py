@@ -1,0 +1,200 @@
+"""Distances between sets: hand-computed values, agreement with the libraries, known answers."""
+
+import numpy as np
+import pytest
+import torch
+
+from vaekit import distances
+
+
+def normal(n: int, dims: int = 6, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((n, dims))
+
+
+def vectors(n: int, seed: int) -> np.ndarray:
+    """Correlated features, as networks give them."""
+    return normal(n, 20, seed) @ normal(20, 20, seed + 100) + 1
+
+
+def by_torchmetrics(metric, real: np.ndarray, fake: np.ndarray):
+    """What torchmetrics makes of the same features: its Inception is replaced by the identity."""
+    metric.update(torch.from_numpy(real), real=True)
+    metric.update(torch.from_numpy(fake), real=False)
+    return metric.compute()
+
+
+def identity(dims: int) -> torch.nn.Module:
+    given = torch.nn.Identity()
+    given.num_features = dims
+    return given
+
+
+def test_frechet_of_shifted_gaussians():
+    a = normal(500)
+    assert distances.frechet_distance(a, a).value == pytest.approx(0, abs=1e-9)
+    value, dims = distances.frechet_distance(a, a + np.arange(6))
+    assert dims == 6 and value == pytest.approx(np.square(np.arange(6)).sum(), rel=1e-9)
+    assert distances.gaussian_frechet(a, 3 * a) == pytest.approx(
+        4 * np.square(a.mean(0)).sum() + 4 * np.trace(np.cov(a.T)), rel=1e-9)  # fmt: skip
+
+
+def test_frechet_agrees_with_sqrtm_and_torchmetrics():
+    from scipy.linalg import sqrtm
+    from torchmetrics.image.fid import FrechetInceptionDistance
+
+    a, b = vectors(300, 1), vectors(250, 2)
+    (m_a, c_a), (m_b, c_b) = ((s.mean(0), np.cov(s.T)) for s in (a, b))
+    direct = np.square(m_a - m_b).sum() + np.trace(c_a + c_b - 2 * sqrtm(c_a @ c_b).real)
+    assert distances.gaussian_frechet(a, b) == pytest.approx(direct, rel=1e-6)
+    theirs = by_torchmetrics(FrechetInceptionDistance(identity(20)), a, b).item()
+    assert distances.gaussian_frechet(a, b) == pytest.approx(theirs, rel=1e-6)
+    assert distances.frechet_distance(a, b).value == pytest.approx(theirs, rel=1e-6)
+
+
+def test_frechet_dims_follow_the_number_of_images():
+    a = normal(400, 128)
+    assert distances.frechet_distance(a, a).dims == 64
+    assert distances.frechet_distance(a[:40], a).dims == 10
+    with pytest.raises(ValueError, match="3 images"):
+        distances.frechet_distance(a[:3], a)
+
+
+def test_kernel_distance_by_hand():
+    a, b = np.array([[0.0], [1.0]]), np.array([[0.0], [2.0]])
+    # k(0, 1) = k(0, 2) = k(0, 0) = 1, k(1, 2) = 27: 1 + 1 - 2 (1 + 1 + 1 + 27) / 4
+    assert distances.kernel_distance(a, b) == pytest.approx(-13)
+    with pytest.raises(ValueError, match="1 image"):
+        distances.kernel_distance(a[:1], b)
+
+
+def test_kernel_distance_agrees_with_torchmetrics():
+    from torchmetrics.image.kid import KernelInceptionDistance
+
+    a, b = vectors(60, 1), vectors(60, 2)
+    with pytest.warns(UserWarning, match="buffer"):  # it keeps all features
+        metric = KernelInceptionDistance(identity(20), subsets=1, subset_size=60)
+    theirs, _ = by_torchmetrics(metric, a, b)
+    assert distances.kernel_distance(a, b) == pytest.approx(theirs.item(), rel=1e-9)
+
+
+def test_kernel_distance_is_unbiased_where_frechet_falls_with_n():
+    def mean(distance, n):
+        found = [distance(normal(n, seed=2 * s), normal(n, seed=2 * s + 1)) for s in range(300)]
+        return np.mean(found), np.std(found) / len(found) ** 0.5
+
+    for n in (8, 32):
+        value, error = mean(distances.kernel_distance, n)
+        assert abs(value) < 3 * error
+    assert mean(distances.gaussian_frechet, 8)[0] > 3 * mean(distances.gaussian_frechet, 32)[0] > 0
+
+
+def test_precision_recall_by_hand():
+    real, fake = np.array([[0.0], [1], [2], [3]]), np.array([[0.5], [10]])
+    # balls: 1 around each real image, 9.5 around each fake one; 0.5 lies in those of 0 and 1
+    assert distances.precision_recall(real, fake, k=1) == (0.5, 1, 1, 0.5)
+    with pytest.raises(ValueError, match=r"1\.\.1"):
+        distances.precision_recall(real, fake, k=2)
+
+
+def longhand(real, fake, k):
+    """The definitions of Kynkäänniemi et al. and Naeem et al., image by image."""
+
+    def ball(images, i):
+        return sorted(np.linalg.norm(images[i] - other) for other in images)[k]  # 0: itself
+
+    in_real = [[np.linalg.norm(f - r) < ball(real, i) for i, r in enumerate(real)] for f in fake]
+    in_fake = [[np.linalg.norm(f - r) < ball(fake, j) for j, f in enumerate(fake)] for r in real]
+    return (np.mean([any(row) for row in in_real]), np.mean([any(row) for row in in_fake]),
+            np.mean([sum(row) / k for row in in_real]),
+            np.mean([any(column) for column in zip(*in_real, strict=True)]))  # fmt: skip
+
+
+@pytest.mark.parametrize("k", [1, 5])
+def test_precision_recall_agree_with_the_definitions(k):
+    real, fake = normal(30, 3), 1.5 * normal(24, 3, seed=1) + 0.3
+    found = distances.precision_recall(real, fake, k)
+    assert found == pytest.approx(longhand(real, fake, k), abs=1e-12)
+    assert len({*found}) == 4  # none of them stands in for another
+
+
+def test_precision_recall_agree_with_the_package():
+    prdc = pytest.importorskip("prdc")
+    real, fake = vectors(120, 1), vectors(90, 2)
+    theirs = prdc.compute_prdc(real, fake, nearest_k=5)
+    assert distances.precision_recall(real, fake)._asdict() == pytest.approx(theirs, abs=1e-12)
+
+
+def test_few_modes_cost_recall_and_stray_images_precision():
+    real = np.concatenate([normal(60), normal(60, seed=1) + 20])
+    one_mode = normal(120, seed=2)
+    stray = np.concatenate([normal(60, seed=3), normal(60, seed=4) - 20])
+    found = distances.precision_recall(real, one_mode)
+    assert found.precision > 0.8 and found.recall < 0.55 and found.coverage < 0.55
+    found = distances.precision_recall(real, stray)
+    assert found.precision < 0.55 and found.density < 0.6
+
+
+def frechet(a, b):
+    return distances.gaussian_frechet(a, b)
+
+
+def coverage(a, b):
+    return distances.precision_recall(a, b).coverage
+
+
+@pytest.mark.parametrize("measure", [frechet, distances.kernel_distance, coverage])
+def test_jackknife_matches_the_spread_over_fresh_sets(measure):
+    rng = np.random.default_rng(0)
+
+    def draw():
+        return rng.standard_normal((100, 4)), rng.standard_normal((100, 4)) + 1
+
+    fresh = np.std([measure(*draw()) for _ in range(200)])
+    ours = np.mean([distances.jackknife_error(measure, *draw(), rng=rng) for _ in range(20)])
+    assert ours == pytest.approx(fresh, rel=0.3)
+
+
+def test_jackknife_of_several_numbers_at_once():
+    a = normal(50)
+    one = distances.jackknife_error(np.mean, a, rng=np.random.default_rng(0))
+    two = distances.jackknife_error(lambda s: [s.mean(), 2 * s.mean()], a,
+                                    rng=np.random.default_rng(0))  # fmt: skip
+    assert two == pytest.approx([one, 2 * one])
+
+
+def test_memorisation_by_hand():
+    column = [np.array(values)[:, None] for values in ([5, 0.25], [0.0, 1], [3.0])]
+    found = distances.memorisation(*column)  # samples, train, test
+    assert found.closer == 0.5  # 0.25 < 2, 4 > 2
+    assert found.stands_out == 0.5  # 0.25 / 0.75 < 2 / 3, 4 / 5 > 2 / 3
+    assert (found.authentic, found.authentic_test) == (0.5, 1)
+    assert found.pairs.tolist() == [[1, 0], [0, 1]]
+    assert found.distances.tolist() == pytest.approx([0.25, 4])
+    with pytest.raises(ValueError, match="2 training films"):
+        distances.memorisation(column[0], column[1][:1], column[2])
+
+
+def test_a_sampler_that_returns_its_training_films_is_caught():
+    train, test = normal(200, 16), normal(80, 16, seed=1)
+    order = np.random.default_rng(2).permutation(200)[:60]
+    found = distances.memorisation(train[order] + 0.1 * normal(60, 16, seed=3), train, test)
+    assert found.memorises and min(found.closer, found.stands_out) > 0.99
+    assert found.authentic == 0 and found.p < 1e-10
+    assert all(order[sample] == film for sample, film in found.pairs)
+    assert not distances.memorisation(train[order] + normal(60, 16, seed=3), train, test).memorises
+
+
+def test_fresh_real_images_are_hardly_ever_taken_for_copies():
+    sets = [[normal(n, 16, seed=3 * s + i) for i, n in enumerate((60, 200, 80))] for s in range(30)]
+    found = [distances.memorisation(*three) for three in sets]
+    assert np.mean([f.memorises for f in found]) < 0.1  # p below 0.01 does happen
+    assert np.mean([f.closer for f in found]) == pytest.approx(0.5, abs=0.03)
+    gap = np.mean([f.authentic - f.authentic_test for f in found])
+    assert gap == pytest.approx(0, abs=0.05)
+
+
+def test_images_nearer_to_every_film_are_not_taken_for_copies():
+    """Blur draws images towards their mean, which is near to all of them."""
+    train, test, fresh = (normal(n, 16, seed=i) for i, n in enumerate((200, 80, 60)))
+    found = distances.memorisation(0.5 * fresh, train, test)
+    assert found.closer > 0.9 and found.stands_out < 0.6 and not found.memorises
