@@ -111,36 +111,6 @@ def _weights_of(part, layers):
     return [(f"{i}.{k}", v) for i in names for k, v in layers[int(i)].named_parameters()]
 
 
-def test_frechet_of_shifted_gaussians():
-    a = np.random.default_rng(0).standard_normal((500, 6))
-    assert metrics.frechet_distance(a, a).value == pytest.approx(0, abs=1e-9)
-    value, dims = metrics.frechet_distance(a, a + np.arange(6))
-    assert dims == 6 and value == pytest.approx(np.square(np.arange(6)).sum(), rel=1e-9)
-    assert metrics.gaussian_frechet(a, 3 * a) == pytest.approx(
-        4 * np.square(a.mean(0)).sum() + 4 * np.trace(np.cov(a.T)), rel=1e-9)  # fmt: skip
-
-
-def test_frechet_agrees_with_sqrtm_and_torchmetrics():
-    from scipy.linalg import sqrtm
-    from torchmetrics.image.fid import _compute_fid
-
-    rng = np.random.default_rng(1)
-    a, b = (rng.standard_normal((300, 20)) @ rng.standard_normal((20, 20)) for _ in range(2))
-    (m_a, c_a), (m_b, c_b) = ((s.mean(0), np.cov(s.T)) for s in (a, b))
-    direct = np.square(m_a - m_b).sum() + np.trace(c_a + c_b - 2 * sqrtm(c_a @ c_b).real)
-    assert metrics.gaussian_frechet(a, b) == pytest.approx(direct, rel=1e-4)
-    theirs = _compute_fid(*(torch.from_numpy(t) for t in (m_a, c_a, m_b, c_b))).item()
-    assert metrics.frechet_distance(a, b).value == pytest.approx(theirs, rel=1e-4)
-
-
-def test_frechet_dims_follow_the_number_of_images():
-    a = np.random.default_rng(0).standard_normal((400, 128))
-    assert metrics.frechet_distance(a, a).dims == 64
-    assert metrics.frechet_distance(a[:40], a).dims == 10
-    with pytest.raises(ValueError, match="3 images"):
-        metrics.frechet_distance(a[:3], a)
-
-
 def test_frechet_row_has_a_floor_at_its_own_n():
     rng = np.random.default_rng(0)
     real, others, far = (rng.standard_normal((n, 8)) for n in (200, 300, 120))
@@ -154,16 +124,33 @@ def test_frechet_row_has_a_floor_at_its_own_n():
     assert same["value"] < 2
 
 
-def test_jackknife_matches_the_spread_over_fresh_sets():
+def test_distance_rows_are_at_one_n_with_one_floor():
     rng = np.random.default_rng(0)
+    real, others, same, far = (rng.standard_normal((n, 8)) for n in (200, 300, 120, 150))
+    rows = metrics.distance_rows({"near": same, "far": far + 2}, real, others, "net")
+    found = {(r["metric"], r["subject"]): r for r in rows}
+    assert len(found) == len(rows) == 14 and {r["n"] for r in rows} == {120}
+    assert [r["subject"] for r in rows[:4]] == ["near", "far"] * 2  # metric by metric
+    for (metric, _), r in found.items():
+        assert r["low"] <= r["value"] <= r["high"] and r["low"] < r["high"]
+        assert r["floor"] == found[metric, "near"]["floor"]
+        assert all(type(r[key]) is float for key in ("value", "low", "high", "floor"))
+    excess, frechet = (found[metric, "far"] for metric in ("frechet excess", "frechet"))
+    assert excess["value"] == frechet["value"] - frechet["floor"] and excess["floor"] == 0
+    assert excess["low"] > 20 and found["frechet excess", "near"]["low"] < 0
+    assert found["kernel", "far"]["low"] > 0 > found["kernel", "near"]["low"]
+    for metric in ("precision", "recall", "density", "coverage"):
+        near = found[metric, "near"]
+        assert near["low"] <= near["floor"] <= near["high"]
+        assert found[metric, "far"]["high"] < found[metric, "far"]["floor"]
+        assert found[metric, "far"]["network"] == "net, k=5"
 
-    def draw():
-        return rng.standard_normal((200, 4)), rng.standard_normal((200, 4)) + 1
 
-    fresh = np.std([metrics.gaussian_frechet(*draw()) for _ in range(200)])
-    ours = np.mean([metrics.jackknife_error(metrics.gaussian_frechet, *draw(), rng)
-                    for _ in range(20)])  # fmt: skip
-    assert ours == pytest.approx(fresh, rel=0.25)
+def test_distance_rows_of_a_handful_of_images():
+    rng = np.random.default_rng(0)
+    rows = metrics.distance_rows({"s": rng.random((4, 6))}, *rng.random((2, 4, 6)), "net")
+    assert all(np.isfinite(r["value"]) for r in rows)
+    assert {r["network"] for r in rows} == {"net", "net, 1 PCs", "net, k=1"}
 
 
 def test_pixel_features_and_sizes():
@@ -201,14 +188,17 @@ def model():
 def no_weights(monkeypatch, tmp_path):
     monkeypatch.setenv("VAEKIT_WEIGHTS", str(tmp_path))
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(metrics, "_told", set())
 
 
 def test_evaluate_without_weights(model, monkeypatch, tmp_path, capsys):
     no_weights(monkeypatch, tmp_path)
     test, val = films(20), SimpleNamespace(images=films(30, seed=1))
-    samples = {"prior": torch.rand(12, 1, 32, 32), "copy": films(16, seed=2)}
+    samples = {"prior": torch.rand(12, 1, 32, 32), "copy": films(16, seed=2), "few": films(3)}
     rows = metrics.evaluate(model, test, model.cfg, val, samples)
-    assert "VAEKIT_WEIGHTS" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert printed.count("no LPIPS") == 1 and "VAEKIT_WEIGHTS" in printed
+    assert "no distances of few: below 4 images" in printed
     assert all(tuple(row) == metrics.COLUMNS for row in rows) and model.training
     found = {(r["metric"], r["subject"]): r for r in rows}
     assert not any(metric == "lpips" for metric, _ in found)
@@ -218,7 +208,8 @@ def test_evaluate_without_weights(model, monkeypatch, tmp_path, capsys):
     assert found["psnr", "reconstruction"]["value"] == pytest.approx(expected, abs=1e-4)
     assert found["sharpness ratio", "prior"]["value"] > 1.1
     distances = {s: r for (metric, s), r in found.items() if metric == "frechet"}
-    assert {s: r["n"] for s, r in distances.items()} == dict(reconstruction=20, prior=12, copy=16)
+    assert {s: r["n"] for s, r in distances.items()} == dict.fromkeys(
+        ["reconstruction", "prior", "copy"], 12)  # fmt: skip
     assert distances["copy"]["value"] < distances["prior"]["value"]
     assert all("pixels 32x32" in r["network"] and r["floor"] > 0 for r in distances.values())
     assert all("; trained with" in r["network"] for r in distances.values())
@@ -241,32 +232,113 @@ def test_evaluate_with_weights(model):
     assert networks["frechet"].startswith("squeezenet (ImageNet), 2 PCs; trained with")
 
 
-def test_fid_says_what_is_missing(monkeypatch, tmp_path):
+def test_a_notice_is_given_once(monkeypatch, tmp_path, capsys):
+    no_weights(monkeypatch, tmp_path)
+    assert metrics.load_judge() is None and metrics.load_judge(download=False) is None
+    assert metrics.load_judges(["squeezenet", "vgg19"]) == [None]
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 and "no LPIPS" in lines[0] and "vgg19 cannot judge" in lines[1]
+    with pytest.raises(ValueError, match="unknown trunk"):
+        metrics.load_judges(["inceptionv9"])
+
+
+def labelled(n: int, seed: int) -> SimpleNamespace:
+    """Two classes, as bright as each other: stripes across and stripes along."""
+    labels = torch.arange(n) % 2
+    noise = torch.rand(n, 1, 32, 32, generator=torch.Generator().manual_seed(seed))
+    stripes = 0.5 + 0.3 * torch.sin(torch.arange(32.0)).expand(1, 32, 32)
+    x = torch.stack([stripes.mT if label else stripes for label in labels]) + 0.4 * (noise - 0.5)
+    return SimpleNamespace(images=(255 * x).byte(), labels=labels, classes=["across", "along"])
+
+
+@pytest.fixture(scope="module")
+def judge():
+    return metrics.train_judge(labelled(64, seed=0), epochs=6)
+
+
+def test_the_label_judge_knows_the_classes(judge):
+    test = labelled(40, seed=1)
+    assert (judge(test.images / 255).argmax(1) == test.labels).float().mean() > 0.9
+    vectors = metrics.feature_vectors(test, judge)
+    assert vectors.shape == (40, 128) and vectors == pytest.approx(
+        metrics.feature_vectors(test, judge, batch_size=7), abs=1e-5)  # fmt: skip
+    assert not judge.training and not any(p.requires_grad for p in judge.parameters())
+
+
+def test_the_label_judge_repeats_with_its_seed_and_wants_two_classes():
+    split, before = labelled(20, seed=0), torch.get_rng_state()
+    one, same, other = (
+        metrics.train_judge(split, seed, epochs=1).head.weight for seed in (0, 0, 1)
+    )
+    assert torch.equal(one, same) and not torch.equal(one, other)
+    assert torch.equal(torch.get_rng_state(), before)
+    split.labels = torch.ones(20, dtype=torch.int64)
+    with pytest.raises(ValueError, match="two classes"):
+        metrics.train_judge(split)
+
+
+def test_every_judge_gives_its_own_rows(model, judge):
+    rows = metrics.evaluate(model, films(12), model.cfg, films(12, seed=1),
+                            judges=("pixels", judge))  # fmt: skip
+    found = [r["network"] for r in rows if r["metric"] == "kernel"]
+    trained_with = f"; trained with {vaekit.features.trunk_name(model.cfg)}"
+    assert found == ["pixels 32x32" + trained_with, "CNN on 2 labels" + trained_with]
+
+
+def test_vgg_is_named_with_the_layer_it_is_cut_at():
+    need_weights("vgg19")
+    (trunk,) = metrics.load_judges(["vgg19"], download=False)
+    name = f"vgg19 to layer {max(trunk.taps)} (ImageNet)"
+    assert metrics.network_name(trunk) == name and max(trunk.taps) < 36
+
+
+def test_inception_says_what_is_missing(monkeypatch, tmp_path):
     no_weights(monkeypatch, tmp_path)
     try:
         import torch_fidelity  # noqa: F401
     except ImportError:
-        with pytest.raises(WeightsMissing, match="torch-fidelity"):
-            metrics.fid(films(4), films(4))
+        for score in (metrics.fid, metrics.kid):
+            with pytest.raises(WeightsMissing, match="torch-fidelity"):
+                score(films(4), films(4))
     else:
         pytest.skip("torch-fidelity is installed")
 
 
-def test_fid_feeds_torchmetrics_grey_as_rgb(monkeypatch):
-    from torchmetrics.image import fid as theirs
+@pytest.fixture
+def inception(monkeypatch):
+    """Sixteen means of an image, in Inception's place."""
 
-    class Tiny(torch.nn.Module):  # in Inception's place
-        def forward(self, x):
-            assert x.shape[1] == 3
-            return torch.nn.functional.adaptive_avg_pool2d(metrics.as_float(x[:, :1]), 2).flatten(1)
+    def means(x):
+        assert x.shape[1] == 3 and x.dtype == torch.uint8
+        return torch.nn.functional.adaptive_avg_pool2d(x[:, 1].float() / 255, 4).flatten(1)
 
-    real_class = theirs.FrechetInceptionDistance
-    monkeypatch.setattr(theirs, "FrechetInceptionDistance",
-                        lambda normalize, **_: real_class(Tiny(), normalize=normalize))  # fmt: skip
+    monkeypatch.setattr(metrics, "load_inception", lambda: means)
+    return means
+
+
+def test_fid_and_kid_are_torchmetrics_on_grey_as_rgb(inception):
     a, b = films(40), films(30, seed=1) // 2
-    vectors = [Tiny()(t.expand(-1, 3, -1, -1)).double().numpy() for t in (a, b)]
-    expected = metrics.gaussian_frechet(*vectors)
-    assert metrics.fid(a, b, batch_size=16) == pytest.approx(expected, rel=1e-3)
+    vectors = [inception(t.expand(-1, 3, -1, -1)).double().numpy() for t in (a, b)]
+    assert metrics.fid(a, b / 255) == pytest.approx(metrics.gaussian_frechet(*vectors), rel=1e-6)
+    value, error = metrics.kid(a, b)
+    assert abs(value - metrics.kernel_distance(*vectors)) < error / 5
+    assert 0 < error < value
+    assert metrics.kid(a, b) == (value, error)  # whatever torch's own random state is
+    assert metrics.kid(a[:4], b)[1] > error
+    with pytest.raises(ValueError, match="3 images"):
+        metrics.kid(a[:3], b)
+
+
+def test_evaluate_gives_fid_and_kid_of_samples(model, inception):
+    samples = {"copy": films(9, seed=2), "dark": films(12, seed=3) // 4, "few": films(3)}
+    rows = metrics.evaluate(model, films(12), model.cfg, films(12, seed=1), samples, fid=True)
+    found = {(r["metric"], r["subject"]): r for r in rows if "inception" in r["network"]}
+    assert set(found) == {(m, s) for m in ("fid", "kid") for s in ("copy", "dark")}
+    assert found["fid", "copy"]["n"] == 9 and found["fid", "dark"]["n"] == 12
+    for metric in ("fid", "kid"):
+        assert found[metric, "copy"]["value"] < found[metric, "dark"]["value"]
+        assert found[metric, "dark"]["floor"] < found[metric, "dark"]["value"]
+    assert found["kid", "dark"]["low"] < found["kid", "dark"]["value"]
 
 
 def test_format_table_is_aligned_markdown():

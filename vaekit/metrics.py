@@ -1,15 +1,26 @@
 """How good are the images? Numbers that carry their N, their network and their floor."""
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+import time
+import warnings
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from vaekit.config import Config
+from vaekit.config import Config, profile
+from vaekit.distances import (  # noqa: F401 (frechet_distance: for those who look for it here)
+    NEAREST,
+    frechet_distance,
+    gaussian_frechet,
+    jackknife_error,
+    kernel_distance,
+    precision_recall,
+    principal_axes,
+)
 from vaekit.features import (
     FeatureLoss,
     Trunk,
@@ -21,7 +32,7 @@ from vaekit.features import (
 from vaekit.losses import mse_per_image, ssim_per_image
 
 PSNR_CAP = 100.0  # dB, for identical images
-FRECHET_DIMS = 64
+MAX_IMAGES = 2000  # of a set, for its distances: they need every pair
 PIXELS = "pixels 32x32"  # the judge where no network is to be had
 INCEPTION_FILE = "*inception-2015-12-05-6726825d.pth"
 COLUMNS = ("metric", "subject", "value", "low", "high", "n", "network", "floor")
@@ -48,7 +59,7 @@ def chunks(images, batch_size: int = 64, device: torch.device | str = "cpu") -> 
 
 
 @contextlib.contextmanager
-def evaluating(model: torch.nn.Module) -> Iterator[torch.device]:
+def evaluating(model: nn.Module) -> Iterator[torch.device]:
     """Evaluation mode without gradients; gives the model's device and restores its mode."""
     was = model.training
     model.eval()
@@ -177,137 +188,198 @@ def radial_power_spectrum(images, batch_size: int = 64) -> tuple[np.ndarray, np.
     return np.arange(1, last + 1) / max(height, width), power[1 : last + 1].numpy()
 
 
-# ---- distances between sets of images ------------------------------------------------------------
+# ---- judges: images -> feature vectors -----------------------------------------------------------
+
+_told: set[str] = set()  # a notice is given once a session
 
 
-def load_judge(device: torch.device | str = "cpu", download: bool = True) -> FeatureLoss | None:
+def _trunk_or_notice(name: str, so: str, download: bool | None) -> Trunk | None:
+    try:
+        return load_trunk(name, download=profile() != "smoke" if download is None else download)
+    except WeightsMissing as missing:
+        if name not in _told:
+            print(f"{so}: {missing}")
+        _told.add(name)
+
+
+def load_judge(device="cpu", download: bool | None = None) -> FeatureLoss | None:
     """The network that judges: SqueezeNet with LPIPS's linear layers, whatever the trainer used.
 
-    None, with a notice that says how to get them, where its weights are nowhere to be had.
+    None, with a notice (once a session) that says how to get them, where its weights are nowhere
+    to be had. download: None means in every profile but smoke.
     """
-    try:
-        trunk = load_trunk("squeezenet", download=download)
-    except WeightsMissing as missing:
-        print(f"no LPIPS, and distances on {PIXELS}: {missing}")
-        return None
-    return FeatureLoss(trunk, perceptual=False, lpips=True).to(device)
+    trunk = _trunk_or_notice("squeezenet", f"no LPIPS, and distances on {PIXELS}", download)
+    return trunk and FeatureLoss(trunk, perceptual=False, lpips=True).to(device)
 
 
-def network_name(trunk: Trunk | None) -> str:
-    return f"{trunk.name} (ImageNet)" if trunk is not None else PIXELS
+def load_judges(judges: Iterable, device="cpu", download: bool | None = None) -> list:
+    """What `feature_vectors` takes, for each name: a trunk of `features.TRUNKS`, or "pixels".
+
+    A module with `name` and `pooled`, as `train_judge` gives, stays what it is. A trunk without
+    weights is left out with a notice; where none is left, pixels judge. ValueError for an unknown
+    name.
+    """
+    found: list = []
+    for judge in judges:
+        named = isinstance(judge, str) and judge != "pixels"
+        module = _trunk_or_notice(judge, f"{judge} cannot judge", download) if named else judge
+        if module is not None:
+            found.append(None if judge == "pixels" else module.to(device))
+    return found or [None]
 
 
-def _features_of(batches: Iterable[Tensor], trunk: Trunk | None) -> np.ndarray:
-    parts = []
+class LabelJudge(nn.Module):
+    """A small CNN that tells the data's own classes apart.
+
+    x (B, C, H, W) in [0, 1] -> logits (B, classes); `pooled(x)`: its last features, (B, 128).
+    """
+
+    def __init__(self, channels: int, classes: int):
+        super().__init__()
+        self.name = f"CNN on {classes} labels"
+        layers: list[nn.Module] = [nn.BatchNorm2d(channels)]
+        for width in (32, 64, 128, 128):
+            layers += [nn.Conv2d(channels, width, 3, 2, 1), nn.BatchNorm2d(width), nn.ReLU()]
+            channels = width
+        self.pooled = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.head = nn.Linear(channels, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.pooled(x))
+
+
+def train_judge(split, seed: int = 0, epochs: int = 15, max_seconds: float = 60.0,
+                device: torch.device | str = "cpu") -> LabelJudge:  # fmt: skip
+    """A LabelJudge of `split.images` and `split.labels` (training films), frozen, on `device`.
+
+    Cross-entropy with balanced classes, AdamW. The same for the same seed, unless `max_seconds`
+    end it first. ValueError below two classes.
+    """
+    counts, start = split.labels.bincount(), time.perf_counter()
+    if (counts > 0).sum() < 2:
+        raise ValueError("a judge needs films of two classes at least")
+    with torch.random.fork_rng(devices=[]), torch.enable_grad():
+        torch.manual_seed(seed)
+        judge = LabelJudge(split.images.shape[1], len(counts)).to(device).train()
+        optimiser = torch.optim.AdamW(judge.parameters(), lr=2e-3)
+        loss = nn.CrossEntropyLoss(1 / counts.clamp(min=1).float()).to(device)
+        steps = (i for _ in range(epochs) for i in torch.randperm(len(split.labels)).split(64))
+        for i in steps:
+            if time.perf_counter() - start > max_seconds:
+                break
+            x, y = as_float(split.images[i].to(device)), split.labels[i].to(device)
+            optimiser.zero_grad()
+            loss(judge(x), y).backward()
+            optimiser.step()
+    return judge.eval().requires_grad_(False)
+
+
+def network_name(judge: nn.Module | None) -> str:
+    """What a row says of its judge: a VGG that is cut early says where."""
+    if judge is None or not isinstance(judge, Trunk):
+        return PIXELS if judge is None else judge.name
+    cut = "" if judge.name == "squeezenet" else f" to layer {max(judge.taps)}"
+    return f"{judge.name}{cut} (ImageNet)"
+
+
+def _features_of(batches: Iterable[Tensor], judges: list) -> list[np.ndarray]:
+    """(N, D) of each judge, from one pass over the batches."""
+    parts: list[list] = [[] for _ in judges]
     for x in batches:
-        if trunk is not None:
-            f = trunk.pooled(at_least(x.to(trunk.mean.device), 64))
-        else:
-            f = F.interpolate(x.cpu(), (32, 32), mode="bilinear", antialias=True).flatten(1)
-        parts.append(f.cpu().double().numpy())
-    return np.concatenate(parts)
+        for judge, found in zip(judges, parts, strict=True):
+            if judge is None:
+                f = F.interpolate(x.cpu(), (32, 32), mode="bilinear", antialias=True).flatten(1)
+            else:
+                y = x.to(next(judge.parameters()).device)
+                f = judge.pooled(at_least(y, 64) if isinstance(judge, Trunk) else y)
+            found.append(f.cpu().double().numpy())
+    return [np.concatenate(found) for found in parts]
 
 
 @torch.no_grad()
-def feature_vectors(images, trunk: Trunk | None = None, batch_size: int = 64) -> np.ndarray:
+def feature_vectors(images, trunk: nn.Module | None = None, batch_size: int = 64) -> np.ndarray:
     """(N, D) float64: the trunk's last layer averaged over space, SqueezeNet's D = 512.
 
     Images at their own size, at least 64 px (smaller ones enlarged bilinearly), streamed from
-    uint8. trunk None: the pixels themselves at 32x32, a judge without a network.
+    uint8. trunk: one of `load_judges`; None: the pixels themselves at 32x32, no network.
     """
-    return _features_of(chunks(images, batch_size), trunk)
+    return _features_of(chunks(images, batch_size), [trunk])[0]
 
 
-class Frechet(NamedTuple):
-    value: float
-    dims: int
+# ---- FID and KID: Inception features and nothing else --------------------------------------------
 
 
-def principal_axes(real: np.ndarray, n: int, dims: int = FRECHET_DIMS) -> np.ndarray:
-    """(D, dims): the leading principal directions of real (N, D), at most n / 4 of them.
+def load_inception() -> nn.Module:
+    """torch-fidelity's Inception: uint8 (B, 3, H, W) -> (B, 2048).
 
-    Four images a direction keep covariances of n images regular. ValueError below 4 images.
+    Weights from VAEKIT_WEIGHTS, attached inputs, the hub cache or a download; WeightsMissing
+    where they or the package torch-fidelity are not there.
     """
-    dims = min(dims, n // 4, *real.shape)
-    if dims < 1:
-        raise ValueError(f"a Fréchet distance of {n} images says nothing")
-    return np.linalg.svd(real - real.mean(0), full_matrices=False)[2][:dims].T
-
-
-def frechet_distance(real: np.ndarray, other: np.ndarray, dims: int = FRECHET_DIMS) -> Frechet:
-    """Fréchet distance of feature sets (N, D), (M, D) along `real`'s principal directions.
-
-    Returned with how many: `dims`, at most min(N, M) / 4. Falls with N: compare at equal N only,
-    beside real against real. ValueError below 4 images.
-    """
-    axes = principal_axes(real, min(len(real), len(other)), dims)
-    return Frechet(gaussian_frechet(real @ axes, other @ axes), axes.shape[1])
-
-
-def gaussian_frechet(a: np.ndarray, b: np.ndarray) -> float:
-    """|m_a - m_b|^2 + tr(A + B - 2 (A B)^1/2) of the Gaussians fitted to a and b, >= 0.
-
-    tr (A B)^1/2 = tr (A^1/2 B A^1/2)^1/2: symmetric, so its eigenvalues are real.
-    Source: Heusel et al. 2017, arXiv 1706.08500, eq. 6.
-    """
-    cov_a, cov_b = (np.atleast_2d(np.cov(s, rowvar=False)) for s in (a, b))
-    values, vectors = np.linalg.eigh(cov_a)
-    root = (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
-    cross = np.sqrt(np.linalg.eigvalsh(root @ cov_b @ root).clip(min=0)).sum()
-    gap = np.square(a.mean(0) - b.mean(0)).sum()
-    return max(0.0, float(gap + np.trace(cov_a) + np.trace(cov_b) - 2 * cross))
-
-
-def jackknife_error(distance: Callable, a: np.ndarray, b: np.ndarray, rng, rounds: int = 20,
-                    keep: float = 0.8) -> float:  # fmt: skip
-    """Standard error of distance(a, b), from `rounds` subsamples of both without replacement.
-
-    A subsample's own value is too high (the distance falls with N), its spread is not: the
-    delete-d jackknife scales it by (m / (n - m))^1/2, 2 at 80%. Source: Shao and Wu 1989.
-    """
-    cuts = [[s[rng.permutation(len(s))[: round(keep * len(s))]] for s in (a, b)]
-            for _ in range(rounds)]  # fmt: skip
-    return float(np.std([distance(*cut) for cut in cuts]) * (keep / (1 - keep)) ** 0.5)
-
-
-def frechet_row(subject: str, features: np.ndarray, real: np.ndarray, others: np.ndarray,
-                network: str, seed: int = 0) -> dict:  # fmt: skip
-    """Fréchet distance of `features` from `real`, with its floor: real films `others` from `real`.
-
-    All three (N, D) are cut at random to the smallest N, so that value and floor have the same
-    N, directions and bias. low, high: value -+ 1.96 standard errors (jackknife), at least 0.
-    """
-    rng, n = np.random.default_rng(seed), min(map(len, (features, real, others)))
-    real, fake, others = (s[rng.permutation(len(s))[:n]] for s in (real, features, others))
-    axes = principal_axes(real, n)
-    real, fake, others = real @ axes, fake @ axes, others @ axes
-    value, floor = gaussian_frechet(real, fake), gaussian_frechet(real, others)
-    error = 1.96 * jackknife_error(gaussian_frechet, real, fake, rng)
-    network = f"{network}, {axes.shape[1]} PCs"
-    return row("frechet", subject, value, max(0.0, value - error), value + error, n, network, floor)
-
-
-def fid(real, fake, batch_size: int = 64) -> float:
-    """FID: Fréchet distance on all 2,048 Inception features, by torchmetrics. Grey is repeated.
-
-    Needs the package torch-fidelity and its Inception weights (from VAEKIT_WEIGHTS, attached
-    inputs, the hub cache or a download); WeightsMissing where either is not there.
-    """
-    from torchmetrics.image.fid import FrechetInceptionDistance
+    from torchmetrics.image.fid import NoTrainInceptionV3
 
     found = [f for place in weight_places() for f in sorted(place.glob(INCEPTION_FILE))]
     try:
         path = str(found[0]) if found else None
-        metric = FrechetInceptionDistance(normalize=True, feature_extractor_weights_path=path)
+        return NoTrainInceptionV3("inception-v3-compat", ["2048"], path)
     except (ImportError, OSError) as error:
         raise WeightsMissing(
             f"FID needs Inception: `pip install torch-fidelity`, and {INCEPTION_FILE} from a"
             f" download or in a folder that VAEKIT_WEIGHTS names ({error})"
         ) from error
-    for images, is_real in ((real, True), (fake, False)):
-        for x in chunks(images, batch_size):
-            metric.update(x.expand(-1, 3, -1, -1), real=is_real)
-    return metric.compute().item()
+
+
+@torch.no_grad()
+def inception_vectors(images, network: nn.Module | None = None) -> Tensor:
+    """(N, 2048) float64 of images (N, C, H, W), grey repeated; vectors stay what they are.
+
+    network: of `load_inception`, which is called without it.
+    """
+    if isinstance(images, Tensor) and images.dim() == 2:
+        return images
+    network = network or load_inception()
+    return torch.cat([network((255 * x).round().byte().expand(-1, 3, -1, -1)).double()
+                      for x in chunks(images)])  # fmt: skip
+
+
+def _by_torchmetrics(metric, real: Tensor, fake: Tensor):
+    metric.update(real, real=True)
+    metric.update(fake, real=False)
+    return metric.compute()
+
+
+def fid(real, fake) -> float:
+    """FID: Fréchet distance on all 2,048 Inception features, by torchmetrics.
+
+    Of images or of their `inception_vectors`; WeightsMissing: see `load_inception`.
+    """
+    from torchmetrics.image.fid import FrechetInceptionDistance
+
+    real, fake = inception_vectors(real), inception_vectors(fake)
+    given = nn.Identity()  # the metric gets vectors, made once for all that is asked of them
+    given.num_features = real.shape[1]
+    return _by_torchmetrics(FrechetInceptionDistance(given), real, fake).item()
+
+
+def kid(real, fake, subset_size: int = 1000) -> tuple[float, float]:
+    """KID and its standard error, from 100 subsets of Inception features, by torchmetrics.
+
+    Of images or of their `inception_vectors`. A subset has at most half of the smaller set: the
+    spread over them, scaled as in `jackknife_error`, is the error. ValueError below 4 images,
+    WeightsMissing: see `load_inception`.
+    """
+    from torchmetrics.image.kid import KernelInceptionDistance
+
+    n = min(len(real), len(fake))
+    m = min(subset_size, n // 2)
+    if m < 2:
+        raise ValueError(f"a KID of {n} images says nothing")
+    real, fake = inception_vectors(real), inception_vectors(fake)
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it warns that it keeps all vectors
+        torch.manual_seed(0)
+        metric = KernelInceptionDistance(nn.Identity(), subset_size=m)
+        mean, std = _by_torchmetrics(metric, real, fake)
+    return mean.item(), std.item() * (m / (n - m)) ** 0.5
 
 
 # ---- the evaluation ------------------------------------------------------------------------------
@@ -345,22 +417,62 @@ def _appearance_rows(subject: str, found: dict, real: dict, paired: bool) -> lis
     return rows + [ratio_row("sharpness ratio", subject, top, bottom, paired)]
 
 
+def distance_rows(fakes: dict[str, np.ndarray], real: np.ndarray, others: np.ndarray,
+                  network: str, seed: int = 0) -> list[dict]:  # fmt: skip
+    """Distances of each {subject: (N, D)} from `real`; the floor: real films `others` from `real`.
+
+    All sets are cut at random to the smallest (and to 2,000), so that every value and floor has
+    the same N, directions and bias. Metrics: frechet, frechet excess (its value less its floor),
+    kernel, precision, recall, density, coverage. low, high: 1.96 standard errors (jackknife)
+    either side, within what the metric can be. ValueError below 4 images.
+    """
+    sets, rng = [real, others, *fakes.values()], np.random.default_rng(seed)
+    n = min(MAX_IMAGES, *map(len, sets))
+    real, others, *cut = (s[rng.permutation(len(s))[:n]] for s in sets)
+    axes, k = principal_axes(real, n), min(NEAREST, n // 4)
+
+    def measure(real, fake, others):
+        value, floor = (gaussian_frechet(real @ axes, s @ axes) for s in (fake, others))
+        return [value, value - floor, kernel_distance(real, fake), *precision_recall(real, fake, k)]
+
+    pcs, near, inf = f"{network}, {axes.shape[1]} PCs", f"{network}, k={k}", np.inf
+    names = [("frechet", pcs, 0, inf), ("frechet excess", pcs, -inf, inf),
+             ("kernel", network, -inf, inf), ("precision", near, 0, 1), ("recall", near, 0, 1),
+             ("density", near, 0, inf), ("coverage", near, 0, 1)]  # fmt: skip
+    rows, floors = [], measure(real, others, others)
+    for subject, fake in zip(fakes, cut, strict=True):
+        values = measure(real, fake, others)
+        errors = 1.96 * jackknife_error(measure, real, fake, others, rng=rng)
+        for (name, judge, least, most), v, e, floor in zip(
+                names, values, errors, floors, strict=True):  # fmt: skip
+            ends = np.clip([v - e, v + e], least, most).tolist()
+            rows.append(row(name, subject, v, *ends, n, judge, floor))
+    return [r for i in range(len(names)) for r in rows[i :: len(names)]]  # metric by metric
+
+
+def frechet_row(subject: str, features: np.ndarray, real: np.ndarray, others: np.ndarray,
+                network: str, seed: int = 0) -> dict:  # fmt: skip
+    """The Fréchet row of `distance_rows`, for one set of `features`."""
+    return distance_rows({subject: features}, real, others, network, seed)[0]
+
+
 def compare_images(x_hat: Tensor, x: Tensor, judge: FeatureLoss | None) -> dict[str, Tensor]:
     """PSNR, SSIM and, with a judge, LPIPS of each pair: {name: (B,)}."""
     found = {"psnr": psnr(x_hat, x), "ssim": ssim(x_hat, x)}
     return found | ({"lpips": lpips_squeeze(x_hat, x, judge)} if judge is not None else {})
 
 
+def _shuffled(images: Tensor, n: int, seed: int) -> Tensor:
+    order = np.random.default_rng(seed).permutation(len(images))[:n]
+    return images[torch.from_numpy(order)]
+
+
 def _reference(test: Tensor, val, seed: int) -> tuple[Tensor, Tensor]:
     """Disjoint (real, others), shuffled: test and val, or without val the two halves of test."""
-
-    def shuffled(images: Tensor, n: int) -> Tensor:
-        order = np.random.default_rng(seed).permutation(len(images))[:n]
-        return images[torch.from_numpy(order)]
-
+    n = min(len(test), MAX_IMAGES)
     if val is not None:
-        return shuffled(test, len(test)), shuffled(pixels_of(val), len(test))
-    return shuffled(test, len(test)).tensor_split(2)
+        return _shuffled(test, n, seed), _shuffled(pixels_of(val), n, seed)
+    return _shuffled(test, 2 * n, seed).tensor_split(2)
 
 
 def _pair_rows(model, test: Tensor, judge, size: int, device) -> tuple[list[dict], dict]:
@@ -378,47 +490,63 @@ def _pair_rows(model, test: Tensor, judge, size: int, device) -> tuple[list[dict
     return rows + [mean_row(name, "real", values) for name, values in real.items()], real
 
 
-def evaluate(model, test, cfg: Config, val=None, samples: dict | None = None,
-             fid: bool = False) -> list[dict]:  # fmt: skip
+def evaluate(model, test, cfg: Config, val=None, samples: dict | None = None, fid: bool = False,
+             judges: Iterable = ("squeezenet",)) -> list[dict]:  # fmt: skip
     """Rows (keys: COLUMNS) for reconstructions of `test` from the mean, real films and `samples`.
 
     test, val: Split or (N, C, H, W), uint8 or float; samples: {name: images}. Distances compare
     test with reconstructions of *other* films, `val` (training films do as well: more of them);
-    without `val`, one half of test with reconstructions of the other half. Means carry -+ 1.96
-    standard errors, distances (left out below 4 images) their floor. `fid` adds FID of `samples`.
+    without `val`, one half of test with reconstructions of the other half. They come once for
+    each of `judges` (see `load_judges`), all at the N of the smallest set of 4 images or more,
+    with their floor; see `distance_rows`. Means carry -+ 1.96 standard errors. `fid` adds FID and
+    KID of `samples`.
     """
     test, samples, size = pixels_of(test), samples or {}, cfg.batch_size
+    download = cfg.profile != "smoke"
     with evaluating(model) as device:
-        judge = load_judge(device, download=cfg.profile != "smoke")
-        trunk = judge.trunk if judge is not None else None
-        rows, real_looks = _pair_rows(model, test, judge, size, device)
+        rows, real_looks = _pair_rows(model, test, load_judge(device, download), size, device)
         for name, images in samples.items():
             looks = collect(map(appearance, chunks(images, size)))
             rows += _appearance_rows(name, looks, real_looks, paired=False)
         real, others = _reference(test, val, cfg.seed)
-        fakes = {"reconstruction": map(model.reconstruct, chunks(others, size, device))}
-        fakes |= {name: chunks(images, size) for name, images in samples.items()}
-        references = [feature_vectors(s, trunk, size) for s in (real, others)]
-        for name, stream in fakes.items():
-            vectors = _features_of(stream, trunk)
-            if min(map(len, (vectors, *references))) < 4:
-                print(f"no Fréchet distance of {name}: fewer than 4 images")
-                continue
-            rows.append(frechet_row(name, vectors, *references, network_name(trunk), cfg.seed))
-    if fid:
-        rows += _fid_rows(samples, real, others)
+        few = [name for name, images in samples.items() if len(pixels_of(images)) < 4]
+        sets = {name: _shuffled(pixels_of(images), MAX_IMAGES, cfg.seed)
+                for name, images in samples.items() if name not in few}  # fmt: skip
+        enough = min(len(real), len(others)) >= 4
+        if few or not enough:
+            print(f"no distances of {', '.join(few) if enough else 'anything'}: below 4 images")
+        if enough:
+            streams = {"reconstruction": map(model.reconstruct, chunks(others, size, device))}
+            streams |= {name: chunks(images, size) for name, images in sets.items()}
+            found = load_judges(judges, device, download)
+            rows += _judged_rows(streams, real, others, found, size, cfg.seed)
+            rows += _inception_rows(sets, real, others) if fid else []
     trained_with = trunk_name(getattr(model, "cfg", cfg))
     for r in rows:  # a judge that the trainer has listened to flatters: both are named
         r["network"] += r["network"] and f"; trained with {trained_with}"
     return rows
 
 
-def _fid_rows(samples: dict, real: Tensor, others: Tensor) -> list[dict]:
-    rows = []
-    for name, images in samples.items():
-        n = min(len(real), len(others), len(images))
-        value, floor = (fid(real[:n], s[:n]) for s in (pixels_of(images), others))
-        rows.append(row("fid", name, value, n=n, network="inception, all 2048", floor=floor))
+def _judged_rows(streams: dict, real: Tensor, others: Tensor, judges: list, size: int, seed: int):
+    rows, references = [], [_features_of(chunks(s, size), judges) for s in (real, others)]
+    fakes = {name: _features_of(stream, judges) for name, stream in streams.items()}
+    for i, judge in enumerate(judges):
+        vectors = {name: found[i] for name, found in fakes.items()}
+        rows += distance_rows(vectors, *(r[i] for r in references), network_name(judge), seed)
+    return rows
+
+
+def _inception_rows(sets: dict, real: Tensor, others: Tensor) -> list[dict]:
+    rows, network, name = [], load_inception(), "inception, all 2048"
+    real, others = (inception_vectors(s, network) for s in (real, others))
+    for subject, images in sets.items():
+        fake = inception_vectors(images, network)
+        n = min(len(real), len(others), len(fake))
+        a, b, c = real[:n], fake[:n], others[:n]
+        rows.append(row("fid", subject, fid(a, b), n=n, network=name, floor=fid(a, c)))
+        (value, error), (floor, _) = kid(a, b), kid(a, c)
+        rows.append(row("kid", subject, value, value - 1.96 * error, value + 1.96 * error, n, name,
+                        floor))  # fmt: skip
     return rows
 
 
