@@ -1,0 +1,255 @@
+"""The explorer without a browser: what a slider does to a code, and what a click does."""
+
+import importlib
+import io
+import json
+import sys
+import time
+from dataclasses import replace
+
+import nbformat
+import numpy as np
+import pytest
+import torch
+from nbclient import NotebookClient
+from PIL import Image
+from test_metrics import CFG, films
+
+import vaekit
+from vaekit import sample
+from vaekit.data import Data
+from vaekit.explore import LatentView, magnify, png_bytes, stored_runs
+from vaekit.model import VAE
+
+explore = sys.modules["vaekit.explore"]
+TINY = CFG | dict(widths=[8], epochs_phase1=1, epochs_phase2=1, beta_warmup=0, stem_kernel=3,
+                  image_size=16, perceptual_weight=0.0, precision="fp32")  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def data() -> Data:
+    return Data.from_tensors(films(16, 16), films(4, 16, seed=1), films(4, 16, seed=2))
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, data):
+    """A first run, and one of another latent shape in the same folder."""
+    out = tmp_path_factory.mktemp("runs")
+    cfgs = (vaekit.preset(**TINY), vaekit.preset(**TINY | dict(latent_channels=2)))
+    return [vaekit.fit(cfg, data, out, verbose=False) for cfg in cfgs]
+
+
+@pytest.fixture
+def explorer(runs, data, tmp_path):
+    out = runs[0].path.parent
+    return vaekit.explore(runs[0], data.train, 3, folder=tmp_path / "shots", out=out)
+
+
+@pytest.fixture
+def view():
+    torch.manual_seed(0)
+    return LatentView(VAE(vaekit.preset(**CFG)), films(12), k=4)
+
+
+def shown(explorer) -> list[bytes]:
+    return [image.value for image in explorer.images]
+
+
+def changed(before: list[bytes], explorer) -> list[bool]:
+    return [a != b for a, b in zip(before, shown(explorer), strict=True)]
+
+
+def test_a_slider_moves_the_code_by_its_standard_deviations(view):
+    base = view.code([0, 0, 0, 0])
+    step = view.code([0, 2, 0, 0]) - base
+    torch.testing.assert_close(step, 2 * view.stds[1] * view.directions[1], atol=1e-4, rtol=1e-4)
+    both = view.code([-1, 2, 0, 0]) - base
+    assert both.flatten().norm().item() == pytest.approx(
+        (view.stds[0] ** 2 + (2 * view.stds[1]) ** 2).sqrt().item(), rel=1e-3)  # fmt: skip
+    assert torch.equal(view.code([1.0]), view.code([1.0, 0, 0, 0, 9]))  # no fifth direction
+
+
+def test_temperature_scales_the_base_code_around_the_mean(view):
+    mu, _ = sample.encode_all(view.model, films(12))
+    torch.testing.assert_close(view.code([], 0.0, seed=5), mu.mean(0), atol=1e-5, rtol=1e-4)
+    hot, half = (view.code([], t, seed=5) - view.mean for t in (1.0, 0.5))
+    torch.testing.assert_close(half, hot / 2, atol=1e-5, rtol=1e-4)
+    assert not torch.equal(view.code([], 1.0, seed=6), view.code([], 1.0, seed=5))
+
+
+@pytest.mark.parametrize("channels,latent", [(1, "spatial"), (3, "vector")])
+def test_the_image_is_the_decoded_code(channels, latent):
+    model = VAE(vaekit.preset(**CFG, in_channels=channels, latent=latent)).eval()
+    view = LatentView(model, films(3, channels=channels), sampler="prior")
+    assert len(view.stds) == 2  # three films have no more directions
+    image = view.image([1, -1], 0.7, 3)
+    assert image.dtype == np.uint8 and image.shape == (32, 32, 3)[: 2 + (channels == 3)]
+    expected = model.decode(view.code([1, -1], 0.7, 3)[None]).detach()[0] * 255
+    planes = image if channels == 3 else image[..., None]
+    assert np.abs(planes - expected.permute(1, 2, 0).numpy()).max() <= 0.501
+
+
+def test_films_must_be_of_the_models_size(view):
+    with pytest.raises(ValueError, match=r"codes \(4, 4, 4\).*\(4, 8, 8\)"):
+        LatentView(view.model, films(5, 16))
+    with pytest.raises(ValueError, match="prior, gaussian, gmm"):
+        LatentView(view.model, films(5), sampler="flow")
+
+
+def test_magnified_pixels_are_whole_squares():
+    image = np.array([[1, 2], [3, 4]], np.uint8)
+    assert magnify(image, 5).tolist() == [[1, 1, 2, 2], [1, 1, 2, 2], [3, 3, 4, 4], [3, 3, 4, 4]]
+    assert magnify(image, 1).shape == (2, 2)
+    assert [len(magnify(np.zeros((s, s, 3), np.uint8))) for s in (28, 64, 300)] == [252, 256, 300]
+
+
+def test_png_keeps_pixels_and_facts():
+    grey, colour = np.full((4, 4), 7, np.uint8), np.full((2, 2, 3), [9, 8, 7], np.uint8)
+    image = Image.open(io.BytesIO(png_bytes([grey])))
+    assert image.mode == "L" and np.array_equal(image, grey)
+    image = Image.open(io.BytesIO(png_bytes([grey, colour], {"seed": 3})))
+    assert image.size == (4 + 8 + 2, 4) and json.loads(image.text["vaekit"]) == {"seed": 3}
+    pixels = np.asarray(image)
+    assert (pixels[:, :4] == 7).all() and (pixels[:2, 12:] == [9, 8, 7]).all()
+    assert (pixels[:, 4:12] == 255).all() and (pixels[2:, 12:] == 255).all()
+
+
+def test_the_figure_comes_before_the_widgets(explorer, monkeypatch):
+    displayed = []
+    monkeypatch.setattr(explore, "display", lambda *things: displayed.extend(things))
+    explorer._ipython_display_()
+    assert displayed == [explorer.strip, explorer.box]
+    assert len(explorer.strip.axes) == 3 * 7
+    middle = explorer.strip.axes[3].images[0].get_array()
+    view = explorer.views[0]
+    expected = sample.decode_batched(view.model, view.mean[None])[0, 0]
+    torch.testing.assert_close(torch.as_tensor(np.array(middle)), expected)
+
+
+def test_every_slider_redraws(explorer):
+    for slider in (*explorer.sliders, explorer.temperature):
+        before = shown(explorer)
+        slider.value -= 1
+        assert changed(before, explorer) == [True], slider.description
+    view, values = explorer.views[0], [slider.value for slider in explorer.sliders]
+    assert values == [-1, -1, -1] and explorer.temperature.value == 0
+    stored = np.asarray(Image.open(io.BytesIO(explorer.images[0].value)))
+    assert np.array_equal(stored, magnify(view.image(values, 0.0, 0)))
+
+
+def test_resampling_changes_the_base_code_and_at_temperature_0_nothing(explorer):
+    before = shown(explorer)
+    explorer.resample_button.click()
+    assert changed(before, explorer) == [True]
+    explorer.temperature.value = 0
+    before = shown(explorer)
+    explorer.resample_button.click()
+    assert changed(before, explorer) == [False]
+
+
+def test_a_second_run_stands_beside_the_first_under_the_same_sliders(explorer, runs):
+    explorer.sliders[0].value = 1.5
+    before = shown(explorer)
+    explorer.second.value = runs[1].path.name
+    assert explorer.message.value == "" and len(explorer.pictures.children) == 2
+    assert shown(explorer)[0] == before[0] != shown(explorer)[1]
+    assert explorer.views[1].directions.shape == (3, 2, 8, 8)
+    alone = LatentView(runs[1].model, explorer.films, 3).image([1.5, 0, 0])
+    assert shown(explorer)[1] == png_bytes([magnify(alone)])
+    before = shown(explorer)
+    explorer.sliders[2].value = -2
+    assert changed(before, explorer) == [True, True]
+    explorer.second.value = explore.ALONE
+    assert len(explorer.pictures.children) == len(explorer.images) == len(explorer.views) == 1
+
+
+def test_runs_are_listed_newest_first_without_the_one_that_is_shown(explorer, runs, tmp_path):
+    assert explorer.second.options == (explore.ALONE, runs[1].path.name)
+    for name, file in {"1-old": "last.pt", "2-new": "previous.last.pt", "3-empty": "x"}.items():
+        (tmp_path / "list" / name).mkdir(parents=True)
+        (tmp_path / "list" / name / file).touch()
+    assert [path.name for path in stored_runs(tmp_path / "list")] == ["2-new", "1-old"]
+    assert stored_runs(tmp_path / "nowhere") == []
+
+
+def test_a_run_that_cannot_be_shown_is_a_message_and_the_first_stays(runs, data, tmp_path):
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "last.pt").touch()
+    explorer = vaekit.explore(runs[0], data.train, 2, out=tmp_path)
+    explorer.second.value = "broken"
+    assert "no readable run" in explorer.message.value and len(explorer.images) == 1
+    before = shown(explorer)
+    explorer.sliders[0].value = 2
+    assert changed(before, explorer) == [True]
+
+
+def test_a_run_of_other_films_takes_its_directions_from_them(explorer, runs, data, monkeypatch):
+    explorer.runs[0] = replace(runs[0], info={"data": {"hash": "something else"}})
+    asked = []
+
+    def load_data(cfg, verbose):
+        asked.append(cfg)
+        return data
+
+    monkeypatch.setattr(explore, "load_data", load_data)
+    explorer.films = None  # would fail
+    explorer.second.value = runs[1].path.name
+    assert asked == [runs[1].cfg] and len(explorer.images) == 2
+    explorer.second.value = explore.ALONE
+    monkeypatch.setattr(data, "hash", "changed since")
+    explorer.second.value = runs[1].path.name
+    assert "are not here" in explorer.message.value and len(explorer.images) == 1
+
+
+def test_saving_writes_what_is_shown_and_overwrites_nothing(explorer, runs, tmp_path):
+    explorer.second.value = runs[1].path.name
+    explorer.sliders[1].value = -0.5
+    for name in ("explore_1.png", "explore_2.png"):
+        explorer.save_button.click()
+        assert explorer.message.value == f"saved {tmp_path / 'shots' / name}"
+    image = Image.open(tmp_path / "shots" / "explore_1.png")
+    assert image.size == (256 + 8 + 256, 256)
+    halves = [np.asarray(Image.open(io.BytesIO(value))) for value in shown(explorer)]
+    assert np.array_equal(np.asarray(image)[:, :256], halves[0])
+    assert np.array_equal(np.asarray(image)[:, 264:], halves[1])
+    assert json.loads(image.text["vaekit"]) == {
+        "runs": [run.path.name for run in runs], "sampler": "gaussian",
+        "directions": [0, -0.5, 0], "temperature": 1, "seed": 0,
+    }  # fmt: skip
+
+
+def test_a_folder_that_cannot_be_written_is_a_message(runs, data, tmp_path):
+    (tmp_path / "file").touch()
+    explorer = vaekit.explore(runs[0], data.train, 2, folder=tmp_path / "file", out=tmp_path)
+    explorer.save_button.click()
+    assert "file" in explorer.message.value and "saved" not in explorer.message.value
+
+
+def test_a_move_at_64_pixels_takes_less_than_150_ms():
+    model = VAE(vaekit.preset("chest_xray", profile="quick")).eval()
+    view, seconds = LatentView(model, films(8, 64)), []
+    for value in np.linspace(-3, 3, 15):
+        start = time.perf_counter()
+        png_bytes([magnify(view.image([value]))])
+        seconds.append(time.perf_counter() - start)
+    assert np.median(seconds) < 0.15
+
+
+def test_vaekit_explore_stays_the_function_after_an_import_of_its_module(monkeypatch):
+    monkeypatch.setitem(vars(vaekit), "explore", None)
+    monkeypatch.delitem(sys.modules, "vaekit.explore")
+    module = importlib.import_module("vaekit.explore")
+    assert vaekit.explore is module.explore
+
+
+def test_an_executed_notebook_keeps_a_figure_before_the_widgets(runs, monkeypatch):
+    monkeypatch.delenv("MPLBACKEND")  # a notebook has its own
+    code = f"""import torch, vaekit
+run = vaekit.load_run({str(runs[0].path)!r})
+vaekit.explore(run, torch.randint(0, 255, (9, 1, 16, 16), dtype=torch.uint8), 2)"""
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
+    NotebookClient(notebook, timeout=60, kernel_name="python3").execute()
+    figure, box = notebook.cells[0].outputs
+    assert "image/png" in figure.data
+    assert "application/vnd.jupyter.widget-view+json" in box.data
+    assert str(runs[0].path) not in str(box.data["text/plain"])

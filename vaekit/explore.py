@@ -1,0 +1,226 @@
+"""Sliders over the latent space of a run, or of two runs side by side; a static figure first."""
+
+from __future__ import annotations
+
+import io
+import json
+from contextlib import contextmanager
+from functools import partial
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import ipywidgets as widgets
+import numpy as np
+import torch
+from IPython.display import display
+from PIL import Image, PngImagePlugin
+from torch import Tensor
+
+from vaekit.config import runs_dir
+from vaekit.data import load_data
+from vaekit.plots import show_rows
+from vaekit.runs import Run, load_run
+from vaekit.sample import decode_batched, encode_all, fit_sampler, principal_directions, traverse
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+REACH = 3  # standard deviations that a slider goes to either side
+SIDE = 256  # screen pixels of a picture, about
+ALONE = "(none)"  # the dropdown's entry for no second run
+STRIP_ROWS = 3
+
+
+class LatentView:
+    """A decoder behind sliders: image of z = base(T) + sum_i v_i s_i d_i.
+
+    d_i, s_i: the k leading principal directions of the films' means mu and the deviations along
+    them (fewer than k where N - 1 films or the latent have no more); base(T): a draw from the
+    sampler fitted to the films at temperature T, see `sample.fit_sampler`. films: a Split or
+    uint8 (N, C, S, S). ValueError for films of another size, another sampler, or N < 2.
+    """
+
+    def __init__(self, model, films, k: int = 6, sampler: str = "gaussian"):
+        mu, logvar = encode_all(model, films)
+        if mu.shape[1:] != model.latent_shape:
+            raise ValueError(f"films give codes {tuple(mu.shape[1:])}, the model's are"
+                             f" {model.latent_shape}: their size is not the model's")  # fmt: skip
+        self.model, self.sampler = model, fit_sampler(mu, logvar, sampler)
+        k = min(k, len(mu) - 1, mu[0].numel())
+        self.mean, self.directions, self.stds = principal_directions(mu, k)
+
+    def code(self, values, temperature: float = 1.0, seed: int = 0) -> Tensor:
+        """z (*latent_shape): values in standard deviations, one a direction; further ones are
+        ignored. The base code repeats with its seed; temperature 0 is the sampler's mean."""
+        values = torch.as_tensor(values, dtype=torch.float32)[: len(self.stds)]
+        n, base = len(values), self.sampler.sample(1, temperature, seed)[0]
+        return base + torch.tensordot(values * self.stds[:n], self.directions[:n], 1)
+
+    def image(self, values, temperature: float = 1.0, seed: int = 0) -> np.ndarray:
+        """The decoded code as uint8 (S, S), or (S, S, 3) where the model is in colour."""
+        x = decode_batched(self.model, self.code(values, temperature, seed)[None])[0]
+        return (255 * x).round().byte().permute(1, 2, 0).squeeze(-1).numpy()
+
+    def strip(self) -> Figure:
+        """A row a leading direction, from -3 to +3 standard deviations around the mean code."""
+        steps = range(-REACH, REACH + 1)
+        walks = {f"direction {i + 1}": traverse(self.model, self.mean, d, s, steps)
+                 for i, (d, s) in enumerate(zip(self.directions[:STRIP_ROWS], self.stds,
+                                                strict=False))}  # fmt: skip
+        title = f"The largest directions, from -{REACH} to +{REACH} standard deviations"
+        return show_rows(walks, title, columns=len(steps), size=0.8)
+
+
+def magnify(image: np.ndarray, side: int = SIDE) -> np.ndarray:
+    """uint8 (S, S) or (S, S, 3), every pixel repeated: the whole multiple of S nearest to `side`,
+    at least S itself."""
+    times = max(1, round(side / len(image)))
+    return image.repeat(times, 0).repeat(times, 1)
+
+
+def png_bytes(images: list[np.ndarray], facts: dict | None = None) -> bytes:
+    """uint8 images side by side on white as a PNG file; facts go into its text field "vaekit"."""
+    parts, gap, text = [Image.fromarray(image) for image in images], 8, PngImagePlugin.PngInfo()
+    size = sum(part.width + gap for part in parts) - gap, max(part.height for part in parts)
+    canvas = Image.new("RGB" if any(part.mode == "RGB" for part in parts) else "L", size, "white")
+    left, file = 0, io.BytesIO()
+    for part in parts:
+        canvas.paste(part, (left, 0))
+        left += part.width + gap
+    if facts:
+        text.add_text("vaekit", json.dumps(facts))
+    canvas.save(file, "PNG", compress_level=1, pnginfo=text)  # 1: a move waits for it
+    return file.getvalue()
+
+
+def stored_runs(out: str | Path) -> list[Path]:
+    """Folders below `out` that hold a checkpoint, newest first by their names."""
+    return sorted({file.parent for file in Path(out).glob("*/*last.pt")}, reverse=True)
+
+
+class Explorer:
+    """What `explore` returns. Where it ends a cell it shows `strip`, then the widgets, `box`."""
+
+    def __init__(self, run: Run, films, k: int, sampler: str, seed: int, folder, out):
+        self.films, self.seed = films, seed
+        self.make_view = partial(LatentView, k=k, sampler=sampler)
+        self.runs, self.views = [run], [self.make_view(run.model, films)]
+        self.strip = self.views[0].strip()
+        self.folder, self.out = Path(folder or run.path / "samples"), Path(out or runs_dir())
+        self.sliders = [_slider(f"direction {i + 1}", 0, -REACH, REACH, 0.1)
+                        for i in range(len(self.views[0].stds))]  # fmt: skip
+        self.temperature = _slider("temperature", 1, 0, 1.5, 0.05)
+        first = run.path.resolve()
+        others = [path.name for path in stored_runs(self.out) if path.resolve() != first]
+        self.second = widgets.Dropdown(options=[ALONE, *others], description="load run",
+                                       layout={"width": "26em"})  # fmt: skip
+        self.resample_button = widgets.Button(description="resample")
+        self.save_button = widgets.Button(description="save PNG")
+        self.pictures, self.message = _row(), widgets.Label()
+        for slider in (*self.sliders, self.temperature):
+            slider.observe(self.redraw, names="value")
+        self.second.observe(self.load, names="value")
+        self.resample_button.on_click(self.resample)
+        self.save_button.on_click(self.save)
+        buttons = widgets.HBox([self.resample_button, self.save_button])
+        controls = widgets.VBox([*self.sliders, self.temperature, self.second, buttons])
+        self.box = widgets.VBox([_row(controls, self.pictures), self.message])
+        self._lay_out()
+
+    def _ipython_display_(self) -> None:
+        display(self.strip, self.box)  # the figure first: it needs no kernel to be seen
+
+    def _lay_out(self) -> None:
+        """One captioned picture a run."""
+        self.images = [widgets.Image(format="png", layout={"flex": "none"}) for _ in self.runs]
+        self.redraw()
+        self.pictures.children = [
+            widgets.VBox([widgets.Label(run.path.name), image], layout={"margin": "0 8px"})
+            for run, image in zip(self.runs, self.images, strict=True)
+        ]
+
+    def _drawn(self) -> list[np.ndarray]:
+        values = [slider.value for slider in self.sliders]
+        where = values, self.temperature.value, self.seed
+        return [magnify(view.image(*where)) for view in self.views]
+
+    def redraw(self, change=None) -> None:
+        for image, drawn in zip(self.images, self._drawn(), strict=True):
+            image.value = png_bytes([drawn])
+
+    def resample(self, button=None) -> None:
+        """Another base code, at the temperature of the slider."""
+        self.seed += 1
+        self.redraw()
+
+    @contextmanager
+    def _reported(self, doing: str):
+        """A click has no cell to raise in: what went wrong is said beside the buttons."""
+        self.message.value = doing
+        try:
+            yield
+        except (OSError, ValueError, RuntimeError) as error:
+            self.message.value = str(error).partition("\n")[0]
+
+    def load(self, change=None) -> None:
+        """The run chosen in the dropdown beside the first, under the same sliders; or none."""
+        name = self.second.value
+        del self.runs[1:], self.views[1:]
+        with self._reported("" if name == ALONE else f"loading {name} ..."):
+            if name != ALONE:
+                run = load_run(self.out / name)
+                self.views.append(self.make_view(run.model, self._films_of(run)))
+                self.runs.append(run)
+                self.message.value = ""
+        self._lay_out()
+
+    def _films_of(self, run: Run):
+        """What its directions are taken from: the films at hand where both runs were trained on
+        the same, else its own."""
+        first, wanted = (r.info.get("data", {}).get("hash") for r in (self.runs[0], run))
+        if wanted == first:
+            return self.films
+        data = load_data(run.cfg, verbose=False)
+        if data.hash != wanted:
+            raise ValueError(f"the films that {run.path.name} was trained on are not here")
+        return data.train
+
+    def save(self, button=None) -> None:
+        """The pictures as shown, into the first free `explore_<n>.png` of `folder`, with the
+        settings that make them again."""
+        facts = {
+            "runs": [run.path.name for run in self.runs], "sampler": self.views[0].sampler.kind,
+            "directions": [slider.value for slider in self.sliders],
+            "temperature": self.temperature.value, "seed": self.seed,
+        }  # fmt: skip
+        with self._reported("saving ..."):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            paths = (self.folder / f"explore_{n}.png" for n in count(1))
+            path = next(path for path in paths if not path.exists())
+            path.write_bytes(png_bytes(self._drawn(), facts))
+            self.message.value = f"saved {path}"
+
+
+def _row(*children) -> widgets.HBox:
+    return widgets.HBox(children, layout={"flex_flow": "row wrap"})  # a narrow screen: below
+
+
+def _slider(name: str, value: float, low: float, high: float, step: float):
+    return widgets.FloatSlider(value=value, min=low, max=high, step=step, description=name,
+                               style={"description_width": "7em"})  # fmt: skip
+
+
+def explore(run: Run, films, k: int = 6, sampler: str = "gaussian", seed: int = 0,
+            folder: str | Path | None = None,
+            out: str | Path | None = None) -> Explorer:  # fmt: skip
+    """Sliders along the k leading principal directions of mu, in standard deviations, around a
+    code drawn from `sampler` ("prior", "gaussian", "gmm") at the temperature of another slider.
+
+    films: what the run was trained on, `data.train` or uint8 (N, C, S, S). *resample* draws
+    another base code, *load run* puts a run from `out` (default `vaekit.runs_dir()`) beside it
+    under the same sliders, with directions of its own, *save PNG* writes into `folder` (default
+    the run's `samples`). End a cell with it: a figure first, which a saved notebook keeps, then
+    the widgets, which need a kernel. ValueError as `LatentView`.
+    """
+    return Explorer(run, films, k, sampler, seed, folder, out)
