@@ -1,16 +1,19 @@
 """Samplers must fit what they are given, repeat with their seed, and beat the prior."""
 
+import math
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
-from conftest import need_weights
 from test_metrics import CFG, films
 
 import vaekit
 from vaekit import sample
 from vaekit.metrics import gaussian_frechet
 from vaekit.model import VAE
+
+FITTED = ("gaussian", "gmm", "flow")
 
 
 @pytest.fixture
@@ -51,7 +54,7 @@ def test_fitted_samplers_beat_the_prior_and_the_mixture_the_gaussian():
         distance[kind] = gaussian_frechet(truth, z)
         between[kind] = (abs(z[:, 0] - 1) < 1.5).mean()  # the hole between the clusters
     assert distance["gaussian"] < distance["prior"] / 20
-    assert distance["gmm"] < distance["prior"] / 20
+    assert max(distance["gmm"], distance["flow"]) < distance["prior"] / 20
     assert between["gmm"] < 0.02 < 0.2 < between["gaussian"]
 
 
@@ -67,7 +70,7 @@ def test_mixture_recovers_two_clusters():
     assert len(torch.unique(codes.round(decimals=3), dim=0)) <= fitted.mixture.n_components
 
 
-@pytest.mark.parametrize("kind", ["gaussian", "gmm"])
+@pytest.mark.parametrize("kind", FITTED)
 def test_moments_are_those_of_the_aggregated_posterior(kind):
     g = torch.Generator().manual_seed(0)
     mu = torch.randn(600, 3, 2, 2, generator=g) * torch.tensor([3.0, 1.0, 0.01]).view(3, 1, 1) + 2
@@ -79,7 +82,7 @@ def test_moments_are_those_of_the_aggregated_posterior(kind):
     torch.testing.assert_close(z.var(0), expected, atol=0, rtol=0.12)
 
 
-@pytest.mark.parametrize("kind", ["gaussian", "gmm"])
+@pytest.mark.parametrize("kind", FITTED)
 def test_more_dimensions_than_films(kind):
     mu = torch.randn(24, 16, 4, 4)
     z = sample.fit_sampler(mu, torch.zeros_like(mu), kind).sample(50)
@@ -89,14 +92,14 @@ def test_more_dimensions_than_films(kind):
 
 @pytest.mark.parametrize("n", [2, 3, 5])
 def test_few_films_and_vector_latents(n):
-    for kind in ("gaussian", "gmm"):
+    for kind in FITTED:
         z = sample.fit_sampler(torch.randn(n, 6), torch.zeros(n, 6), kind).sample(3)
         assert z.shape == (3, 6) and z.isfinite().all()
 
 
 def test_collapsed_latents_are_the_prior():
     mu = 1e-5 * torch.randn(50, 4, 2, 2)
-    for kind in ("gaussian", "gmm"):
+    for kind in FITTED:
         z = sample.fit_sampler(mu, torch.zeros_like(mu), kind).sample(5000)
         assert z.std().item() == pytest.approx(1, abs=0.02)
 
@@ -117,56 +120,161 @@ def test_temperature_scales_the_prior(model):
 
 
 def test_errors_say_what_to_do(model):
-    with pytest.raises(ValueError, match="prior, gaussian, gmm"):
-        sample.sample_latents(model, 3, "flow")
+    with pytest.raises(ValueError, match="prior, gaussian, gmm, flow"):
+        sample.sample_latents(model, 3, "diffusion")
     with pytest.raises(ValueError, match="fit_on=data.train"):
         sample.sample_latents(model, 3, "gmm")
     with pytest.raises(ValueError, match="1 film"):
         sample.fit_sampler(torch.zeros(1, 4), torch.zeros(1, 4), "gaussian")
 
 
-def test_interpolation():
-    a, b = torch.randn(2, 3, 4, 4)
-    b = b * a.norm() / b.norm()
-    for how in ("linear", "spherical"):
-        path = sample.interpolate(a, b, 7, how)
-        assert path.shape == (7, 3, 4, 4)
-        assert torch.equal(path[0], a)
-        torch.testing.assert_close(path[-1], b)
-    norms = path.flatten(1).norm(dim=1)
-    torch.testing.assert_close(norms, a.norm().expand(7))
-    assert sample.interpolate(a, b, 3)[1].norm() < 0.9 * a.norm()
-    torch.testing.assert_close(sample.interpolate(a, a, 3, "spherical")[1], a)
-    with pytest.raises(ValueError, match="linear, spherical"):
-        sample.interpolate(a, b, 3, "cubic")
+def banana(n: int, seed: int = 0) -> np.ndarray:
+    """(n, 2) of mean 0 and deviation 1, the second number a parabola of the first, and noise."""
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((n, 2))
+    x[:, 1] = (x[:, 0] ** 2 - 1 + 0.3 * x[:, 1]) / math.sqrt(2 + 0.3**2)
+    return x
 
 
-def test_principal_directions():
-    axis = torch.zeros(4, 2, 2)
-    axis[1, 0, 1] = 1
-    mu = 5 * torch.randn(200, 1, 1, 1) * axis + 0.1 * torch.randn(200, 4, 2, 2) + 1
-    mean, directions, std = sample.principal_directions(mu, 3)
-    torch.testing.assert_close(mean, mu.mean(0))
-    torch.testing.assert_close(directions.flatten(1).norm(dim=1), torch.ones(3))
-    assert (directions[0] * axis).sum().abs() > 0.99
-    assert std[0].item() == pytest.approx(mu[:, 1, 0, 1].std().item(), rel=0.01)
-    with pytest.raises(ValueError, match="between 1 and 16"):
-        sample.principal_directions(mu, 17)
+def any_flow(dims: int) -> sample.Flow:
+    """A flow that is not the identity, in double precision."""
+    flow = sample.Flow(dims, layers=3, width=8).double().requires_grad_(False)
+    for p in flow.parameters():
+        p += 0.3 * torch.randn_like(p)
+    return flow
 
 
-def test_traverse(model):
-    mean, direction = torch.zeros(model.latent_shape), torch.ones(model.latent_shape)
-    images = sample.traverse(model, mean, direction, 0.5, [-2, 0, 2])
-    z = torch.stack([-direction, mean, direction])
-    torch.testing.assert_close(images, model.decode(z).detach(), atol=1e-5, rtol=1e-4)
+def standard(x: np.ndarray) -> np.ndarray:
+    return -0.5 * (x**2 + math.log(2 * math.pi)).sum(1)
 
 
-def test_nearest_neighbours_find_the_copy():
-    split = SimpleNamespace(images=films(12))
-    order = [7, 2, 11]
-    found = sample.nearest_neighbours(split.images[order].float() / 255, split, k=2, trunk=None)
-    assert found.indices[:, 0].tolist() == order and found.network == "pixels 32x32"
-    assert found.distances.shape == (3, 2) and (found.distances[:, 0] < 1e-4).all()
-    need_weights("squeezenet")
-    found = sample.nearest_neighbours(split.images[order], split)
-    assert found.indices[:, 0].tolist() == order and "squeezenet" in found.network
+def test_a_flow_begins_as_the_standard_normal():
+    e = np.random.default_rng(0).standard_normal((6, 5))
+    flow = sample.Flow(5).double().requires_grad_(False)
+    np.testing.assert_allclose(flow.bend(e), e, atol=1e-12)
+    np.testing.assert_allclose(flow.log_density(torch.from_numpy(e)), standard(e), atol=1e-12)
+
+
+def test_the_flows_density_is_that_of_what_it_draws():
+    flow, h = any_flow(5), 1e-5
+    e = np.random.default_rng(0).standard_normal((4, 5))
+    steps = [(flow.bend(e + h * axis) - flow.bend(e - h * axis)) / (2 * h) for axis in np.eye(5)]
+    jacobian = np.stack(steps, axis=2)  # (4, 5, 5): dx / de
+    expected = standard(e) - np.linalg.slogdet(jacobian).logabsdet
+    found = flow.log_density(torch.from_numpy(flow.bend(e)))
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    assert abs(found.numpy() - standard(flow.bend(e))).max() > 0.1  # it does bend
+
+
+def test_the_flows_density_integrates_to_one():
+    axis = torch.linspace(-25, 25, 1001, dtype=torch.float64)
+    grid = torch.cartesian_prod(axis, axis)
+    total = any_flow(2).log_density(grid).exp().sum() * (axis[1] - axis[0]) ** 2
+    assert total.item() == pytest.approx(1, abs=0.01)
+
+
+def test_a_flow_learns_a_bent_density_that_a_gaussian_cannot():
+    flow = sample.fit_flow(banana(1000))
+    gain = flow.log_density(torch.from_numpy(banana(1000, seed=1))).mean().item()
+    gain -= standard(banana(1000, seed=1)).mean()  # banana() has the moments of N(0, I)
+    assert gain > 0.5  # nats; the truth gains about 1.1
+    x = flow.bend(np.random.default_rng(2).standard_normal((2000, 2)))
+    assert np.corrcoef(x[:, 0] ** 2, x[:, 1])[0, 1] > 0.8
+
+
+def test_a_flow_bends_as_many_dimensions_as_the_films_can_tell():
+    x = np.random.default_rng(0).standard_normal((400, 24))
+    x[:, :2] = banana(400)
+    assert sample.fit_flow(x).dims < 24
+
+
+def test_a_flow_that_has_nothing_to_learn_stays_a_gaussian():
+    rng = np.random.default_rng(0)
+    _, flow = sample.train_flow(torch.from_numpy(rng.standard_normal((200, 16))).float())
+    new = rng.standard_normal((2000, 16))
+    loss = standard(new).mean() - flow.log_density(torch.from_numpy(new).float()).mean().item()
+    assert loss < 0.25  # nats, of 22.7
+    assert sample.fit_flow(rng.standard_normal((19, 3))) is None
+    assert sample.fit_flow(rng.standard_normal((50, 1))) is None
+
+
+def test_a_fitted_flow_repeats_and_at_temperature_zero_is_one_code():
+    mu = torch.from_numpy(banana(200)).float() + 3
+    logvar, before = torch.full_like(mu, -6.0), torch.random.get_rng_state()
+    one, two = (sample.fit_sampler(mu, logvar, "flow", seed=1) for _ in range(2))
+    assert torch.equal(before, torch.random.get_rng_state())
+    assert torch.equal(one.sample(9, seed=2), two.sample(9, seed=2))
+    assert str(one) == "flow: 2 of 2 dimensions are bent"
+    cold = one.sample(9, temperature=0.0)
+    assert torch.equal(cold, cold[:1].expand_as(cold))
+    gaussian = sample.fit_sampler(mu, logvar, "gaussian").sample(2, temperature=0.0)
+    torch.testing.assert_close(gaussian, mu.mean(0).expand_as(gaussian))
+
+
+class Pixels(torch.nn.Module):
+    """A model whose codes are the logits of its pixels: 8x8 images, decoded exactly."""
+
+    def __init__(self):
+        super().__init__()
+        self.unused = torch.nn.Parameter(torch.zeros(1))
+
+    def encode(self, x):
+        return x.clamp(0.01, 0.99).logit(), torch.full_like(x, -8.0)
+
+    def decode(self, z):
+        return z.sigmoid()
+
+
+@pytest.fixture(scope="module")
+def smooth():
+    """Training and validation images with long-range structure, which the prior does not know."""
+    g = torch.Generator().manual_seed(0)
+    z = torch.randn(200, 1, 3, 3, generator=g)
+    x = torch.nn.functional.interpolate(z, (8, 8), mode="bicubic").sigmoid()
+    return (255 * x).byte().split((140, 60))
+
+
+def choose(smooth, memorises, **kwargs):
+    kwargs = {"kinds": ("prior", "gaussian", "gmm"), "trunk": None, "draws": 2} | kwargs
+    return sample.choose_sampler(Pixels(), *smooth, memorises=memorises, **kwargs)
+
+
+def test_the_sampler_nearest_to_validation_is_chosen(smooth):
+    seen = []
+    choice = choose(smooth, lambda images: seen.append(images))
+    value = {r["subject"]: r for r in choice.rows if r["metric"] == "frechet"}
+    assert list(value) == ["reconstruction", "prior", "gaussian", "gmm"]
+    assert {r["n"] for r in value.values()} == {60}
+    assert len({r["floor"] for r in value.values()}) == 1
+    fitted = {kind: value[kind]["value"] for kind in choice.samplers}
+    assert choice.best == min(fitted, key=fitted.get) != "prior"
+    assert fitted["prior"] > 3 * fitted[choice.best]
+    # Pixels reconstructs exactly: only the films differ
+    assert value["reconstruction"]["value"] < 2 * value["reconstruction"]["floor"]
+    assert [x.shape for x in seen] == [(120, 1, 8, 8)] * 3
+    z = choice.samplers["gaussian"].sample(60, seed=0)
+    torch.testing.assert_close(seen[1][:60], z.sigmoid())
+
+
+def test_a_sampler_that_memorises_cannot_be_chosen(smooth):
+    best, flags = choose(smooth, lambda images: False).best, []
+    order = ("prior", "gaussian", "gmm")
+
+    def hook(images):  # called kind by kind
+        flags.append(order[len(flags)] == best)
+        return flags[-1]
+
+    choice = choose(smooth, hook)
+    assert choice.best not in (best, "prior")
+    copies = {r["subject"]: r["value"] for r in choice.rows if r["metric"] == "memorises"}
+    assert copies == {kind: float(kind == best) for kind in order}
+    with pytest.raises(ValueError, match="memorises its training films"):
+        choose(smooth, lambda images: True)
+    with pytest.raises(ValueError, match="prior, gaussian, gmm, flow"):
+        choose(smooth, None, kinds=("gaussian", "diffusion"))
+
+
+def test_without_a_hook_the_choice_asks_for_memorisation(smooth):
+    pytest.importorskip("vaekit.distances")
+    choice = choose(smooth, None, kinds=("gaussian",))
+    assert choice.best == "gaussian"

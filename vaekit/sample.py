@@ -1,20 +1,39 @@
-"""From latents to images: samplers, paths between codes, and what was near in training."""
+"""From latents to images: a ladder of samplers, and the choice among them."""
 
+import copy
+import math
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from vaekit.directions import (  # noqa: F401
+    find_trunk,
+    interpolate,
+    nearest_neighbours,
+    principal_directions,
+    traverse,
+)
 from vaekit.features import Trunk
-from vaekit.metrics import chunks, evaluating, feature_vectors, load_judge, network_name
+from vaekit.metrics import (
+    chunks,
+    evaluating,
+    feature_vectors,
+    frechet_row,
+    network_name,
+    pixels_of,
+    row,
+)  # fmt: skip
 
-SAMPLERS = ("prior", "gaussian", "gmm")
+SAMPLERS = ("prior", "gaussian", "gmm", "flow")
 COMPONENTS = (1, 2, 4, 8, 16)
-MIXTURE_DIMS = 64  # directions that the mixture is fitted in, at most
-MIXTURE_SHARE = 0.95  # of the variance of the means, where that takes fewer directions
+LEADING_DIMS = 64  # directions that mixture and flow are fitted in, at most
+FLOW_DIMS = (8, 16, 32)  # or all of the leading ones
+LEADING_SHARE = 0.95  # of the variance of the means, where that takes fewer directions
 
 
 def encode_all(model, images, batch_size: int = 64) -> tuple[Tensor, Tensor]:
@@ -39,7 +58,7 @@ class LatentSampler:
     """z = mean + scale * (y @ basis + noise * e), e ~ N(0, I): what every sampler here is.
 
     y are coordinates along `basis`: normal with deviations `stds`, the leading ones from
-    `mixture` where there is one. The prior has no basis, and noise 1.
+    `mixture` or `flow` where there is one. The prior has no basis, and noise 1.
     """
 
     kind: str
@@ -49,15 +68,20 @@ class LatentSampler:
     basis: np.ndarray  # (r, D), orthonormal rows
     stds: np.ndarray  # (r,)
     noise: np.ndarray  # (D,)
-    mixture: Any = None  # scikit-learn's GaussianMixture
+    mixture: Any = None  # scikit-learn's GaussianMixture, of y
+    flow: Any = None  # a Flow, of y / stds
 
     def sample(self, n: int, temperature: float = 1.0, seed: int = 0) -> Tensor:
         """z (n, *shape) float32 on the CPU, the same for the same seed on every machine.
 
-        temperature scales every deviation from the mean, or from a component's own mean.
+        temperature scales every deviation from the mean, from a component's own mean, or of the
+        normal numbers that the flow bends.
         """
         rng = np.random.default_rng(seed)
-        y = temperature * self.stds * rng.standard_normal((n, len(self.stds)))
+        y = temperature * rng.standard_normal((n, len(self.stds)))
+        if self.flow is not None:
+            y[:, : self.flow.dims] = self.flow.bend(y[:, : self.flow.dims])
+        y *= self.stds
         if self.mixture is not None:
             y[:, : self.mixture.n_features_in_] = draw_mixture(self.mixture, n, temperature, rng)
         e = temperature * rng.standard_normal((n, len(self.mean)))
@@ -65,6 +89,8 @@ class LatentSampler:
         return torch.from_numpy(z).float().view(n, *self.shape)
 
     def __str__(self) -> str:
+        if self.flow is not None:
+            return f"{self.kind}: {self.flow.dims} of {len(self.mean)} dimensions are bent"
         if self.mixture is None:
             return f"{self.kind} in {len(self.mean)} dimensions"
         m = self.mixture
@@ -94,9 +120,10 @@ def fit_sampler(mu: Tensor, logvar: Tensor, kind: str, seed: int = 0) -> LatentS
     """A sampler fitted to the aggregated posterior: mu, logvar (N, *latent_shape) as encoded.
 
     Latents are centred and scaled per channel; E[sigma^2] is the noise on top of the means, whose
-    covariance is "gaussian": full, shrunk (Ledoit and Wolf 2004), or "gmm": a mixture in the
-    leading principal directions (see `fit_mixture`), a Gaussian in the others. "prior" ignores
-    them. Source: Ghosh et al. 2020, arXiv 1903.12436. ValueError for another kind, or N < 2.
+    distribution is "gaussian": full covariance, shrunk (Ledoit and Wolf 2004), "gmm": a mixture in
+    the leading principal directions (see `fit_mixture`), a Gaussian in the others, or "flow": a
+    learned prior in these directions (see `fit_flow`). "prior" ignores them. Source: Ghosh et al.
+    2020, arXiv 1903.12436. ValueError for another kind, or N < 2.
     """
     check_kind(kind)
     if kind == "prior":
@@ -112,15 +139,18 @@ def fit_sampler(mu: Tensor, logvar: Tensor, kind: str, seed: int = 0) -> LatentS
     noise = (logvar.exp().mean(0) / scale**2).flatten().numpy()  # E sigma^2
     n, d = x.shape
     pca = PCA(min(n - 1, d), svd_solver="covariance_eigh" if n > d else "full").fit(x)
-    variance, mixture = pca.explained_variance_, None
+    variance, mixture, flow = pca.explained_variance_, None, None
+    y = (x @ pca.components_.T)[:, : leading(variance, n)]
     if kind == "gaussian":  # (1 - a) S + a tr(S)/D I
         a = ledoit_wolf_shrinkage(x, assume_centered=True)
         variance, noise = (1 - a) * variance, noise + a * x.var(0).mean()
+    elif kind == "gmm":
+        mixture = fit_mixture(y, seed)
     else:
-        mixture = fit_mixture(x @ pca.components_.T, variance, seed)
+        flow = fit_flow(y / np.sqrt(variance[: y.shape[1]]).clip(min=1e-9), seed)
     mean, scale = mean.flatten().numpy(), scale.expand_as(mean).flatten().numpy()
     return LatentSampler(kind, tuple(mu.shape[1:]), mean, scale, pca.components_,
-                         np.sqrt(variance), np.sqrt(noise), mixture)  # fmt: skip
+                         np.sqrt(variance), np.sqrt(noise), mixture, flow)  # fmt: skip
 
 
 def channel_scale(mu: Tensor, logvar: Tensor) -> Tensor:
@@ -130,33 +160,116 @@ def channel_scale(mu: Tensor, logvar: Tensor) -> Tensor:
     return (total.mean((1, 2), keepdim=True) if total.dim() == 3 else total).sqrt()
 
 
-def fit_mixture(y: np.ndarray, variance: np.ndarray, seed: int = 0):
-    """GaussianMixture in the first columns of y (N, r), principal coordinates with `variance`.
+def leading(variance: np.ndarray, n: int) -> int:
+    """How many principal directions hold 95% of the variance: at most n / 4 and 64, at least 1."""
+    share = np.cumsum(variance) / max(variance.sum(), 1e-30)
+    d = 1 + int(np.searchsorted(share, LEADING_SHARE))
+    return max(1, min(d, n // 4, LEADING_DIMS, len(variance)))
 
-    As many as hold 95% of the variance, at most N / 4 and 64; number and kind of components by
-    likelihood on held-out thirds, full covariances only with 2 films a dimension and component.
+
+def fit_mixture(y: np.ndarray, seed: int = 0):
+    """GaussianMixture of y (N, d), principal coordinates, the largest first.
+
+    Number and kind of components by likelihood on held-out thirds, full covariances only with 2
+    films a dimension and component.
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.mixture import GaussianMixture
     from sklearn.model_selection import GridSearchCV, KFold
     from threadpoolctl import threadpool_limits  # comes with scikit-learn
 
-    share = np.cumsum(variance) / max(variance.sum(), 1e-30)
-    n, d = len(y), 1 + int(np.searchsorted(share, MIXTURE_SHARE))
-    d = max(1, min(d, n // 4, MIXTURE_DIMS, y.shape[1]))
+    n, d = y.shape
     few = [k for k in COMPONENTS if k == 1 or n >= 10 * k]
     full = [k for k in few if 1 < k <= n / (2 * d)]  # alone, "full" is "diag": PCA decorrelates
     blank = GaussianMixture(covariance_type="diag", random_state=seed,
-                            reg_covar=1e-6 * float(variance[0]) + 1e-12)  # fmt: skip
+                            reg_covar=1e-6 * float(y[:, 0].var(ddof=1)) + 1e-12)  # fmt: skip
     if few == [1]:
-        return blank.fit(y[:, :d])
+        return blank.fit(y)
     grid = [{"n_components": few, "covariance_type": ["diag"]}]
     grid += [{"n_components": full, "covariance_type": ["full"]}] if full else []
     folds = KFold(3, shuffle=True, random_state=seed)
     # small problems: more threads only wait for one another, on a busy machine for seconds
     with warnings.catch_warnings(), threadpool_limits(1):
         warnings.simplefilter("ignore", ConvergenceWarning)
-        return GridSearchCV(blank, grid, cv=folds).fit(y[:, :d]).best_estimator_
+        return GridSearchCV(blank, grid, cv=folds).fit(y).best_estimator_
+
+
+class Flow(nn.Module):
+    """RealNVP: x (N, dims) <-> N(0, I). Layer by layer one half of the numbers, drawn at random,
+    scales and shifts the other: y_b = x_b exp(tanh s(x_a)) + t(x_a). It starts as the identity.
+    Source: Dinh et al. 2017, arXiv 1605.08803, eq. 7.
+    """
+
+    def __init__(self, dims: int, layers: int = 8, width: int = 64):
+        super().__init__()
+        self.dims, self.nets = dims, nn.ModuleList()
+        self.halves = [torch.randperm(dims).tensor_split(2) for _ in range(layers)]
+        for a, b in self.halves:
+            last = nn.Linear(width, 2 * len(b))
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
+            self.nets.append(nn.Sequential(nn.Linear(len(a), width), nn.SiLU(),
+                                           nn.Linear(width, width), nn.SiLU(), last))  # fmt: skip
+
+    def log_density(self, x: Tensor) -> Tensor:
+        """log p(x), (N,) in nats: log N(y; 0, I) + log |det dy/dx|."""
+        log_det = 0.0
+        for net, (a, b) in zip(self.nets, self.halves, strict=True):
+            s, t = net(x[:, a]).chunk(2, dim=1)
+            x = x.index_copy(1, b, x[:, b] * s.tanh().exp() + t)
+            log_det = log_det + s.tanh().sum(1)
+        return log_det - 0.5 * (x.square() + math.log(2 * math.pi)).sum(1)
+
+    @torch.no_grad()
+    def bend(self, y: np.ndarray) -> np.ndarray:
+        """Standard normal y (N, dims) to x: the inverse."""
+        x = torch.from_numpy(y)
+        for net, (a, b) in zip(reversed(self.nets), reversed(self.halves), strict=True):
+            s, t = net(x[:, a]).chunk(2, dim=1)
+            x = x.index_copy(1, b, (x[:, b] - t) * (-s.tanh()).exp())
+        return x.numpy()
+
+
+def fit_flow(x: np.ndarray, seed: int = 0) -> Flow | None:
+    """A Flow of the leading columns of x (N, d), mean 0 and deviation 1; double precision.
+
+    How many columns is chosen on a held-out fifth, by what each flow gains over N(0, I): with few
+    films a flow of many only learns by heart. None, that is a Gaussian, where nothing is gained,
+    or below 20 films or 2 dimensions.
+    """
+    if len(x) < 20:
+        return None
+    sizes = {d for d in (*FLOW_DIMS, x.shape[1]) if 2 <= d <= x.shape[1]}
+    with torch.random.fork_rng(devices=[]):
+        found = []
+        for d in sorted(sizes):
+            torch.manual_seed(seed)
+            found.append(train_flow(torch.from_numpy(x[:, :d]).float()))
+    gain, flow = max(found, key=lambda pair: pair[0], default=(0.0, None))
+    return flow.double().requires_grad_(False) if gain > 0 else None
+
+
+def train_flow(x: Tensor, epochs: int = 200, patience: int = 15) -> tuple[float, Flow]:
+    """(nats a film gained over N(0, I) on a held-out fifth, the Flow of the best epoch)."""
+    flow, x = Flow(x.shape[1]), x[torch.randperm(len(x))]
+    held, x = x[: len(x) // 5], x[len(x) // 5 :]
+    optimizer = torch.optim.AdamW(flow.parameters(), 1e-3)
+    values, state = [], {}
+    for _ in range(epochs):
+        with torch.no_grad():
+            values.append(flow.log_density(held).mean().item())
+        best = int(np.argmax(values))
+        if best == len(values) - 1:
+            state = copy.deepcopy(flow.state_dict())
+        if len(values) > best + patience:
+            break
+        for batch in x[torch.randperm(len(x))].split(128):
+            optimizer.zero_grad()
+            (-flow.log_density(batch).mean()).backward()
+            nn.utils.clip_grad_norm_(flow.parameters(), 5.0)
+            optimizer.step()
+    flow.load_state_dict(state)
+    return max(values) - values[0], flow
 
 
 def check_kind(kind: str) -> None:
@@ -166,11 +279,11 @@ def check_kind(kind: str) -> None:
 
 def sample_latents(model, n: int, sampler: str = "prior", fit_on=None, temperature: float = 1.0,
                    seed: int = 0) -> Tensor:  # fmt: skip
-    """z (n, *latent_shape) on the model's device; see `fit_sampler` for "gaussian" and "gmm".
+    """z (n, *latent_shape) on the model's device; see `fit_sampler` for the kinds.
 
-    fit_on: the training films (Split or tensor), which those two encode; to draw twice without
-    fitting twice, call `fit_sampler` and its `.sample`. ValueError for an unknown sampler, or a
-    missing fit_on.
+    fit_on: the training films (Split or tensor), which all but "prior" encode; to draw twice
+    without fitting twice, call `fit_sampler` and its `.sample`. ValueError for an unknown sampler,
+    or a missing fit_on.
     """
     check_kind(sampler)
     device = next(model.parameters()).device
@@ -182,75 +295,53 @@ def sample_latents(model, n: int, sampler: str = "prior", fit_on=None, temperatu
     return fitted.sample(n, temperature, seed).to(device)
 
 
-# ---- paths and directions ------------------------------------------------------------------------
+# ---- which of them -------------------------------------------------------------------------------
 
 
-def interpolate(z_a: Tensor, z_b: Tensor, steps: int, how: str = "linear") -> Tensor:
-    """(steps, *latent_shape) from z_a to z_b, both included; "linear" or "spherical".
+class Choice(NamedTuple):
+    best: str  # the kind with the smallest distance among those that do not memorise
+    samplers: dict[str, LatentSampler]  # all of them, fitted
+    rows: list[dict]  # the validation table, keys as in `metrics.COLUMNS`
 
-    Spherical turns by equal angles and keeps the norm of codes of equal norm, which in many
-    dimensions the straight line does not: its middle is too short. Source: White 2016,
-    arXiv 1609.04468. ValueError for another `how`.
+
+def choose_sampler(model, train, val, kinds=SAMPLERS, trunk: Trunk | str | None = "auto",
+                   memorises: Callable | None = None, draws: int = 3, seed: int = 0,
+                   download: bool = True) -> Choice:  # fmt: skip
+    """Samplers fitted on `train`, the best by Fréchet distance to `val` (Splits or tensors).
+
+    Each value is the mean over `draws` draws of as many images as `val` has, beside the floor and
+    the reconstructions of training films at the same N. memorises(images (n, C, H, W)) -> bool
+    takes a kind out of the choice; None asks `distances.memorisation` on the judge's features.
+    trunk, download: as for `nearest_neighbours`. Test films are not to be seen here: score them
+    afterwards. ValueError for an unknown kind, or where every kind memorises.
     """
-    t = torch.linspace(0, 1, steps, dtype=z_a.dtype, device=z_a.device)
-    if how == "linear":
-        a, b = 1 - t, t
-    elif how == "spherical":
-        cos = torch.cosine_similarity(z_a.flatten(), z_b.flatten(), dim=0)
-        angle = cos.clamp(-1, 1).acos()
-        if angle.sin() < 1e-4:  # parallel or opposite: no plane to turn in
-            return interpolate(z_a, z_b, steps)
-        a, b = ((1 - t) * angle).sin() / angle.sin(), (t * angle).sin() / angle.sin()
-    else:
-        raise ValueError(f"how={how!r} is not one of linear, spherical")
-    view = (-1, *[1] * z_a.dim())
-    return a.view(view) * z_a + b.view(view) * z_b
+    for kind in kinds:
+        check_kind(kind)
+    trunk, train, val = find_trunk(trunk, download), pixels_of(train), pixels_of(val)
+    mu, logvar = encode_all(model, train)
+    fitted = {kind: fit_sampler(mu, logvar, kind, seed) for kind in kinds}
+    real, others = (feature_vectors(s, trunk) for s in (val, train))
+    if memorises is None:
+        from vaekit.distances import memorisation
 
+        def memorises(images):
+            return memorisation(feature_vectors(images, trunk), others, real).memorises
 
-def principal_directions(mu: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
-    """mean (*latent_shape), the k largest directions (k, *latent_shape) of unit norm, std (k,).
-
-    mu (N, *latent_shape) as encoded; k at most min(N - 1, latent elements), else ValueError.
-    """
-    from sklearn.decomposition import PCA
-
-    flat, most = mu.flatten(1).double().numpy(), min(len(mu) - 1, mu[0].numel())
-    if not 1 <= k <= most:
-        raise ValueError(f"k={k} directions: {len(mu)} codes have between 1 and {most}")
-    pca = PCA(k, svd_solver="full").fit(flat)
-    directions = torch.from_numpy(pca.components_).float().view(k, *mu.shape[1:])
-    return mu.mean(0), directions, torch.from_numpy(pca.explained_variance_**0.5).float()
-
-
-def traverse(model, mean: Tensor, direction: Tensor, std: Tensor | float, values) -> Tensor:
-    """Images (len(values), C, H, W) of mean + value * std * direction, values in deviations."""
-    steps = torch.as_tensor(values).to(mean).view(-1, *[1] * mean.dim())
-    return decode_batched(model, mean + steps * std * direction)
-
-
-# ---- nearest training films ----------------------------------------------------------------------
-
-
-class Neighbours(NamedTuple):
-    indices: Tensor  # (n, k) into the split, nearest first
-    distances: Tensor  # (n, k), Euclidean
-    network: str  # what they are distances of
-
-
-def nearest_neighbours(images, split, k: int = 1, trunk: Trunk | str | None = "auto",
-                       batch_size: int = 64) -> Neighbours:  # fmt: skip
-    """The k films of `split` nearest to each of `images`, by feature vector.
-
-    trunk: one from `load_trunk`; "auto": the judge's SqueezeNet if its weights are there;
-    otherwise, or None, the distance is of pixels at 32x32.
-    """
-    from sklearn.neighbors import NearestNeighbors
-
-    if trunk == "auto":
-        judge = load_judge()
-        trunk = judge.trunk if judge is not None else None
-    there, here = (feature_vectors(s, trunk, batch_size) for s in (split, images))
-    search = NearestNeighbors(n_neighbors=k, algorithm="brute").fit(there)
-    distances, indices = search.kneighbors(here)
-    return Neighbours(torch.from_numpy(indices), torch.from_numpy(distances).float(),
-                      network_name(trunk))  # fmt: skip
+    rng, n = np.random.default_rng(seed), min(len(train), len(val))
+    codes = {"reconstruction": [mu[rng.permutation(len(mu))[:n]] for _ in range(draws)]}
+    codes |= {kind: [sampler.sample(n, seed=seed + i) for i in range(draws)]
+              for kind, sampler in fitted.items()}  # fmt: skip
+    rows, allowed = [], {}
+    for name, z in codes.items():
+        images = decode_batched(model, torch.cat(z))
+        found = [frechet_row(name, f, real, others, network_name(trunk), seed)
+                 for f in np.split(feature_vectors(images, trunk), draws)]  # fmt: skip
+        means = {k: float(np.mean([r[k] for r in found])) for k in ("value", "low", "high")}
+        rows.append(found[0] | means)
+        if name in fitted:
+            copies = bool(memorises(images))
+            rows.append(row("memorises", name, float(copies), n=len(images)))
+            allowed |= {} if copies else {name: means["value"]}
+    if not allowed:
+        raise ValueError(f"every one of {', '.join(kinds)} memorises its training films")
+    return Choice(min(allowed, key=allowed.get), fitted, rows)
