@@ -1,0 +1,293 @@
+"""Is this latent space healthy? Numbers, a picture, and a verdict in words.
+
+The first of these that holds is the verdict:
+
+| verdict     | holds if                                                                        |
+|-------------|---------------------------------------------------------------------------------|
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from vaekit import plots
+from vaekit.losses import kl_elements, mse_per_image
+from vaekit.metrics import chunks, collect, evaluating, pixels_of
+from vaekit.sample import encode_all
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+ACTIVE = 0.01  # variance of mu over films above which a unit is active (Burda et al. 2016)
+FEW_ACTIVE = 0.05  # share of units
+SWAPPED = 1.5  # times the error of the film's own code, from another film's
+UNHEARD = 10.0  # times the squared error of the mean's reconstruction, from a sampled z
+TINY_NOISE = 0.03  # sigma over the deviation of mu, median over active units
+FREE_NOISE = 0.25  # price of the noise, in shares of what the ELBO would let it cost
+PRIOR_GAP = 0.25  # nats an active unit
+PRIOR_MMD = 0.1  # share, 0..1
+UNITS = 1024  # at most, drawn at random, in the covariance: its spectrum costs their cube
+FILMS = 500  # at most, in the MMD: its null costs their square
+NULLS = 40
+
+ADVICE = {
+    "collapsed": "{active_units} of {units} units are active, they carry {kl:.2g} nats, and another"
+    " film's code costs {other_to_mean:.3g} times the error of the film's own: the decoder hardly"
+    " listens. Lower beta (beta_elbo is far above 1), warm it up for longer, or give free_bits.",
+    "autoencoder": "sigma is {sigma_to_spread:.2g} of the spread of mu, and sampling costs"
+    " {noise_price:.2g} of what the ELBO would let it: codes are points, of {kl_active:.2g} nats a"
+    " unit. Raise beta until beta_elbo is near 1.",
+    "prior hole": "units are active and their noise is real, but the codes lie {prior_gap:.2g} nats"
+    " a unit from N(0, I) (variances {smallest_eigenvalue:.2g} to {largest_eigenvalue:.2g}; MMD"
+    " {mmd:.2g}, from the prior to itself {mmd_null:.2g}): prior draws land where no film is."
+    ' Sample with sampler="gaussian" or "gmm" fitted to the training films, or raise beta.',
+    "healthy": "{active_units} of {units} units are active, sampling costs {noise_price:.2g} of"
+    " what the ELBO lets it, and the codes lie {prior_gap:.2g} nats a unit from N(0, I), about as"
+    " a sample of it would. The prior may be sampled.",
+}
+UNTRAINED = (  # the other kind of autoencoder
+    "a sampled code costs {sample_to_mean:.3g} times the error of the mean: the decoder was never"
+    " trained on this noise. Train phase 2, where z is sampled."
+)
+
+
+@dataclass
+class Diagnosis:
+    """verdict: "healthy", "collapsed", "autoencoder" or "prior hole"; advice: why, and what to
+    change; numbers: plain numbers; arrays: what `plot()` draws."""
+
+    verdict: str
+    advice: str
+    numbers: dict[str, float | int]
+    arrays: dict[str, Tensor]
+
+    def __str__(self) -> str:
+        width = max(map(len, self.numbers))
+        table = [f"  {name:<{width}}  {value:.4g}" for name, value in self.numbers.items()]
+        return "\n".join([f"{self.verdict}: {self.advice}", *table])
+
+    def plot(self) -> Figure:
+        """Six panels; what a healthy model would show is drawn beside it."""
+        figure, axes = plots._subplots(2, 3, (10.5, 5.8), f"verdict: {self.verdict}")
+        draw = (_draw_kl, _draw_units, _draw_sigma, _draw_spectrum, _draw_mmd, _draw_errors)
+        for axis, panel in zip(axes.flat, draw, strict=True):
+            panel(axis, self.arrays, self.numbers)
+        return figure
+
+
+def diagnose(model, split, seed: int = 0, batch_size: int = 64) -> Diagnosis:
+    """What the latent space of `model` is like, from films that it was not trained on.
+
+    split: Split or (N, C, H, W), uint8 or float, N >= 2; a hundred or more, to be believed. It
+    measures, with every unit one element of the latent:
+    active units; the KL in nats, summed over a film's units; sigma, and its ratio to the
+    deviation of mu; the squared error of reconstructions from a sampled z over that from the mean,
+    and what the noise costs by it (see `noise_price`); the spectrum of the aggregated posterior
+    and its distance from the prior (`prior_gap`); its MMD from the prior (`mmd`) with the 95th
+    percentile of prior against prior at the same N. Thresholds: the module's docstring.
+    ValueError for fewer than two films, or codes that are not finite.
+    """
+    if len(pixels_of(split)) < 2:
+        raise ValueError(f"a latent space cannot be judged by {len(pixels_of(split))} film")
+    mu, logvar = encode_all(model, split, batch_size)
+    if not (mu.isfinite().all() and logvar.isfinite().all()):
+        raise ValueError("the codes are not finite: this model has diverged")
+    generator = torch.Generator().manual_seed(seed)
+    z = model.reparameterize(mu, logvar, generator)
+    codes = {"mean": mu, "sampled": z, "other": mu.roll(1, 0)}
+    errors = reconstruction_errors(model, split, codes, batch_size)
+    arrays = {"kl": kl_elements(mu, logvar).mean(0), "sigma": (0.5 * logvar).exp().flatten(1)}
+    mu, logvar, z = (t.flatten(1).double() for t in (mu, logvar, z))
+    arrays |= {"variance": mu.var(0), "noise": logvar.exp().mean(0)} | errors
+    numbers = describe(arrays, pixels_of(split)[0].numel())
+    for more in (prior_gap(mu, arrays["noise"], generator), prior_mmd(z, generator)):
+        numbers |= more[0]
+        arrays |= more[1]
+    return Diagnosis(*judge(numbers), numbers, arrays)
+
+
+def reconstruction_errors(model, split, codes: dict, batch_size: int = 64) -> dict[str, Tensor]:
+    """Mean squared error of every film, decoded from each of `codes` (N, *latent_shape): (N,)."""
+    found = []
+    with evaluating(model) as device:
+        for i, x in enumerate(chunks(split, batch_size, device)):
+            rows = slice(i * batch_size, (i + 1) * batch_size)
+            found.append({f"mse_{name}": mse_per_image(model.decode(z[rows].to(device)), x)
+                          for name, z in codes.items()})  # fmt: skip
+    return collect(found)
+
+
+def describe(arrays: dict[str, Tensor], pixels: int) -> dict[str, float | int]:
+    """What the posteriors are like, film by film and unit by unit.
+
+    "noise_price" is what sampling z adds to the squared error, in shares of the mean's own error
+    per pixel, for every active unit. Where the KL weighs as in the ELBO it is about 1: noise is
+    let in until it costs one pixel's worth; in general it is about the beta_elbo that the model
+    was really held to, by all terms of its loss. Source: the linear case, Lucas et al. 2019,
+    arXiv 1911.02469.
+    """
+    variance, noise, kl = arrays["variance"], arrays["noise"], arrays["kl"].flatten()
+    active = variance > ACTIVE
+    count = int(active.sum())
+    mean, sampled, other = (arrays[f"mse_{name}"].double().mean().clamp(min=1e-12).item()
+                            for name in ("mean", "sampled", "other"))  # fmt: skip
+    ratio = sampled / mean
+    to_spread = (noise / variance)[active].sqrt()
+    return {
+        "films": len(arrays["sigma"]), "units": len(variance), "active_units": count,
+        "active_share": count / len(variance), "kl": kl.sum().item(),
+        "kl_active": kl[active].mean().item() if count else 0.0,
+        "sigma": arrays["sigma"].median().item(),
+        "sigma_to_spread": to_spread.median().item() if count else math.inf,
+        "mse_mean": mean, "mse_sampled": sampled, "sample_to_mean": ratio,
+        "other_to_mean": other / mean,
+        "noise_price": (ratio - 1) * pixels / max(count, 1),
+    }  # fmt: skip
+
+
+def spectrum(mu: Tensor, noise: Tensor) -> tuple[Tensor, float]:
+    """Eigenvalues, falling, of the aggregated posterior's covariance Cov mu + diag E sigma^2
+    (law of total variance), and KL(N(m, C) || N(0, I)) of the Gaussian with its moments, in nats.
+
+    No distribution with these moments is nearer to the prior than that Gaussian, so the KL is a
+    lower bound of the marginal KL(q(z) || p(z)) (Hoffman and Johnson 2016).
+    """
+    values = torch.linalg.eigvalsh(torch.cov(mu.T).view(len(noise), -1) + noise.diag())
+    values = values.flip(0).clamp(min=1e-12)
+    nats = (values - 1 - values.log()).sum() / 2 + mu.mean(0).square().sum() / 2
+    return values, nats.item()
+
+
+def prior_gap(mu: Tensor, noise: Tensor, generator) -> tuple[dict, dict]:
+    """The spectrum beside that of as many films from a perfect model with this much noise.
+
+    There, mu is N(0, 1 - E sigma^2) in every unit; what N films of it show is what no finite
+    sample can avoid, and taken off: "prior_gap", in nats per active unit.
+    """
+    chosen = torch.randperm(len(noise), generator=generator)[:UNITS]
+    mu, noise = mu[:, chosen], noise[chosen]
+    drawn = torch.randn(mu.shape, generator=generator, dtype=mu.dtype)
+    values, nats = spectrum(mu, noise)
+    expected, floor = spectrum(drawn * (1 - noise).clamp(min=0).sqrt(), noise)
+    active = max(int((mu.var(0) > ACTIVE).sum()), 1)
+    numbers = {"prior_gap": (nats - floor) / active, "largest_eigenvalue": values[0].item(),
+               "smallest_eigenvalue": values[-1].item()}  # fmt: skip
+    return numbers, {"eigenvalues": values, "expected_eigenvalues": expected}
+
+
+def kernel_mean(x: Tensor, y: Tensor | None = None) -> float:
+    """Mean of k(x_i, y_j), without y of k(x_i, x_j) over i != j; x (N, D), y (M, D).
+
+    k(x, y) = exp(-|x - y|^2 / 2D): D is half of what two prior draws are apart, squared, so the
+    kernel is the same for every model with D units.
+    """
+    k = torch.exp(-torch.cdist(x, x if y is None else y).square() / (2 * x.shape[1]))
+    if y is not None:
+        return k.mean().item()
+    return ((k.sum() - k.trace()) / (len(x) * (len(x) - 1))).item()
+
+
+def mmd(x: Tensor, y: Tensor) -> tuple[float, float]:
+    """Squared maximum mean discrepancy of x (N, D) and y (M, D), unbiased, so it may fall below 0,
+    and as a share: 1 where the kernel means are orthogonal. Source: Gretton et al. 2012, eq. 3.
+    """
+    own = kernel_mean(x) + kernel_mean(y)
+    return own - 2 * kernel_mean(x, y), 1 - 2 * kernel_mean(x, y) / own
+
+
+def prior_mmd(z: Tensor, generator) -> tuple[dict, dict]:
+    """MMD of posterior samples z (N, D), one a film, from N prior draws, and prior from prior.
+
+    At most FILMS of them, drawn at random; "mmd_null" is the 95th percentile of prior from prior.
+    """
+    z = z[torch.randperm(len(z), generator=generator)[:FILMS]]
+
+    def prior() -> Tensor:
+        return torch.randn(z.shape, generator=generator, dtype=z.dtype)
+
+    nulls = torch.tensor([mmd(prior(), prior())[0] for _ in range(NULLS)])
+    value, share = mmd(z, prior())
+    numbers = {"mmd": value, "mmd_null": nulls.quantile(0.95).item(), "mmd_share": share}
+    return numbers, {"mmd_nulls": nulls}
+
+
+def judge(n: dict) -> tuple[str, str]:
+    """(verdict, advice) from the numbers: the table of the module's docstring, top to bottom."""
+    if n["active_share"] < FEW_ACTIVE and n["other_to_mean"] < SWAPPED:
+        verdict = "collapsed"
+    elif n["sample_to_mean"] > UNHEARD:
+        return "autoencoder", UNTRAINED.format(**n)
+    elif n["sigma_to_spread"] < TINY_NOISE and n["noise_price"] < FREE_NOISE:
+        verdict = "autoencoder"
+    elif n["prior_gap"] > PRIOR_GAP or n["mmd_share"] > PRIOR_MMD and n["mmd"] > n["mmd_null"]:
+        verdict = "prior hole"
+    else:
+        verdict = "healthy"
+    return verdict, ADVICE[verdict].format(**n)
+
+
+# ---- the panels of the plot ----------------------------------------------------------------------
+
+
+def _draw_kl(axis, arrays, numbers) -> None:
+    kl = arrays["kl"]
+    if kl.dim() == 1:
+        axis.bar(range(len(kl)), kl, color=plots.COLOURS[0], width=1)
+        plots._label(axis, "KL by unit", "unit", "nats")
+        return
+    picture = axis.imshow(kl.flatten(1), aspect="auto", vmin=0, interpolation="nearest")
+    axis.figure.colorbar(picture, ax=axis).ax.tick_params(labelsize=7)
+    plots._label(axis, "KL in nats", f"position, {kl.shape[1]}x{kl.shape[2]} row by row", "channel")
+
+
+def _draw_units(axis, arrays, numbers) -> None:
+    variance, noise = (arrays[name].clamp(min=1e-6) for name in ("variance", "noise"))
+    curve = torch.logspace(-6, -1e-6, 200)
+    axis.loglog(variance, noise, ".", color=plots.COLOURS[0], ms=4)
+    axis.plot(curve, 1 - curve, color="0.4", lw=1, label="both add up to the prior's 1")
+    axis.axvline(ACTIVE, color=plots.COLOURS[1], ls="--", lw=1, label="active")
+    title = f"{numbers['active_units']} of {numbers['units']} units are active"
+    plots._label(axis, title, "variance of mu", "mean sigma squared")
+    axis.legend(fontsize=7, frameon=False)
+
+
+def _draw_sigma(axis, arrays, numbers) -> None:
+    sigma = arrays["sigma"].flatten()
+    low, high = min(sigma.min().item(), 0.1), max(sigma.max().item(), 1.0)
+    axis.hist(sigma, torch.logspace(math.log10(low), math.log10(high) + 1e-3, 50),
+              color=plots.COLOURS[0])  # fmt: skip
+    axis.set_xscale("log")
+    axis.axvline(1, color="0.4", lw=1)
+    plots._label(axis, f"sigma, median {numbers['sigma']:.2g} (the prior's is 1)", "sigma", "count")
+
+
+def _draw_spectrum(axis, arrays, numbers) -> None:
+    at = range(1, len(arrays["eigenvalues"]) + 1)
+    axis.semilogy(at, arrays["eigenvalues"], color=plots.COLOURS[0], lw=1.6, label="codes")
+    axis.plot(at, arrays["expected_eigenvalues"], color=plots.COLOURS[1], ls="--", lw=1.4,
+              label=f"N(0, I), {numbers['films']} films")  # fmt: skip
+    axis.axhline(1, color="0.4", lw=1, label="N(0, I)")
+    title = f"spectrum: {numbers['prior_gap']:.2g} nats a unit from the prior"
+    plots._label(axis, title, "direction", "variance")
+    axis.legend(fontsize=7, frameon=False)
+
+
+def _draw_mmd(axis, arrays, numbers) -> None:
+    axis.hist(arrays["mmd_nulls"], 12, color="0.7", label="prior from prior")
+    axis.axvline(numbers["mmd"], color=plots.COLOURS[0], lw=1.6, label="codes from prior")
+    plots._label(axis, f"MMD: a share of {numbers['mmd_share']:.2g}", "squared MMD", "draws")
+    axis.legend(fontsize=7, frameon=False)
+
+
+def _draw_errors(axis, arrays, numbers) -> None:
+    mean, sampled = arrays["mse_mean"], arrays["mse_sampled"]
+    axis.loglog(mean, sampled, ".", color=plots.COLOURS[0], ms=4)
+    axis.plot(*[[mean.min(), mean.max()]] * 2, color="0.4", lw=1)  # where sampling costs nothing
+    title = "sampling costs {:+.1%}, a price of {:.2g}"
+    title = title.format(numbers["sample_to_mean"] - 1, numbers["noise_price"])
+    plots._label(axis, title, "squared error of a film, from the mean", "from a sample")
