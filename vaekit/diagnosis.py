@@ -1,9 +1,17 @@
 """Is this latent space healthy? Numbers, a picture, and a verdict in words.
 
-The first of these that holds is the verdict:
+The verdict is the first of these that holds. A unit is one element of the latent; the thresholds
+lie between models trained to be each of the four, and are named below.
 
 | verdict     | holds if                                                                        |
 |-------------|---------------------------------------------------------------------------------|
+| collapsed   | idle_share > 0.5: in most units sigma exceeds the deviation of mu; and          |
+|             | other_to_mean < 3: the decoder does nearly as well with another film's code     |
+| autoencoder | sigma_to_spread < 0.03 and noise_price < 0.25: codes are points, noise is free; |
+|             | or sample_to_mean > 10: the decoder was never shown its noise                   |
+| prior hole  | prior_gap > 0.25 nats an active unit, by mean, variances and correlations; or   |
+|             | mmd_share > 0.1 and mmd > mmd_null: by shape                                    |
+| healthy     | none of these                                                                   |
 """
 
 from __future__ import annotations
@@ -24,11 +32,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 ACTIVE = 0.01  # variance of mu over films above which a unit is active (Burda et al. 2016)
-FEW_ACTIVE = 0.05  # share of units
-SWAPPED = 1.5  # times the error of the film's own code, from another film's
+IDLE = 0.5  # share of units whose sigma is larger than the deviation of mu
+SWAPPED = 3.0  # times the error of the film's own code, from another film's
 UNHEARD = 10.0  # times the squared error of the mean's reconstruction, from a sampled z
 TINY_NOISE = 0.03  # sigma over the deviation of mu, median over active units
 FREE_NOISE = 0.25  # price of the noise, in shares of what the ELBO would let it cost
+DEAR_NOISE = 3.0  # the same price, above which a healthy model is told that it is blurred
 PRIOR_GAP = 0.25  # nats an active unit
 PRIOR_MMD = 0.1  # share, 0..1
 UNITS = 1024  # at most, drawn at random, in the covariance: its spectrum costs their cube
@@ -36,9 +45,10 @@ FILMS = 500  # at most, in the MMD: its null costs their square
 NULLS = 40
 
 ADVICE = {
-    "collapsed": "{active_units} of {units} units are active, they carry {kl:.2g} nats, and another"
-    " film's code costs {other_to_mean:.3g} times the error of the film's own: the decoder hardly"
-    " listens. Lower beta (beta_elbo is far above 1), warm it up for longer, or give free_bits.",
+    "collapsed": "{idle_share:.0%} of {units} units hold more noise than signal ({active_units} are"
+    " active), a film has {kl:.2g} nats, and another film's code costs only {other_to_mean:.2g}"
+    " times the error of its own: the decoder hardly listens. Lower beta (beta_elbo is far above"
+    " 1), warm it up for longer, or give free_bits.",
     "autoencoder": "sigma is {sigma_to_spread:.2g} of the spread of mu, and sampling costs"
     " {noise_price:.2g} of what the ELBO would let it: codes are points, of {kl_active:.2g} nats a"
     " unit. Raise beta until beta_elbo is near 1.",
@@ -54,6 +64,8 @@ UNTRAINED = (  # the other kind of autoencoder
     "a sampled code costs {sample_to_mean:.3g} times the error of the mean: the decoder was never"
     " trained on this noise. Train phase 2, where z is sampled."
 )
+
+BLURRED = " Beta is well above the ELBO's: a lower one would reconstruct more sharply."
 
 
 @dataclass
@@ -83,14 +95,13 @@ class Diagnosis:
 def diagnose(model, split, seed: int = 0, batch_size: int = 64) -> Diagnosis:
     """What the latent space of `model` is like, from films that it was not trained on.
 
-    split: Split or (N, C, H, W), uint8 or float, N >= 2; a hundred or more, to be believed. It
-    measures, with every unit one element of the latent:
-    active units; the KL in nats, summed over a film's units; sigma, and its ratio to the
-    deviation of mu; the squared error of reconstructions from a sampled z over that from the mean,
-    and what the noise costs by it (see `noise_price`); the spectrum of the aggregated posterior
-    and its distance from the prior (`prior_gap`); its MMD from the prior (`mmd`) with the 95th
-    percentile of prior against prior at the same N. Thresholds: the module's docstring.
-    ValueError for fewer than two films, or codes that are not finite.
+    split: Split or (N, C, H, W), uint8 or float, N >= 2; better a hundred. Measured, in `numbers`:
+    active units and their KL in nats (`kl`: of a film, summed over units); sigma, alone and over
+    the deviation of mu; mean squared errors from the mean, from a sampled z and from another
+    film's code, with `noise_price` (see `describe`); the spectrum of the aggregated posterior and
+    `prior_gap` (see there); its squared `mmd` from N(0, I), one z a film, RBF kernel, beside the
+    95th percentile of prior against prior at the same N. The verdict's thresholds: the module's
+    docstring. ValueError for fewer than two films, or codes that are not finite.
     """
     if len(pixels_of(split)) < 2:
         raise ValueError(f"a latent space cannot be judged by {len(pixels_of(split))} film")
@@ -99,7 +110,8 @@ def diagnose(model, split, seed: int = 0, batch_size: int = 64) -> Diagnosis:
         raise ValueError("the codes are not finite: this model has diverged")
     generator = torch.Generator().manual_seed(seed)
     z = model.reparameterize(mu, logvar, generator)
-    codes = {"mean": mu, "sampled": z, "other": mu.roll(1, 0)}
+    other = mu.roll(len(mu) // 2, 0)  # not the next film, which may be of the same patient
+    codes = {"mean": mu, "sampled": z, "other": other}
     errors = reconstruction_errors(model, split, codes, batch_size)
     arrays = {"kl": kl_elements(mu, logvar).mean(0), "sigma": (0.5 * logvar).exp().flatten(1)}
     mu, logvar, z = (t.flatten(1).double() for t in (mu, logvar, z))
@@ -132,50 +144,53 @@ def describe(arrays: dict[str, Tensor], pixels: int) -> dict[str, float | int]:
     arXiv 1911.02469.
     """
     variance, noise, kl = arrays["variance"], arrays["noise"], arrays["kl"].flatten()
-    active = variance > ACTIVE
+    active, units = variance > ACTIVE, len(variance)
     count = int(active.sum())
+    those = active if count else ~active  # without active units, figures of the others
     mean, sampled, other = (arrays[f"mse_{name}"].double().mean().clamp(min=1e-12).item()
                             for name in ("mean", "sampled", "other"))  # fmt: skip
-    ratio = sampled / mean
-    to_spread = (noise / variance)[active].sqrt()
     return {
-        "films": len(arrays["sigma"]), "units": len(variance), "active_units": count,
-        "active_share": count / len(variance), "kl": kl.sum().item(),
-        "kl_active": kl[active].mean().item() if count else 0.0,
+        "films": len(arrays["sigma"]), "units": units, "active_units": count,
+        "active_share": count / units, "idle_share": (noise > variance).double().mean().item(),
+        "kl": kl.sum().item(), "kl_active": kl[those].mean().item(),
         "sigma": arrays["sigma"].median().item(),
-        "sigma_to_spread": to_spread.median().item() if count else math.inf,
-        "mse_mean": mean, "mse_sampled": sampled, "sample_to_mean": ratio,
+        "sigma_to_spread": (noise / variance.clamp(min=1e-12))[those].sqrt().median().item(),
+        "mse_mean": mean, "mse_sampled": sampled, "sample_to_mean": sampled / mean,
         "other_to_mean": other / mean,
-        "noise_price": (ratio - 1) * pixels / max(count, 1),
+        "noise_price": (sampled / mean - 1) * pixels / max(count, 1),
     }  # fmt: skip
 
 
-def spectrum(mu: Tensor, noise: Tensor) -> tuple[Tensor, float]:
-    """Eigenvalues, falling, of the aggregated posterior's covariance Cov mu + diag E sigma^2
-    (law of total variance), and KL(N(m, C) || N(0, I)) of the Gaussian with its moments, in nats.
+def covariance(mu: Tensor, noise: Tensor) -> Tensor:
+    """(D, D) of the aggregated posterior: Cov mu + diag E sigma^2, the law of total variance."""
+    return torch.cov(mu.T).view(len(noise), -1) + noise.diag()
 
-    No distribution with these moments is nearer to the prior than that Gaussian, so the KL is a
-    lower bound of the marginal KL(q(z) || p(z)) (Hoffman and Johnson 2016).
-    """
-    values = torch.linalg.eigvalsh(torch.cov(mu.T).view(len(noise), -1) + noise.diag())
-    values = values.flip(0).clamp(min=1e-12)
-    nats = (values - 1 - values.log()).sum() / 2 + mu.mean(0).square().sum() / 2
-    return values, nats.item()
+
+def total_correlation(cov: Tensor) -> float:
+    """KL of a Gaussian from the one with the same variances and independent units, in nats."""
+    return (cov.diagonal().log().sum() - torch.linalg.slogdet(cov).logabsdet).item() / 2
 
 
 def prior_gap(mu: Tensor, noise: Tensor, generator) -> tuple[dict, dict]:
-    """The spectrum beside that of as many films from a perfect model with this much noise.
+    """How far N(m, C) with the aggregated posterior's moments is from N(0, I), and the spectrum.
 
-    There, mu is N(0, 1 - E sigma^2) in every unit; what N films of it show is what no finite
-    sample can avoid, and taken off: "prior_gap", in nats per active unit.
+    KL(N(m, C) || N(0, I)) is a lower bound of the marginal KL(q(z) || p(z)) (Hoffman and Johnson
+    2016), and the sum of what single units miss, in mean and variance, and of their correlations.
+    Few films make units look correlated: what independent codes of the same N, variances and
+    noise show is taken off. "prior_gap" is the rest, in nats per active unit. The eigenvalues of
+    C come with those that N films of a perfect model would show, mu from N(0, 1 - E sigma^2).
     """
     chosen = torch.randperm(len(noise), generator=generator)[:UNITS]
-    mu, noise = mu[:, chosen], noise[chosen]
+    mu, noise = mu[:, chosen], noise[chosen].clamp(min=1e-12)
     drawn = torch.randn(mu.shape, generator=generator, dtype=mu.dtype)
-    values, nats = spectrum(mu, noise)
-    expected, floor = spectrum(drawn * (1 - noise).clamp(min=0).sqrt(), noise)
+    cov, independent = covariance(mu, noise), covariance(drawn * mu.std(0), noise)
+    perfect = covariance(drawn * (1 - noise).clamp(min=0).sqrt(), noise)
+    variance = cov.diagonal()
+    alone = (variance - 1 - variance.log() + mu.mean(0).square()).sum().item() / 2
+    together = max(total_correlation(cov) - total_correlation(independent), 0.0)
+    values, expected = (torch.linalg.eigvalsh(c).flip(0).clamp(min=1e-12) for c in (cov, perfect))
     active = max(int((mu.var(0) > ACTIVE).sum()), 1)
-    numbers = {"prior_gap": (nats - floor) / active, "largest_eigenvalue": values[0].item(),
+    numbers = {"prior_gap": (alone + together) / active, "largest_eigenvalue": values[0].item(),
                "smallest_eigenvalue": values[-1].item()}  # fmt: skip
     return numbers, {"eigenvalues": values, "expected_eigenvalues": expected}
 
@@ -218,7 +233,7 @@ def prior_mmd(z: Tensor, generator) -> tuple[dict, dict]:
 
 def judge(n: dict) -> tuple[str, str]:
     """(verdict, advice) from the numbers: the table of the module's docstring, top to bottom."""
-    if n["active_share"] < FEW_ACTIVE and n["other_to_mean"] < SWAPPED:
+    if n["idle_share"] > IDLE and n["other_to_mean"] < SWAPPED:
         verdict = "collapsed"
     elif n["sample_to_mean"] > UNHEARD:
         return "autoencoder", UNTRAINED.format(**n)
@@ -228,7 +243,8 @@ def judge(n: dict) -> tuple[str, str]:
         verdict = "prior hole"
     else:
         verdict = "healthy"
-    return verdict, ADVICE[verdict].format(**n)
+    blurred = verdict == "healthy" and n["noise_price"] > DEAR_NOISE
+    return verdict, ADVICE[verdict].format(**n) + BLURRED * blurred
 
 
 # ---- the panels of the plot ----------------------------------------------------------------------
@@ -242,6 +258,7 @@ def _draw_kl(axis, arrays, numbers) -> None:
         return
     picture = axis.imshow(kl.flatten(1), aspect="auto", vmin=0, interpolation="nearest")
     axis.figure.colorbar(picture, ax=axis).ax.tick_params(labelsize=7)
+    axis.xaxis.get_major_locator().set_params(integer=True)
     plots._label(axis, "KL in nats", f"position, {kl.shape[1]}x{kl.shape[2]} row by row", "channel")
 
 
