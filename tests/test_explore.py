@@ -93,7 +93,7 @@ def test_films_must_be_of_the_models_size(view):
     with pytest.raises(ValueError, match=r"codes \(4, 4, 4\).*\(4, 8, 8\)"):
         LatentView(view.model, films(5, 16))
     with pytest.raises(ValueError, match="prior, gaussian, gmm"):
-        LatentView(view.model, films(5), sampler="flow")
+        LatentView(view.model, films(5), sampler="magic")
 
 
 def test_magnified_pixels_are_whole_squares():

@@ -114,3 +114,22 @@ def test_lines_are_thinned_out_in_long_runs(monkeypatch, capsys):
         bar.show(row | {"epoch": epoch})
     lines = capsys.readouterr().out.splitlines()
     assert 20 <= len(lines) <= 40 and lines[0].startswith("epoch   1/150")
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc only")
+def test_freed_memory_is_kept_and_used_again():
+    code = """
+import resource, torch
+from vaekit import hosting
+faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+def use():
+    before = faults()
+    for _ in range(10):
+        torch.ones(16 << 20, dtype=torch.uint8)
+    return faults() - before
+use()
+given_back, kept = use(), (hosting.keep_freed_memory(), use(), use())[2]
+print(given_back > 10 * max(kept, 1))
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "True"

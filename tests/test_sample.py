@@ -10,6 +10,7 @@ from test_metrics import CFG, films
 
 import vaekit
 from vaekit import sample
+from vaekit.flow import Flow, fit_flow, train_flow
 from vaekit.metrics import gaussian_frechet
 from vaekit.model import VAE
 
@@ -136,9 +137,9 @@ def banana(n: int, seed: int = 0) -> np.ndarray:
     return x
 
 
-def any_flow(dims: int) -> sample.Flow:
+def any_flow(dims: int) -> Flow:
     """A flow that is not the identity, in double precision."""
-    flow = sample.Flow(dims, layers=3, width=8).double().requires_grad_(False)
+    flow = Flow(dims, layers=3, width=8).double().requires_grad_(False)
     for p in flow.parameters():
         p += 0.3 * torch.randn_like(p)
     return flow
@@ -150,7 +151,7 @@ def standard(x: np.ndarray) -> np.ndarray:
 
 def test_a_flow_begins_as_the_standard_normal():
     e = np.random.default_rng(0).standard_normal((6, 5))
-    flow = sample.Flow(5).double().requires_grad_(False)
+    flow = Flow(5).double().requires_grad_(False)
     np.testing.assert_allclose(flow.bend(e), e, atol=1e-12)
     np.testing.assert_allclose(flow.log_density(torch.from_numpy(e)), standard(e), atol=1e-12)
 
@@ -174,7 +175,7 @@ def test_the_flows_density_integrates_to_one():
 
 
 def test_a_flow_learns_a_bent_density_that_a_gaussian_cannot():
-    flow = sample.fit_flow(banana(1000))
+    flow = fit_flow(banana(1000))
     gain = flow.log_density(torch.from_numpy(banana(1000, seed=1))).mean().item()
     gain -= standard(banana(1000, seed=1)).mean()  # banana() has the moments of N(0, I)
     assert gain > 0.5  # nats; the truth gains about 1.1
@@ -185,17 +186,17 @@ def test_a_flow_learns_a_bent_density_that_a_gaussian_cannot():
 def test_a_flow_bends_as_many_dimensions_as_the_films_can_tell():
     x = np.random.default_rng(0).standard_normal((400, 24))
     x[:, :2] = banana(400)
-    assert sample.fit_flow(x).dims < 24
+    assert fit_flow(x).dims < 24
 
 
 def test_a_flow_that_has_nothing_to_learn_stays_a_gaussian():
     rng = np.random.default_rng(0)
-    _, flow = sample.train_flow(torch.from_numpy(rng.standard_normal((200, 16))).float())
+    _, flow = train_flow(torch.from_numpy(rng.standard_normal((200, 16))).float())
     new = rng.standard_normal((2000, 16))
     loss = standard(new).mean() - flow.log_density(torch.from_numpy(new).float()).mean().item()
     assert loss < 0.25  # nats, of 22.7
-    assert sample.fit_flow(rng.standard_normal((19, 3))) is None
-    assert sample.fit_flow(rng.standard_normal((50, 1))) is None
+    assert fit_flow(rng.standard_normal((19, 3))) is None
+    assert fit_flow(rng.standard_normal((50, 1))) is None
 
 
 def test_a_fitted_flow_repeats_and_at_temperature_zero_is_one_code():

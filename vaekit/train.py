@@ -55,6 +55,8 @@ class Trainer:
         from accelerate import Accelerator
 
         device = hosting.choose_device()
+        if device.type == "cpu":
+            hosting.keep_freed_memory()
         # Accelerator brings device, processes and DDP. Precision stays here: a second Accelerator
         # with another `mixed_precision` raises, and one notebook holds many fits.
         self.accelerator = Accelerator(cpu=device.type == "cpu")

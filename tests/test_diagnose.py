@@ -6,7 +6,7 @@ import torch
 from test_train import SMALL, blobs
 
 import vaekit
-from vaekit import diagnosis
+from vaekit import diagnose as diagnosis_module
 from vaekit.data import Data
 from vaekit.model import VAE
 

@@ -10,7 +10,7 @@ from test_metrics import CFG, films
 
 import vaekit
 from vaekit import metrics
-from vaekit.comparison import finding
+from vaekit.compare import finding
 from vaekit.model import VAE
 from vaekit.runs import Run
 from vaekit.sample import prior_sampler
