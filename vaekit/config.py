@@ -1,4 +1,4 @@
-"""One flat Config, the presets, and the profile that decides how long things may take."""
+"""One flat Config, checked field by field, and the profile that decides how long things take."""
 
 import dataclasses
 import json
@@ -7,13 +7,16 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from vaekit.presets import AT_MOST, DURATIONS, LARGE_SETS, PRESETS, PROFILE_CHANGES
+
 PROFILES = ("smoke", "quick", "full")
 
 # What each field may be. Everything else is checked as a number in `RANGES` or by its type.
 CHOICES = {
     "profile": PROFILES,
-    "fit": ("squash", "pad", "crop"),
-    "patient_key": ("subtype", "number"),
+    "dataset": ("chest_xray", "fashion_mnist", "cifar10", "celeba", "images"),
+    "fit": ("squash", "pad", "frame", "crop"),
+    "patient_key": ("subtype", "number", "none"),
     "latent": ("spatial", "vector"),
     "block": ("residual", "plain"),
     "shortcut": ("conv", "free"),
@@ -49,10 +52,12 @@ RANGES = {  # inclusive limits
     "kl_share_high": (1e-6, 1.0),
     "num_scales": (1, 5),
     "early_stop": (0, 100_000),
+    "plateau_patience": (0, 100_000),
     "sample_every": (1, 100_000),
     "seed": (0, 2**31 - 1),
     "clahe_clip": (0.0, 100.0),
     "clahe_tiles": (1, 64),
+    "crop": (0.05, 1.0),
     "stem_kernel": (0, 15),
     "latent_init_gain": (0.0, 10.0),
     "logvar_clamp": (0.0, 80.0),
@@ -78,16 +83,19 @@ class Config:
     seed: int = 0
 
     # data
+    dataset: str = "chest_xray"  # "images": a folder of your own, flat or one subfolder a class
     data_path: str = ""  # "": look in the places that data.find_dataset documents
     image_size: int = 128  # pixels, square
     in_channels: int = 1  # 1 grey, 3 RGB
     fit: str = "squash"  # how a film that is not square becomes square
+    crop: float = 1.0  # of the shorter side, what fit="crop" keeps in the middle
     clahe_clip: float = 2.0  # 0 switches CLAHE off
     clahe_tiles: int = 8  # tiles per side
     flip: bool = True  # mirror half of the training images: the heart changes sides
     max_images: int = 0  # training images at most; 0: all
     val_fraction: float = 0.1  # of the training patients, where the folder's own val is too small
-    patient_key: str = "subtype"  # "number" is the cautious one: person12 whatever the subtype
+    patient_key: str = "subtype"  # "number" is the cautious one: person12 whatever the subtype;
+    # "none": no patients, every image stands alone and copies are not looked for
 
     # model
     latent: str = "spatial"  # "vector": one flat code of `latent_channels` numbers
@@ -147,6 +155,7 @@ class Config:
     lr_schedule_phase1: str = "cosine_restarts"
     lr_schedule_phase2: str = "plateau"
     lr_warmup: float = 0.0  # share of each phase in which the rate rises from 0
+    plateau_patience: int = 5  # epochs without improvement before "plateau" halves the rate
     weight_decay: float = 1e-5
     grad_clip: float = 1.0  # largest gradient norm; 0: no clipping
     ema: float = 0.999  # decay per step of the averaged weights; 0: none
@@ -236,29 +245,6 @@ def _checked(field: dataclasses.Field, value):
     return value
 
 
-# A preset is what its note gives; reasons where the note left something open.
-PRESETS = {
-    "chest_xray": {},  # the defaults above are this preset
-}
-
-# What each profile does to the knobs that cost time. `full` is the preset itself.
-PROFILE_CHANGES = {
-    "smoke": {
-        "image_size": 32, "epochs_phase1": 1, "epochs_phase2": 2, "batch_size": 8,
-        "max_images": 24, "lr_phase1": 1e-3, "lr_phase2": 1e-3, "sample_every": 1,
-    },
-    "quick": {  # a short run needs large steps, and an average over fewer of them
-        "image_size": 64, "epochs_phase1": 20, "epochs_phase2": 60, "batch_size": 8,
-        "lr_phase1": 2e-3, "lr_phase2": 2e-3, "lr_schedule_phase1": "constant",
-        "lr_schedule_phase2": "cosine", "lr_warmup": 0.02, "ema": 0.99,
-    },
-    "full": {},
-}  # fmt: skip
-# Durations in epochs keep their share of the run, down to at least this many.
-DURATIONS = {"beta_warmup": 0, "sample_every": 1, "early_stop": 0, "cycle_epochs": 2,
-             "cycle_cooldown": 1}  # fmt: skip
-
-
 def profile() -> str:
     """`VAEKIT_PROFILE`, else "full" where a GPU works, else "quick".
 
@@ -294,10 +280,21 @@ def preset(name: str = "chest_xray", **changes) -> Config:
     current = given.pop("profile", None) or profile()
     if current not in PROFILES:
         raise ValueError(f"profile={current!r} is not one of {', '.join(PROFILES)}")
-    values = {"profile": current, **PROFILE_CHANGES[current], **given}
+    limits = dict(PROFILE_CHANGES[current])
+    if given.get("dataset", noted.dataset) != "chest_xray":
+        limits |= LARGE_SETS[current]
+    limits |= {k: _at_most(getattr(noted, k), limits[k]) for k in AT_MOST if k in limits}
+    values = {"profile": current, "widths": noted.widths, **limits, **given}
+    size = values.get("image_size", noted.image_size)
+    if "widths" not in given and isinstance(size, int):  # no halving of a single pixel
+        values["widths"] = values["widths"][: max(1, size.bit_length() - 1)]
     epochs = values.get("epochs_phase2", noted.epochs_phase2)
     share = epochs / max(noted.epochs_phase2, 1) if isinstance(epochs, (int, float)) else 1
     for key, floor in DURATIONS.items():
         if key not in values:
             values[key] = max(floor, round(getattr(noted, key) * share))
     return noted.replace(**values)
+
+
+def _at_most(own, limit: int):
+    return tuple(min(v, limit) for v in own) if isinstance(own, tuple) else min(own, limit)

@@ -72,7 +72,7 @@ class Trainer:
         self.features = features.to(self.device, memory_format=layout) if features else None
         self.optimizer = self.make_optimizer()
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
-        self.plateau, self.band = Plateau(), BetaBand(cfg)
+        self.plateau, self.band = Plateau(cfg.plateau_patience), BetaBand(cfg)
         self.best, self.best_loss = None, math.inf
         self.epoch, self.step, self.history, self.bad_epochs = 0, 0, [], 0
 
@@ -211,7 +211,7 @@ class Trainer:
         self.history.append(row)
         self.epoch += 1
         if self.epoch == cfg.epochs_phase1:
-            self.plateau = Plateau()
+            self.plateau = Plateau(cfg.plateau_patience)
         return row
 
     def _remember_best(self, epoch: int, loss: float) -> None:
