@@ -87,7 +87,7 @@ def assert_apart(data):
 
 
 def test_the_order_of_places(tmp_path, monkeypatch, capsys):
-    hub = tmp_path / "hub/datasets" / sources.KAGGLE_DATASET
+    hub = tmp_path / "hub/datasets" / sources.KNOWN["chest_xray"].kaggle
     bundle = make(tmp_path / "bundle")
     monkeypatch.setattr("vaekit.sources.BUNDLE", bundle)
     assert D.find_dataset(config()) == sources.Found(bundle, "bundled phantoms")
@@ -106,7 +106,7 @@ def test_the_order_of_places(tmp_path, monkeypatch, capsys):
 
 
 def test_an_unfinished_download_comes_after_a_finished_one(tmp_path):
-    hub = tmp_path / "hub/datasets" / sources.KAGGLE_DATASET
+    hub = tmp_path / "hub/datasets" / sources.KNOWN["chest_xray"].kaggle
     for version in (1, 2):
         make(hub / f"versions/{version}/chest_xray")
     (hub / "1.complete").touch()
@@ -125,7 +125,7 @@ def test_kaggle_is_not_searched_deeper_than_three(tmp_path, monkeypatch):
     monkeypatch.setattr("vaekit.sources.BUNDLE", make(tmp_path / "bundle"))
     make(tmp_path / "input/slug/a/b/c")
     assert D.find_dataset(config()).source == "bundled phantoms"
-    assert sources._kaggle_inputs() == []
+    assert sources._kaggle_inputs("chest_xray") == []
 
 
 def test_vaekit_data_is_the_folder_or_a_root(tmp_path, monkeypatch):
@@ -333,7 +333,7 @@ def test_fit(shape, size):
     share = min(shape) / max(shape)
     assert abs((padded > 0).mean() - share) <= 1 / size
     assert images.fit_square(np.dstack([white] * 3), size, "pad").shape == (size, size, 3)
-    with pytest.raises(ValueError, match="squash, pad, crop"):
+    with pytest.raises(ValueError, match="squash, pad, frame, crop"):
         images.fit_square(white, size, "stretch")
 
 
@@ -529,7 +529,7 @@ def test_second_load_is_fast_and_the_same(tmp_path, monkeypatch):
     start = time.perf_counter()
     first = load(root)
     cold = time.perf_counter() - start
-    monkeypatch.setattr(D, "decode", None)  # any decoding would fail
+    monkeypatch.setattr(D, "reader", None)  # any decoding would fail
     warm = []
     for _ in range(5):
         start = time.perf_counter()

@@ -5,6 +5,7 @@ find and list (vaekit.sources) -> decode (vaekit.images) -> split (vaekit.patien
 
 import hashlib
 import json
+import mmap
 import os
 import shutil
 import tempfile
@@ -22,7 +23,7 @@ import numpy as np
 import torch
 
 from vaekit.config import Config
-from vaekit.images import BadImage, apply_clahe, decode, fit_square, prepare
+from vaekit.images import BadImage, apply_clahe, decode, fit_square, prepare, reader
 from vaekit.patients import (
     NEAR_DUPLICATE,
     SPLITS,
@@ -39,9 +40,10 @@ __all__ = [
     "fit_square", "list_images", "load_data", "near_duplicates", "patient_key", "prepare",
 ]  # fmt: skip
 
-CACHE_VERSION = 1  # raise it when the same files and Config would give other pixels or splits
-PIXEL_FIELDS = ("image_size", "in_channels", "fit", "clahe_clip", "clahe_tiles")
+CACHE_VERSION = 2  # raise it when the same files and Config would give other pixels or splits
+PIXEL_FIELDS = ("image_size", "in_channels", "fit", "crop", "clahe_clip", "clahe_tiles")
 SPLIT_FIELDS = ("val_fraction", "patient_key", "seed", "max_images")
+CHUNK = 64 * 2**20  # bytes of pixels that are held at a time, however large the set
 ON_DEVICE = 0.4  # share of the free CUDA memory that a resident split may take
 
 
@@ -63,6 +65,19 @@ def _on_disk(path: Path, shape: tuple) -> np.ndarray:
         with open(path, "r+b") as file:
             os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
     return images
+
+
+def _chunks(images: np.ndarray, *others: np.ndarray) -> Iterator[slice]:
+    """Rows of `images`, CHUNK bytes at a time; after each, the maps' pages are handed back.
+
+    They are the file's, written or not, but would count as this process's until RAM is full.
+    """
+    step = max(1, CHUNK * len(images) // images.nbytes)
+    for start in range(0, len(images), step):
+        yield slice(start, min(start + step, len(images)))
+        for array in (images, *others):
+            if isinstance(array, np.memmap) and hasattr(mmap, "MADV_DONTNEED"):
+                array._mmap.madvise(mmap.MADV_DONTNEED)
 
 
 def _open(folder: Path) -> tuple[np.ndarray, dict]:
@@ -94,6 +109,8 @@ def _cached(folder: Path, build: Callable) -> tuple[np.ndarray, dict]:
                     shutil.rmtree(folder)
                     os.replace(temporary, folder)
         return _open(folder)
+    except FileNotFoundError:  # not the cache's fault: no image is usable
+        raise
     except OSError as error:
         warnings.warn(f"no cache in {folder.parent} ({error}): images stay in RAM", stacklevel=3)
         return build(_in_memory)
@@ -104,40 +121,51 @@ def _decode_all(root: Path, names: list, cfg: Config, verbose: bool, new: Callab
     images = new((len(names), cfg.in_channels, cfg.image_size, cfg.image_size))
     if verbose and len(names) >= 1000:
         print(f"decoding {len(names):,} images once; after that they come from the cache")
-    thumbs = _in_memory((len(names), THUMB, THUMB))
+    read, merge = reader(root, cfg.in_channels), cfg.patient_key != "none"
+    thumbs = _in_memory((len(names) * merge, THUMB, THUMB))
 
     def one(row: int) -> str:
         try:
-            image = decode(root / names[row], cfg.in_channels)
+            image = read(names[row])
         except BadImage as error:
             return str(error)
         images[row] = prepare(image, cfg)
-        # From the file, not from what was prepared: the split does not depend on image_size.
-        thumb = fit_square(image, THUMB, "squash")
-        thumbs[row] = thumb if thumb.ndim == 2 else cv2.cvtColor(thumb, cv2.COLOR_RGB2GRAY)
+        if merge:  # from the file, not from what was prepared: the split is of every image_size
+            thumb = fit_square(image, THUMB, "squash")
+            thumbs[row] = thumb if thumb.ndim == 2 else cv2.cvtColor(thumb, cv2.COLOR_RGB2GRAY)
         return ""
 
+    bad = {}
     with ThreadPoolExecutor(min(os.cpu_count() or 1, 32)) as pool:
-        reasons = list(pool.map(one, range(len(names))))
-    bad = {row: reason for row, reason in enumerate(reasons) if reason}
-    return images, {"bad": bad, "pairs": near_duplicates(thumbs)}
+        for part in _chunks(images):
+            rows = range(part.start, part.stop)
+            bad |= {row: why for row, why in zip(rows, pool.map(one, rows), strict=True) if why}
+    return images, {"bad": bad, "pairs": near_duplicates(thumbs) if merge else []}
 
 
-def _arrange(files: list[tuple], pixels: np.ndarray, facts: dict, cfg: Config, new: Callable):
-    """Images with train, val and test one after the other, and the index that goes with them."""
+def _plan(root: Path, files: list[tuple], facts: dict, cfg: Config) -> tuple[list[int], dict]:
+    """The rows of `files` that are train, then val, then test, and the index that goes with them.
+
+    FileNotFoundError where no file is usable.
+    """
     bad = {int(row): reason for row, reason in facts["bad"].items()}  # JSON made them strings
-    groups = group_patients([file[0] for file in files], facts["pairs"], cfg.patient_key)
     good = [row for row in range(len(files)) if row not in bad]
+    if not good:
+        reasons = [f"\n  {files[row][0]}: {why}" for row, why in bad.items()]
+        raise FileNotFoundError(
+            f"none of {len(files)} files in {root} is a usable image; expected {EXPECTED}"
+            + "".join(reasons[:20])
+        )
+    groups = group_patients([file[0] for file in files], facts["pairs"], cfg.patient_key)
     columns = [files[row][:3] for row in good]
     names, own, given = (list(column) for column in zip(*columns, strict=True))
     classes = sorted(set(given))
-    labels = [classes.index(label) for label in given]
+    number = {name: i for i, name in enumerate(classes)}
+    labels = [number[label] for label in given]
     groups = [groups[row] for row in good]
     rows, dropped = split_by_patient(names, own, labels, groups, cfg)
     order = [i for split in SPLITS for i in rows[split]]
-    images = new((len(order), *pixels.shape[1:]))
-    np.take(pixels, [good[i] for i in order], axis=0, out=images, mode="clip")  # clip: no buffer
-    index = {
+    return [good[i] for i in order], {
         "lengths": [len(rows[split]) for split in SPLITS],
         "names": [names[i] for i in order],
         "groups": [groups[i] for i in order],
@@ -147,13 +175,41 @@ def _arrange(files: list[tuple], pixels: np.ndarray, facts: dict, cfg: Config, n
         "dropped": [(names[i], reason) for i, reason in sorted(dropped.items())],
         "merged": len(set(group_patients(names, how=cfg.patient_key))) - len(set(groups)),
     }
-    index["hash"] = _content_hash(images, index["labels"], index["lengths"], classes)
-    return images, index
 
 
-def _content_hash(images: np.ndarray, labels: list[int], lengths: list[int], classes: list) -> str:
-    digest = hashlib.sha256(repr((images.shape, labels, lengths, classes)).encode())
-    digest.update(np.ascontiguousarray(images))
+def _arrange(root: Path, files: list[tuple], pixels: np.ndarray, facts: dict, cfg: Config,
+             new: Callable) -> tuple[np.ndarray, dict]:  # fmt: skip
+    """Images with train, val and test one after the other, and their index."""
+    order, index = _plan(root, files, facts, cfg)
+    images = new((len(order), *pixels.shape[1:]))
+    for part in _chunks(images, pixels):
+        images[part] = pixels[order[part]]
+    return images, _hashed(images, index)
+
+
+def _decode_in_order(root: Path, files: list[tuple], cfg: Config, verbose: bool,
+                     new: Callable) -> tuple[np.ndarray, dict]:  # fmt: skip
+    """`_arrange` where the split needs no pixels: one copy on disk, and only what is asked for."""
+    bad = {}
+    while True:  # a damaged file changes the split: again, without it
+        order, index = _plan(root, files, {"bad": bad, "pairs": []}, cfg)
+        images, facts = _decode_all(root, [files[row][0] for row in order], cfg, verbose, new)
+        if not facts["bad"]:
+            return images, _hashed(images, index)
+        bad |= {order[i]: reason for i, reason in facts["bad"].items()}
+
+
+def _hashed(images: np.ndarray, index: dict) -> dict:
+    facts = index["labels"], index["lengths"], index["classes"]
+    return index | {"hash": _content_hash([images], *facts)}
+
+
+def _content_hash(parts: list, labels: list[int], lengths: list[int], classes: list) -> str:
+    shape = sum(map(len, parts)), *parts[0].shape[1:]
+    digest = hashlib.sha256(repr((shape, labels, lengths, classes)).encode())
+    for images in parts:
+        for part in _chunks(images):
+            digest.update(np.ascontiguousarray(images[part]))
     return digest.hexdigest()
 
 
@@ -165,16 +221,11 @@ def _load_arrays(root: Path, files: list[tuple], cfg: Config, verbose: bool) -> 
     folder = cache_dir() / f"split-{split_key}"
     with suppress(OSError, ValueError):
         return _open(folder)
-    names = [file[0] for file in files]
-    build = partial(_decode_all, root, names, cfg, verbose)
+    if cfg.patient_key == "none":
+        return _cached(folder, partial(_decode_in_order, root, files, cfg, verbose))
+    build = partial(_decode_all, root, [file[0] for file in files], cfg, verbose)
     pixels, facts = _cached(cache_dir() / f"pixels-{pixel_key}", build)
-    if len(facts["bad"]) == len(files):
-        reasons = [f"\n  {names[int(row)]}: {why}" for row, why in facts["bad"].items()]
-        raise FileNotFoundError(
-            f"none of {len(files)} files in {root} is a usable image; expected {EXPECTED}"
-            + "".join(reasons[:20])
-        )
-    build = partial(_arrange, files, pixels, facts, cfg)
+    build = partial(_arrange, root, files, pixels, facts, cfg)
     return _cached(folder, build) if isinstance(pixels, np.memmap) else build(_in_memory)
 
 
@@ -278,18 +329,18 @@ class Data:
         for (name, images), values in zip(tensors.items(), labels, strict=True):
             names = [f"{name}/{i}" for i in range(len(images))]
             splits.append(Split(images.cpu().contiguous(), values, names, list(names), classes))
-        pixels = torch.cat([split.images for split in splits]).numpy()
-        digest = _content_hash(pixels, flat, lengths, classes)
+        digest = _content_hash([split.images.numpy() for split in splits], flat, lengths, classes)
         return cls(*splits, classes=classes, source="tensors", path="", hash=digest)
 
 
-def load_data(cfg: Config, verbose: bool = True) -> Data:
+def load_data(cfg: Config, verbose: bool = True, download: bool = False) -> Data:
     """Find, decode, group and split the images `cfg` asks for; the second time, from the cache.
 
-    Prints what was chosen. FileNotFoundError where there is nothing to read, ValueError where the
-    patients are too few for three splits.
+    Prints what was chosen. `download` fetches a known data set that is nowhere on this machine.
+    FileNotFoundError where there is nothing to read, ValueError where the patients are too few
+    for three splits.
     """
-    found = find_dataset(cfg)
+    found = find_dataset(cfg, download)
     if verbose:
         print(found)
     files, skipped = list_images(found.path)

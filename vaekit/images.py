@@ -1,6 +1,8 @@
-"""One file to one square picture: read by content, even out the contrast, make it square."""
+"""From a file to square pictures: read by content, even out the contrast, make it square."""
 
+import gzip
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -87,25 +89,27 @@ def apply_clahe(image: np.ndarray, clip: float = 2.0, tiles: int = 8) -> np.ndar
     return cv2.cvtColor(lab, cv2.COLOR_LAB2RGB)
 
 
-def fit_square(image: np.ndarray, size: int, how: str = "squash") -> np.ndarray:
+def fit_square(image: np.ndarray, size: int, how: str = "squash", crop: float = 1.0) -> np.ndarray:
     """(H, W) or (H, W, 3) uint8 to (size, size) or (size, size, 3).
 
-    "squash" resizes each side on its own, "crop" keeps the central square, "pad" adds black bars.
+    "squash" resizes each side on its own; "crop" keeps the central square, `crop` of the shorter
+    side wide; "pad" adds black bars; "frame" is "pad" without ever enlarging (28x28 -> 32x32).
     """
     height, width = image.shape[:2]
     if how == "squash":
         return _resize(image, size, size)
     if how == "crop":
-        side = min(height, width)
+        side = max(1, round(crop * min(height, width)))
         top, left = (height - side) // 2, (width - side) // 2
         return _resize(image[top : top + side, left : left + side], size, size)
-    if how == "pad":  # the bars last: a strip of film would make a huge square
+    if how in ("pad", "frame"):  # the bars last: a strip of film would make a huge square
         scale = size / max(height, width)
+        scale = min(scale, 1.0) if how == "frame" else scale
         image = _resize(image, max(1, round(height * scale)), max(1, round(width * scale)))
         dy, dx = size - image.shape[0], size - image.shape[1]
         edges = dy // 2, dy - dy // 2, dx // 2, dx - dx // 2
         return cv2.copyMakeBorder(image, *edges, cv2.BORDER_CONSTANT, value=0)
-    raise ValueError(f"fit={how!r} is not one of squash, pad, crop")
+    raise ValueError(f"fit={how!r} is not one of squash, pad, frame, crop")
 
 
 def _resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -119,5 +123,61 @@ def _resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
 def prepare(image: np.ndarray, cfg) -> np.ndarray:
     """A decoded picture to (C, S, S) uint8: CLAHE at the file's own resolution, then the square."""
-    image = fit_square(apply_clahe(image, cfg.clahe_clip, cfg.clahe_tiles), cfg.image_size, cfg.fit)
+    image = apply_clahe(image, cfg.clahe_clip, cfg.clahe_tiles)
+    image = fit_square(image, cfg.image_size, cfg.fit, cfg.crop)
     return image[None] if image.ndim == 2 else image.transpose(2, 0, 1)
+
+
+def read_arrays(path: Path) -> dict[str, tuple[np.ndarray, list[str]]]:
+    """A data set that comes as arrays: {part: (uint8 (N, H, W) or (N, H, W, 3), N class names)}.
+
+    `path` is a folder with Fashion-MNIST's idx files, gzipped or not, or with CIFAR-10's python
+    batches, or an .npz with x and y, or x_train, y_train, x_test, y_test (names in `classes`). The
+    parts are "train" and "test", or "all". {} for any other path, BadImage for damaged files.
+    """
+    try:
+        if path.suffix == ".npz":
+            with np.load(path) as file:
+                suffixes = {"all": ""} if "x" in file else {"train": "_train", "test": "_test"}
+                found = {part: (file["x" + s], file["y" + s]) for part, s in suffixes.items()}
+                classes = list(map(str, file["classes"]))
+        elif list(path.glob("train-images-idx3-ubyte*")):
+            from torchvision.datasets import FashionMNIST
+
+            kinds = "images-idx3", "labels-idx1"
+            found = {part: tuple(_read_idx(path, f"{start}-{kind}-ubyte") for kind in kinds)
+                     for part, start in (("train", "train"), ("test", "t10k"))}  # fmt: skip
+            classes = FashionMNIST.classes
+        elif (path / "data_batch_1").is_file():
+            from torchvision.datasets import CIFAR10  # checks MD5 sums before it unpickles
+
+            sets = {part: CIFAR10(path.parent, train=part == "train") for part in ("train", "test")}
+            found = {part: (one.data, one.targets) for part, one in sets.items()}
+            classes = sets["train"].classes
+        else:
+            return {}
+        return {part: (x, [classes[i] for i in y]) for part, (x, y) in found.items()}
+    except (OSError, EOFError, KeyError, IndexError, RuntimeError, ValueError) as error:
+        raise BadImage(f"{path} cannot be read: {error}") from error
+
+
+def _read_idx(folder: Path, name: str) -> np.ndarray:
+    """LeCun's format: two zeros, the type, the rank, big-endian sizes, then the numbers."""
+    zipped = not (folder / name).is_file()
+    with gzip.open(folder / f"{name}.gz") if zipped else open(folder / name, "rb") as file:
+        data = file.read()
+    sizes = np.frombuffer(data, ">i4", count=data[3], offset=4)
+    return np.frombuffer(data, np.uint8, offset=4 + 4 * len(sizes)).reshape(sizes)
+
+
+def reader(path: Path, channels: int) -> Callable[[str], np.ndarray]:
+    """name -> uint8 (H, W) or (H, W, 3), for the names that `sources.list_images(path)` gives."""
+    arrays = read_arrays(path)
+    if not arrays:
+        return lambda name: decode(path / name, channels)
+
+    def read(name: str) -> np.ndarray:
+        part, row = name.split("/")
+        return _to_uint8(Image.fromarray(arrays[part][0][int(row)]), channels)
+
+    return read

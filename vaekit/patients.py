@@ -30,12 +30,12 @@ def patient_key(name: str, how: str = "subtype") -> str:
     """The patient in one of Kermany's file names; another name's stem is its own patient.
 
     "subtype": person12_bacteria, IM-0115, NORMAL2-IM-0501. "number", the cautious one: person12,
-    IM-0501, whatever the subtype or prefix.
+    IM-0501, whatever the subtype or prefix. "none": the stem of every name.
     """
-    if how not in ("subtype", "number"):
-        raise ValueError(f"patient_key={how!r} is not one of subtype, number")
+    if how not in ("subtype", "number", "none"):
+        raise ValueError(f"patient_key={how!r} is not one of subtype, number, none")
     stem = os.path.splitext(os.path.basename(name))[0]
-    for pattern in PATIENTS:
+    for pattern in PATIENTS if how != "none" else ():
         if match := pattern.match(stem):
             return match[0] if how == "subtype" else match[1]
     return stem

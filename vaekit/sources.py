@@ -1,4 +1,4 @@
-"""Where the images are: find a data set, list what is in it. Reads names, never pixels."""
+"""Where the images are: find a data set, list what is in it. Reads names and labels."""
 
 import os
 import tempfile
@@ -8,12 +8,39 @@ from pathlib import Path
 
 from vaekit import hosting
 from vaekit.config import Config
+from vaekit.images import read_arrays
 from vaekit.patients import SPLITS
 
 SUFFIXES = (".jpeg", ".jpg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".pgm", ".ppm")
 EXPECTED = "train/<class>/*.jpeg with test/ beside it, or <class>/*.jpeg, or images directly"
-KAGGLE_DATASET = "paultimothymooney/chest-xray-pneumonia"
 BUNDLE = Path(__file__).parent.parent / "data" / "chest_xray_phantom"
+
+
+@dataclass(frozen=True)
+class Known:
+    """How a data set is recognised: one of `marks` lies in one of `inside`, nearest first."""
+
+    kaggle: str
+    inside: tuple[str, ...]
+    marks: tuple[str, ...]
+    expected: str = EXPECTED
+
+
+FACES = ("img_align_celeba/img_align_celeba", "img_align_celeba")  # Kaggle's zip has it twice
+KNOWN = {
+    "chest_xray": Known("paultimothymooney/chest-xray-pneumonia", ("", "chest_xray"),
+                        ("train/NORMAL",)),
+    "fashion_mnist": Known("zalando-research/fashionmnist", ("", "raw", "FashionMNIST/raw"),
+                           ("train-images-idx3-ubyte*",), "train-images-idx3-ubyte(.gz) and the"
+                           " other three files, in this folder, raw/ or FashionMNIST/raw/"),
+    "cifar10": Known("pankrzysiu/cifar10-python",
+                     ("", "cifar-10-batches-py", "cifar10/cifar-10-batches-py", "cifar10"),
+                     ("data_batch_1", "cifar10*.npz"), "cifar-10-batches-py/ or cifar10*.npz, in"
+                     " this folder or in cifar10/"),
+    "celeba": Known("jessicali9530/celeba-dataset", ("", *FACES, *(f"celeba/{f}" for f in FACES)),
+                    ("000001.jpg",), "000001.jpg and so on, in this folder, img_align_celeba/ or"
+                    " celeba/img_align_celeba/"),
+}  # fmt: skip
 
 
 def cache_dir() -> Path:
@@ -26,7 +53,7 @@ class Found:
     """Where the images are, and by which rule; `str()` of it is one line."""
 
     path: Path
-    source: str  # "given", "VAEKIT_DATA", "kaggle input", "kagglehub cache", "bundled phantoms"
+    source: str  # "given", "VAEKIT_DATA", "kaggle input", "kagglehub cache", ...
 
     def __str__(self) -> str:
         if self.source == "bundled phantoms":  # no machine's path: this line is stored in notebooks
@@ -34,81 +61,144 @@ class Found:
         return f"data: {self.source}, {self.path}"
 
 
-def find_dataset(cfg: Config) -> Found:
-    """The folder to read: data_path, VAEKIT_DATA, Kaggle inputs, kagglehub's cache, phantoms.
+def find_dataset(cfg: Config, download: bool = False) -> Found:
+    """What to read for `cfg.dataset`: data_path, VAEKIT_DATA, Kaggle inputs, earlier downloads.
 
-    The first two are orders: FileNotFoundError where they hold no images, never a replacement.
+    The first two are orders: FileNotFoundError where they do not hold it, never a replacement.
+    Found nowhere, it is downloaded if `download` says so (never in the smoke profile); without,
+    chest_xray means the bundled phantoms and every other set FileNotFoundError.
     """
-    for source, place in (("given", cfg.data_path), ("VAEKIT_DATA", env("VAEKIT_DATA"))):
+    name = cfg.dataset
+    for asked, place in (("data_path", cfg.data_path), ("VAEKIT_DATA", env("VAEKIT_DATA"))):
         if place:
-            path = _enter(Path(place).expanduser())
+            path = _enter(Path(place).expanduser(), name)
             if path is None:
-                asked = "data_path" if source == "given" else source
-                raise FileNotFoundError(f"{asked}={place} has no images; expected {EXPECTED}")
+                raise FileNotFoundError(f"{asked}={place} has no images for dataset={name}; "
+                                        f"expected {_expected(name)}")  # fmt: skip
+            return Found(path, "given" if asked == "data_path" else asked)
+    found = _search(name)
+    if not found and download and name in KNOWN and cfg.profile != "smoke":
+        _download(name)
+        found = _search(name)
+    if not found and name != "chest_xray":
+        raise FileNotFoundError(_nowhere(name))
+    return found or _phantoms()
+
+
+def _search(name: str) -> Found | None:
+    if name not in KNOWN:
+        return None
+    places = [("kaggle input", path) for path in _kaggle_inputs(name)]
+    places += [("kagglehub cache", path) for path in _kagglehub_versions(name)]
+    for source, place in [*places, ("torchvision cache", _torchvision_cache())]:
+        if path := _enter(place, name):
             return Found(path, source)
-    drawn = cache_dir() / BUNDLE.name
-    places = [("kaggle input", path) for path in _kaggle_inputs()]
-    places += [("kagglehub cache", path) for path in _kagglehub_versions()]
-    places += [("bundled phantoms", BUNDLE), ("bundled phantoms", drawn)]
-    for source, place in places:
-        if path := _enter(place):
-            return Found(path, source)
-    return Found(_draw_phantoms(drawn), "bundled phantoms")
+    return None
+
+
+def _torchvision_cache() -> Path:
+    return cache_dir() / "torchvision"
+
+
+def _download(name: str) -> None:
+    """From torchvision's servers, or from Kaggle (which needs `pip install kagglehub`)."""
+    if name in ("fashion_mnist", "cifar10"):
+        from torchvision import datasets
+
+        kind = {"fashion_mnist": datasets.FashionMNIST, "cifar10": datasets.CIFAR10}[name]
+        kind(_torchvision_cache(), download=True)
+    else:
+        import kagglehub
+
+        kagglehub.dataset_download(KNOWN[name].kaggle)
+
+
+def _expected(name: str) -> str:
+    return KNOWN[name].expected if name in KNOWN else EXPECTED
+
+
+def _nowhere(name: str, *more: Path | str) -> str:
+    """The message where a data set is missing: what, how to get it, where it was looked for."""
+    places = ["data_path (empty)", "VAEKIT_DATA (not set)"]
+    ways = "set VAEKIT_DATA or data_path to its folder"
+    if name in KNOWN:
+        kaggle = KNOWN[name].kaggle
+        ways += f"; attach {kaggle} on Kaggle; or vaekit.load_data(cfg, download=True)"
+        places += [hosting.KAGGLE_INPUT, f"kagglehub's cache of {kaggle}", _torchvision_cache()]
+    looked = "".join(f"\n  {place}" for place in (*places, *more))
+    return (f"no images for dataset={name}; expected {_expected(name)}.\nTo get them: {ways}."
+            f"\nLooked at{looked}")  # fmt: skip
 
 
 def env(name: str) -> str:
     return os.environ.get(name, "").strip()
 
 
-def _kaggle_inputs() -> list[Path]:
-    """Folders with train/NORMAL at most 3 deep in an attached input, the usual data set first."""
+def _kaggle_inputs(name: str) -> list[Path]:
+    """Folders with the data set, at most 3 deep in an attached input, the usual one first."""
     level = [*hosting.KAGGLE_INPUT.glob("*"), *hosting.KAGGLE_INPUT.glob("datasets/*/*")]
     found: list[Path] = []
     for _ in range(3):  # never a deep search: an input may hold a million files
-        hits = [folder for folder in level if (folder / "train" / "NORMAL").is_dir()]
+        hits = [folder for folder in level if _marked(folder, name)]
         found += sorted(hits)
         level = [sub for folder in level if folder not in hits for sub in _subfolders(folder)]
-    slug = KAGGLE_DATASET.split("/")[1]
+    slug = KNOWN[name].kaggle.split("/")[1]
     return sorted(found, key=lambda folder: slug not in folder.parts)  # stable: nearest first
 
 
-def _kagglehub_versions() -> list[Path]:
+def _kagglehub_versions(name: str) -> list[Path]:
     """kagglehub's copies on disk: finished downloads first, newest first."""
     root = Path(env("KAGGLEHUB_CACHE") or "~/.cache/kagglehub").expanduser()
-    root = root / "datasets" / KAGGLE_DATASET
+    root = root / "datasets" / KNOWN[name].kaggle
     versions = [folder for folder in root.glob("versions/*") if folder.name.isdigit()]
     done = {folder: (root / f"{folder.name}.complete").exists() for folder in versions}
     return sorted(versions, key=lambda folder: (done[folder], int(folder.name)), reverse=True)
 
 
-def _draw_phantoms(folder: Path) -> Path:
-    """The bundle, drawn once into the cache where vaekit is installed without its checkout."""
+def _phantoms() -> Found:
+    """The bundle; where vaekit is installed without its checkout, drawn once into the cache."""
+    drawn = cache_dir() / BUNDLE.name
+    for place in (BUNDLE, drawn):
+        if path := _enter(place, "chest_xray"):
+            return Found(path, "bundled phantoms")
     try:
         from vaekit.phantom import write_bundle
 
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
-            write_bundle(Path(temporary) / folder.name)
+        drawn.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=drawn.parent) as temporary:
+            write_bundle(Path(temporary) / drawn.name)
             with suppress(OSError):  # another process was first
-                os.replace(Path(temporary) / folder.name, folder)
-        if _enter(folder):
-            return folder
+                os.replace(Path(temporary) / drawn.name, drawn)
+        if _enter(drawn, "chest_xray"):
+            return Found(drawn, "bundled phantoms")
         reason = "nothing was drawn"
     except (ImportError, OSError) as error:
         reason = str(error)
-    looked = (
-        "VAEKIT_DATA (not set)",
-        hosting.KAGGLE_INPUT,
-        f"kagglehub's cache of {KAGGLE_DATASET}",
-    )
-    looked = "".join(f"\n  {place}" for place in (*looked, BUNDLE, f"{folder}: {reason}"))
-    raise FileNotFoundError(f"no images; expected {EXPECTED}; looked at data_path (empty){looked}")
+    raise FileNotFoundError(_nowhere("chest_xray", BUNDLE, f"{drawn}: {reason}"))
 
 
-def _enter(folder: Path) -> Path | None:
-    """`folder`, or the chest_xray/ in it, whichever holds images; None if neither does."""
-    if not (folder / "train").is_dir() and (folder / "chest_xray").is_dir():
-        return _enter(folder / "chest_xray")
+def _marked(folder: Path, name: str) -> Path | None:
+    """The folder, at or below `folder`, that has the marks of the known data set; or the .npz."""
+    for place in (folder / inside for inside in KNOWN[name].inside):
+        for mark in KNOWN[name].marks:
+            if hits := sorted(place.glob(mark)):  # of several .npz the last by name
+                return hits[-1] if hits[-1].suffix == ".npz" else place
+    return None
+
+
+def _enter(folder: Path, name: str) -> Path | None:
+    """What to read in `folder` for the data set `name`; None if it is not there."""
+    if name == "cifar10" and folder.suffix == ".npz" and folder.is_file():
+        return folder
+    if name in KNOWN and (found := _marked(folder, name)):
+        return found
+    if name == "chest_xray":
+        if FACES[1] in (folder.name, *(sub.name for sub in _subfolders(folder))):
+            return None  # one data set does not stand in for another
+        if not (folder / "train").is_dir() and (folder / "chest_xray").is_dir():
+            folder = folder / "chest_xray"
+    elif name != "images":
+        return None
     with suppress(OSError):
         for _, _, leaf in _class_folders(folder):
             with os.scandir(leaf) as entries:
@@ -143,9 +233,17 @@ def _class_folders(root: Path) -> list[tuple[str, str, Path]]:
 def list_images(root: Path) -> tuple[list[tuple], list[tuple[str, str]]]:
     """Sorted (relative name, own split, class, bytes, mtime in ns), and (name, reason) skipped.
 
-    Reads names only. A nested second copy and macOS files are skipped, one line per folder.
+    A nested second copy and macOS files are skipped, one line per folder. Arrays (see
+    `images.read_arrays`) give one entry a row, "train/00012". CelebA's own split is read from
+    list_eval_partition, .csv or .txt, beside or above its images.
     """
-    folders = _class_folders(root)
+    if arrays := read_arrays(root):
+        stats = [file.stat() for file in ([root] if root.is_file() else root.iterdir())]
+        state = sum(stat.st_size for stat in stats), max(stat.st_mtime_ns for stat in stats)
+        return [(f"{part}/{row:06}", part.replace("all", ""), label, *state)
+                for part, (_, labels) in sorted(arrays.items())
+                for row, label in enumerate(labels)], []  # fmt: skip
+    folders, official = _class_folders(root), _official_split(root)
     files: list[tuple] = []
     skipped = _strays(root, folders)
     for split, label, folder in folders:
@@ -160,7 +258,8 @@ def list_images(root: Path) -> tuple[list[tuple], list[tuple[str, str]]]:
                     skipped.append((name, "not an image by its name"))
                 elif entry.is_file():  # false for a folder and a broken link
                     stat = entry.stat()
-                    files.append((name, split, label, stat.st_size, stat.st_mtime_ns))
+                    side = split or official.get(name, "")
+                    files.append((name, side, label, stat.st_size, stat.st_mtime_ns))
                 else:
                     skipped.append((name, "not a file"))
         if hidden:
@@ -188,3 +287,15 @@ def _strays(root: Path, folders: list[tuple[str, str, Path]]) -> list[tuple[str,
                     reason = "nested second copy"
             skipped.append((name, f"{reason}: {count}"))
     return skipped
+
+
+def _official_split(root: Path) -> dict[str, str]:
+    for folder in (root, *root.parents[:2]) if root.name == "img_align_celeba" else ():
+        for file in (folder / "list_eval_partition.csv", folder / "list_eval_partition.txt"):
+            with suppress(OSError):
+                lines = file.read_text().replace(",", " ").splitlines()
+                rows = [line.split() for line in lines]
+                return {
+                    row[0]: SPLITS[int(row[1])] for row in rows if row and row[-1] in tuple("012")
+                }
+    return {}
