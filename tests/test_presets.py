@@ -49,7 +49,7 @@ NOTED = {
     }),
     "celeba64_improved": ((512,), 42_664_323, FACES | {
         "image_size": 64, "widths": (128, 256, 512, 1024), "act_encoder": "leaky_relu",
-        "mse_weight": 0.8, "l1_weight": 0.2, "perceptual_weight": 0.1,
+        "mse_weight": 0.8, "l1_weight": 0.2, "perceptual_weight": 0.1 / 12288,
         "perceptual_distance": "squared", "recon_weight": 1.0, "beta": 1.0, "lr_phase2": 1e-4,
         "lr_schedule_phase2": "plateau", "epochs_phase1": 0, "epochs_phase2": 100,
         "logvar_clamp": 15.0,
@@ -139,7 +139,7 @@ def train(name, films, tmp_path, epochs=EPOCHS, **changes):
     """A narrow copy of a preset trained for `epochs` of 4 steps; all else is the preset's."""
     noted = vaekit.preset(name, profile="full")
     first = min(noted.epochs_phase1, epochs // 3)
-    small = {"widths": tuple(min(w, 16) for w in noted.widths)}
+    small = {"widths": tuple(min(w, 16) for w in vaekit.preset(name).widths)}
     small |= {"latent_channels": 16} if noted.latent == "vector" else {}
     cfg = vaekit.preset(name, **{
         **small, "epochs_phase1": first, "epochs_phase2": epochs - first, "batch_size": 16,

@@ -48,23 +48,27 @@ PRESETS = {
         "kl_reduction": "sum", "epochs_phase2": 50, "lr_phase2": 5e-4,
     },
     # "2000 -> 1" makes the reconstruction count for more only if it became a sum at the same time:
-    # 1 on the sum is 6 times the 0.16 above, 1 on the mean is 2000 times less and collapses.
+    # 1 on the sum is 6 times the 0.16 above, 1 on the mean is 2000 times less and collapses. The
+    # perceptual term is 0.1 x F.mse_loss, a mean that stays one, so 0.1 / 12288 of a sum: at 0.1
+    # of a sum the squared features' pull is hundreds of times the pixels', which then do not count.
     # Weight decay and patience are not given as numbers.
     "celeba64_improved": FACES | {
         "latent_channels": 512, "widths": (128, 256, 512, 1024), "mse_weight": 0.8,
-        "l1_weight": 0.2, "perceptual_weight": 0.1, "recon_reduction": "sum",
+        "l1_weight": 0.2, "perceptual_weight": 0.1 / (3 * 64 * 64), "recon_reduction": "sum",
         "kl_reduction": "sum", "epochs_phase2": 100, "lr_phase2": 1e-4,
         "lr_schedule_phase2": "plateau", "weight_decay": 1e-5, "early_stop": 10,
     },
     # "256 channels" is the first width; the rest brings it to the 50 M parameters that are named.
-    # Beta moves by itself; its start and the band are ours.
+    # Beta moves by itself; its start and the band are ours. So is the perceptual distance: squared,
+    # a fifth of it would drown the other terms (see above).
     "celeba256": FACES | {
         "image_size": 256, "crop": 1.0, "latent_channels": 1024,
         "widths": (256, 256, 512, 512, 1024, 1024), "upsample": "bilinear", "mse_weight": 0.4,
-        "l1_weight": 0.2, "perceptual_weight": 0.2, "lpips_weight": 0.2, "beta": 0.001,
-        "beta_schedule": "adaptive_cyclical", "cycle_epochs": 8, "cycle_cooldown": 2,
-        "cycle_reduction": 0.25, "beta_floor": 5e-5, "beta_floor_growth": 1.02,
-        "kl_share_low": 0.02, "kl_share_high": 0.10, "epochs_phase2": 200, "batch_size": 64,
+        "l1_weight": 0.2, "perceptual_weight": 0.2, "perceptual_distance": "l1",
+        "lpips_weight": 0.2, "beta": 0.001, "beta_schedule": "adaptive_cyclical",
+        "cycle_epochs": 8, "cycle_cooldown": 2, "cycle_reduction": 0.25,
+        "beta_floor": 5e-5, "beta_floor_growth": 1.02, "kl_share_low": 0.02,
+        "kl_share_high": 0.10, "epochs_phase2": 200, "batch_size": 64,
         "lr_phase2": 5e-5, "lr_schedule_phase2": "plateau", "plateau_patience": 10,
         "weight_decay": 1e-5, "grad_clip": 1.0, "early_stop": 20,
     },
@@ -140,7 +144,7 @@ def _row(name: str) -> list[str]:
     terms = {"L1": cfg.l1_weight, "MSE": cfg.mse_weight, "SSIM": cfg.ssim_weight,
              "perceptual": cfg.perceptual_weight, "LPIPS": cfg.lpips_weight,
              "spectral": cfg.spectral_weight}  # fmt: skip
-    loss = " + ".join(f"{weight:g} {term}" for term, weight in terms.items() if weight)
+    loss = " + ".join(f"{weight:.3g} {term}" for term, weight in terms.items() if weight)
     loss = f"{cfg.recon_weight:g} ({loss})" if cfg.recon_weight != 1 else loss
     beta = f"{cfg.beta:g}"
     if cfg.beta_schedule == "warmup":
