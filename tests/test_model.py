@@ -100,6 +100,9 @@ def test_each_value_changes_its_parameters_and_no_others(change, where):
     changed = {n for n in base.keys() | other.keys() if base.get(n) != other.get(n)}
     assert all(any(part in name for part in where) for name in changed), sorted(changed)
     assert bool(changed) == bool(where)
+    model = make(**change)
+    x = torch.rand(2, model.cfg.in_channels, model.cfg.image_size, model.cfg.image_size)
+    assert model(x)[0].shape == x.shape
 
 
 @pytest.mark.parametrize(

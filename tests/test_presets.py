@@ -20,7 +20,7 @@ FACES = {"dataset": "celeba", "in_channels": 3, "latent": "vector", "fit": "crop
 SUMS = {"recon_reduction": "sum", "kl_reduction": "sum", "mse_weight": 1.0, "l1_weight": 0.0,
         "ssim_weight": 0.0, "perceptual_weight": 0.0, "lr_phase2": 1e-3, "grad_clip": 0.1,
         "optimizer": "adam", "act_encoder": "leaky_relu", "act_decoder": "leaky_relu"}  # fmt: skip
-EPOCHS, LR = 30, 3e-3  # of the short training below, 4 steps an epoch
+EPOCHS, LR = 50, 3e-3  # of the short training below, 4 steps an epoch
 
 NOTED = {
     "chest_xray": ((64, 4, 4), 8_088_129, {

@@ -108,9 +108,11 @@ class Upsample(nn.Module):
 
 
 def enlarge(x: Tensor, how: str) -> Tensor:
-    options = {} if how == "nearest" else {"align_corners": False}
+    """x2 by nearest neighbour, else bilinear (also the skip beside a transposed convolution)."""
     with torch.autocast(x.device.type, enabled=False):  # it would go through fp32 and back
-        return F.interpolate(x, scale_factor=2, mode=how, **options)
+        if how == "nearest":
+            return F.interpolate(x, scale_factor=2, mode="nearest")
+        return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
 
 
 class DownBlock(nn.Module):
