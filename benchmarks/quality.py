@@ -71,14 +71,14 @@ def seconds_per_epoch(cfg: Config, data: Data, patience: float = 12.0) -> float:
     order, flip = epoch_order(cfg, len(data.train), 0)
     trainer.model.train()
     marks = []
-    for x in batches(data.train, cfg.batch_size, trainer.device, order, flip,
-                     channels_last=cfg.channels_last):  # fmt: skip
+    while len(marks) < 8 or len(marks) < len(order) and marks[-1] - marks[0] < patience:
+        i = len(marks) * cfg.batch_size % (len(order) - cfg.batch_size + 1)
+        (x,) = batches(data.train, cfg.batch_size, trainer.device, order[i : i + cfg.batch_size],
+                       flip[i : i + cfg.batch_size], channels_last=cfg.channels_last)  # fmt: skip
         trainer.train_step(x, float(cfg.epochs_phase1))
         if trainer.device.type == "cuda":
             torch.cuda.synchronize()
         marks.append(time.perf_counter())
-        if len(marks) >= 8 and marks[-1] - marks[0] > patience:
-            break
     trainer.validate()
     start = time.perf_counter()
     trainer.validate()
