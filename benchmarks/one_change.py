@@ -6,13 +6,12 @@ A row that the file already holds is not measured again: stop and go on at will.
 should run on the machine meanwhile. Prints the table of README.md.
 """
 
-import argparse
 import json
 import sys
 import tempfile
 from pathlib import Path
 
-from quality import measure
+from quality import folders_parser, measure
 
 ROWS = {  # name -> the change; every row is trained the same number of minutes
     "as it is": {},
@@ -45,12 +44,7 @@ def table(rows: list[dict]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--train", type=Path, required=True)
-    parser.add_argument("--test", type=Path, required=True)
-    parser.add_argument("--size", type=int, default=64)
-    parser.add_argument("--minutes", type=float, default=3.0)
-    parser.add_argument("--out", type=Path, required=True)
+    parser = folders_parser(__doc__.split("\n")[0], minutes=3.0)
     parser.add_argument("--only", nargs="*", choices=ROWS, default=list(ROWS), metavar="ROW")
     given = parser.parse_args()
     rows = json.loads(given.out.read_text()) if given.out.exists() else []

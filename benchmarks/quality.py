@@ -24,9 +24,9 @@ from vaekit.config import Config, preset
 from vaekit.data import Data, Split, batches
 from vaekit.features import feature_loss
 from vaekit.images import BadImage, decode, prepare
+from vaekit.sources import SUFFIXES
 from vaekit.train import Trainer, epoch_order, fit, parse_changes
 
-SUFFIXES = {".jpeg", ".jpg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
 WATCHED = 32  # training films that the validation loss of each epoch is taken on
 NUM_JUDGED = 200  # N of the Fréchet distances
 DIMS = 64  # principal directions of the real features
@@ -39,7 +39,7 @@ PHASE1_SHARE = 0.25
 def load_folder(folder: Path, cfg: Config) -> Split:
     """Every image below `folder`, whatever its subfolders: CLAHE at its own size, then squashed."""
     files = sorted(p for p in folder.rglob("*")
-                   if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))  # fmt: skip
+                   if p.name.lower().endswith(SUFFIXES) and not p.name.startswith("."))  # fmt: skip
 
     def one(file: Path):
         try:
@@ -178,13 +178,19 @@ def measure(train: Path, test: Path, size: int, minutes: float, out: Path, comma
     return result
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+def folders_parser(description: str, minutes: float) -> argparse.ArgumentParser:
+    """What every script that trains here asks for; keyword arguments of `measure`."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--train", type=Path, required=True)
     parser.add_argument("--test", type=Path, required=True)
     parser.add_argument("--size", type=int, default=64)
-    parser.add_argument("--minutes", type=float, default=6.0)
+    parser.add_argument("--minutes", type=float, default=minutes)
     parser.add_argument("--out", type=Path, required=True)
+    return parser
+
+
+def main() -> None:
+    parser = folders_parser(__doc__.split("\n")[0], minutes=6.0)
     parser.add_argument("--set", nargs="*", default=[], metavar="FIELD=VALUE")
     given = vars(parser.parse_args())
     changes = parse_changes(given.pop("set"))

@@ -11,7 +11,7 @@ from vaekit import metrics, plots
 from vaekit.features import trunk_name
 from vaekit.losses import l1_per_image
 from vaekit.runs import Run
-from vaekit.sample import decode_batched, encode_all, prior_sampler
+from vaekit.sample import decode_batched, encode_all, sample_latents
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -107,7 +107,7 @@ def reconstructions(model, images) -> Tensor:
 
 def samples(model, n: int, seed: int) -> Tensor:
     """n prior samples; models with latents of one shape decode the same noise."""
-    return decode_batched(model, prior_sampler(model.latent_shape).sample(n, seed=seed))
+    return decode_batched(model, sample_latents(model, n, seed=seed))
 
 
 def measure(model, test: Tensor, judge) -> dict[str, Tensor]:
