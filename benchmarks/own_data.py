@@ -1,0 +1,115 @@
+"""Every preset trained on the data it was made for. One command a row:
+
+    python benchmarks/own_data.py fashion_mnist --data DIR --minutes 10 --runs out/own_data
+
+Trains in slices: stop and give the same command again to go on. A row that is finished replaces
+the one of the same name in benchmarks/own_data.json. The recipe is the preset's `full` one, with
+fewer epochs where the minutes do not suffice; --set FIELD=VALUE changes more. Nothing else should
+run meanwhile.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+import vaekit
+from vaekit import metrics, plots, sample
+from vaekit.config import Config, preset
+from vaekit.data import Data
+from vaekit.losses import mse_per_image
+from vaekit.train import fit, parse_changes
+
+from quality import seconds_per_epoch  # isort: skip
+
+HERE = Path(__file__).parent
+SLICE = 4.0  # minutes of training between two chances for other work
+NUM_FITTED = 10_000  # training images that the mixture is fitted to, at most
+KEPT = ("psnr", "ssim", "lpips", "sharpness ratio", "frechet", "precision", "coverage")
+
+
+def shortened(cfg: Config, data: Data, minutes: float, changes: dict) -> Config:
+    """`cfg` with as many of its epochs as fit into the minutes, the phases at their shares."""
+    each = seconds_per_epoch(cfg, data)
+    share = min(1.0, 60 * minutes / each / cfg.num_epochs)
+    epochs = {
+        name: round(share * getattr(cfg, name)) for name in ("epochs_phase1", "epochs_phase2")
+    }
+    print(f"{each:.1f} s an epoch: {share:.0%} of the preset's {cfg.num_epochs} epochs")
+    return preset(cfg.preset, **(epochs | changes))
+
+
+def train(cfg: Config, data: Data, runs: Path) -> vaekit.Run:
+    """A finished run; the time of an interrupted one is not lost."""
+    while True:
+        run = fit(cfg, data, runs, max_minutes=SLICE)
+        if run.finished:
+            return run
+
+
+@torch.no_grad()
+def score(run, data: Data) -> tuple[list[dict], dict]:
+    """(rows of the evaluation, {subject: 8 images}) of reconstructions, prior and mixture."""
+    model, n = run.model, min(len(data.test), metrics.MAX_IMAGES)
+    samples = {}
+    for kind in ("prior", "gmm"):
+        z = vaekit.sample_latents(model, n, kind, fit_on=data.train.images[:NUM_FITTED], seed=0)
+        samples[kind] = sample.decode_batched(model, z)
+    rows = metrics.evaluate(model, data.test, run.cfg, val=data.val, samples=samples)
+    found = metrics.collect({"mse": mse_per_image(model.reconstruct(x), x)}
+                            for x in metrics.chunks(data.test))["mse"]  # fmt: skip
+    rows = [r for r in rows if r["metric"] in KEPT and r["subject"] != "real"]
+    rows.insert(0, metrics.mean_row("mse", "reconstruction", found))
+    x = metrics.as_float(data.test.images[:8])
+    return rows, {"real": x, "reconstructed": model.reconstruct(x).cpu(), **samples}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("preset")
+    parser.add_argument("--data", default="", help="the data set's folder or file")
+    parser.add_argument("--minutes", type=float, required=True)
+    parser.add_argument("--runs", type=Path, required=True)
+    parser.add_argument("--name", help="of the row; else the preset's")
+    parser.add_argument("--out", type=Path, default=HERE / "own_data.json")
+    parser.add_argument("--set", nargs="*", default=[], metavar="FIELD=VALUE")
+    given = parser.parse_args()
+    name, folder = given.name or given.preset, given.runs / (given.name or given.preset)
+    changes = {"profile": "full", "data_path": given.data, **parse_changes(given.set)}
+    cfg = preset(given.preset, **changes)
+    data = vaekit.load_data(cfg)
+    if (folder / "config.json").exists():  # begun before: the speed is not measured again
+        cfg = Config.load(folder / "config.json")
+    else:
+        cfg = shortened(cfg, data, given.minutes, changes)
+        folder.mkdir(parents=True, exist_ok=True)
+        cfg.save(folder / "config.json")
+    run = train(cfg, data, folder)
+    rows, pictures = score(run, data)
+    plots.show_rows({k: v[:8] for k, v in pictures.items()}).savefig(folder / "grid.png", dpi=110)
+    print(metrics.format_table(rows))
+    seconds = sum(epoch["seconds"] for epoch in run.history)
+    command = " ".join(["python", *(a.replace(given.data, "DIR") for a in sys.argv)])
+    noted = preset(given.preset, profile="full")
+    result = {
+        "name": name, "preset": given.preset, "command": command, "seed": cfg.seed,
+        "train": len(data.train), "val": len(data.val), "test": len(data.test),
+        "size": cfg.image_size, "minutes": round(seconds / 60, 1), "epochs": len(run.history),
+        "of": noted.num_epochs, "images_per_second": round(
+            len(run.history) * len(data.train) / seconds),
+        "parameters": sum(p.numel() for p in run.model.parameters()),
+        "precision": run.info["precision"], "features": run.info["features"],
+        "beta_elbo": round(run.history[-1]["beta_elbo"], 4),
+        "kl": round(run.history[-1]["val_kl"], 1), "torch": torch.__version__,
+        "changed": {k: new for k, (_, new) in noted.differences(cfg).items() if k != "data_path"},
+        "rows": rows,
+    }  # fmt: skip
+    others = json.loads(given.out.read_text()) if given.out.exists() else []
+    table = [r for r in others if r["name"] != name] + [result]
+    given.out.write_text(json.dumps(sorted(table, key=lambda r: r["name"]), indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
