@@ -1,5 +1,6 @@
 """Four small models, each trained to be one of the verdicts, and the numbers against theory."""
 
+import math
 from importlib import import_module
 
 import matplotlib.pyplot as plt
@@ -123,22 +124,52 @@ def test_noise_price_is_beta_in_the_linear_case():
     assert numbers["active_units"] == units and numbers["kl"] == units
 
 
+class Codes(torch.nn.Module):
+    """An encoder that gives the codes it was made with, and a decoder that listens to all."""
+
+    def __init__(self, mu, sigma: float):
+        super().__init__()
+        self.mu, self.logvar = torch.nn.Parameter(mu.float()), 2 * math.log(sigma)
+
+    def encode(self, x):
+        mu = self.mu[: len(x)]
+        return mu, torch.full_like(mu, self.logvar)
+
+    def reparameterize(self, mu, logvar, generator):
+        return mu + (logvar / 2).exp() * torch.randn(mu.shape, generator=generator)
+
+    def decode(self, z):  # the films are what the means decode to, and noise
+        return 0.5 + z.view(-1, 1, 16, 16) / 10
+
+
+@pytest.mark.parametrize(("rank", "verdict"), [(256, "healthy"), (8, "prior hole")])
+def test_codes_that_hang_together_leave_a_hole_however_little_a_unit_knows(rank, verdict):
+    g = torch.Generator().manual_seed(0)
+    mix = torch.linalg.qr(torch.randn(256, 256, generator=g))[0][:, :rank]
+    mu = 0.4 * torch.randn(500, rank, generator=g) @ mix.T * (256 / rank) ** 0.5
+    model = Codes(mu, sigma=0.9)
+    films = model.decode(mu) + 0.03 * torch.randn(500, 1, 16, 16, generator=g)
+    found = vaekit.diagnose(model, films.detach(), batch_size=500)
+    assert found.verdict == verdict, str(found)
+    assert found.numbers["prior_gap"] < 0.25  # nats: next to nothing in any one unit
+
+
 def test_verdicts_in_their_order():
     good = dict(active_units=8, units=8, active_share=1.0, idle_share=0.0, kl=20.0, kl_active=2.5,
                 sigma=0.1, sigma_to_spread=0.1, sample_to_mean=1.1, other_to_mean=4.0,
-                noise_price=1.0, prior_gap=0.0, mmd=0.0, mmd_null=0.01, mmd_share=0.0,
-                largest_eigenvalue=1.2, smallest_eigenvalue=0.8)  # fmt: skip
+                noise_price=1.0, prior_gap=0.0, gap_share=0.0, mmd=0.0, mmd_null=0.01,
+                mmd_share=0.0, largest_eigenvalue=1.2, smallest_eigenvalue=0.8)  # fmt: skip
 
     def verdict(**changes):
         return diagnosis.judge(good | changes)[0]
 
     tight = {"sigma_to_spread": 0.01}
     assert verdict() == verdict(**tight) == "healthy"  # tight, but as dear as the ELBO wants it
-    assert verdict(**tight, noise_price=0.01, prior_gap=2.0) == "autoencoder"
+    assert verdict(**tight, noise_price=0.01, gap_share=0.5) == "autoencoder"
     assert verdict(sample_to_mean=50.0) == "autoencoder"
-    assert verdict(prior_gap=1.0) == verdict(mmd=0.1, mmd_share=0.3) == "prior hole"
+    assert verdict(gap_share=0.3) == verdict(mmd=0.1, mmd_share=0.3) == "prior hole"
     assert verdict(mmd=0.005, mmd_share=0.3) == "healthy"  # within what the prior itself shows
-    assert verdict(idle_share=0.9, other_to_mean=1.0, prior_gap=2.0) == "collapsed"
+    assert verdict(idle_share=0.9, other_to_mean=1.0, gap_share=0.5) == "collapsed"
     assert verdict(idle_share=0.9) == "healthy"  # the decoder listens to the others
     assert "more sharply" in diagnosis.judge(good | {"noise_price": 9.0})[1]
 

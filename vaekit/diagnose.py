@@ -9,7 +9,7 @@ lie between models trained to be each of the four, and are named below.
 |             | other_to_mean < 3: the decoder does nearly as well with another film's code     |
 | autoencoder | sigma_to_spread < 0.03 and noise_price < 0.25: codes are points, noise is free; |
 |             | or sample_to_mean > 10: the decoder was never shown its noise                   |
-| prior hole  | prior_gap > 0.25 nats an active unit, by mean, variances and correlations; or   |
+| prior hole  | gap_share > 0.1: of the KL, by mean, variances and correlations; or             |
 |             | mmd_share > 0.1 and mmd > mmd_null: by shape                                    |
 | healthy     | none of these                                                                   |
 """
@@ -38,7 +38,7 @@ UNHEARD = 10.0  # times the squared error of the mean's reconstruction, from a s
 TINY_NOISE = 0.03  # sigma over the deviation of mu, median over active units
 FREE_NOISE = 0.25  # price of the noise, in shares of what the ELBO would let it cost
 DEAR_NOISE = 3.0  # the same price, above which a healthy model is told that it is blurred
-PRIOR_GAP = 0.25  # nats an active unit
+GAP_SHARE = 0.1  # of the KL: nats that do not tell films apart but only lie off the prior
 PRIOR_MMD = 0.1  # share, 0..1
 UNITS = 1024  # at most, drawn at random, in the covariance: its spectrum costs their cube
 FILMS = 500  # at most, in the MMD: its null costs their square
@@ -53,8 +53,9 @@ ADVICE = {
     " {noise_price:.2g} of what the ELBO would let it: codes are points, of {kl_active:.2g} nats a"
     " unit. Raise beta until beta_elbo is near 1.",
     "prior hole": "units are active and their noise is real, but the codes lie {prior_gap:.2g} nats"
-    " a unit from N(0, I) (variances {smallest_eigenvalue:.2g} to {largest_eigenvalue:.2g}; MMD"
-    " {mmd:.2g}, from the prior to itself {mmd_null:.2g}): prior draws land where no film is."
+    " a unit from N(0, I), {gap_share:.0%} of the KL (variances {smallest_eigenvalue:.2g} to"
+    " {largest_eigenvalue:.2g}; MMD {mmd:.2g}, from the prior to itself {mmd_null:.2g}): prior"
+    " draws land where no film is."
     ' Sample with sampler="gaussian" or "gmm" fitted to the training films, or raise beta.',
     "healthy": "{active_units} of {units} units are active, sampling costs {noise_price:.2g} of"
     " what the ELBO lets it, and the codes lie {prior_gap:.2g} nats a unit from N(0, I), about as"
@@ -99,9 +100,10 @@ def diagnose(model, split, seed: int = 0, batch_size: int = 64) -> Diagnosis:
     active units and their KL in nats (`kl`: of a film, summed over units); sigma, alone and over
     the deviation of mu; mean squared errors from the mean, from a sampled z and from another
     film's code, with `noise_price` (see `describe`); the spectrum of the aggregated posterior and
-    `prior_gap` (see there); its squared `mmd` from N(0, I), one z a film, RBF kernel, beside the
-    95th percentile of prior against prior at the same N. The verdict's thresholds: the module's
-    docstring. ValueError for fewer than two films, or codes that are not finite.
+    `prior_gap` (see there), whose sum over units is `gap_share` of the KL; its squared `mmd` from
+    N(0, I), one z a film, RBF kernel, beside the 95th percentile of prior against prior at the
+    same N. The verdict's thresholds: the module's docstring. ValueError for fewer than two films,
+    or codes that are not finite.
     """
     if len(pixels_of(split)) < 2:
         raise ValueError(f"a latent space cannot be judged by {len(pixels_of(split))} film")
@@ -120,6 +122,8 @@ def diagnose(model, split, seed: int = 0, batch_size: int = 64) -> Diagnosis:
     for more in (prior_gap(mu, arrays["noise"], generator), prior_mmd(z, generator)):
         numbers |= more[0]
         arrays |= more[1]
+    off = numbers["prior_gap"] * max(numbers["active_units"], 1)
+    numbers["gap_share"] = off / max(numbers["kl"], 1e-9)
     return Diagnosis(*judge(numbers), numbers, arrays)
 
 
@@ -239,7 +243,7 @@ def judge(n: dict) -> tuple[str, str]:
         return "autoencoder", UNTRAINED.format(**n)
     elif n["sigma_to_spread"] < TINY_NOISE and n["noise_price"] < FREE_NOISE:
         verdict = "autoencoder"
-    elif n["prior_gap"] > PRIOR_GAP or n["mmd_share"] > PRIOR_MMD and n["mmd"] > n["mmd_null"]:
+    elif n["gap_share"] > GAP_SHARE or n["mmd_share"] > PRIOR_MMD and n["mmd"] > n["mmd_null"]:
         verdict = "prior hole"
     else:
         verdict = "healthy"

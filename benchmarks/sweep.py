@@ -1,0 +1,126 @@
+"""Many short runs, one value changed at a time, for the notebooks 07 to 09.
+
+    python benchmarks/sweep.py clinic
+
+Goes on where vaekit/results/NAME.json ends: stop it at will. Several may run side by side on
+cases of their own (--only). Results do not depend on how many do; the seconds do.
+"""
+
+import argparse
+import json
+import tempfile
+
+import torch
+from filelock import FileLock
+from PIL import Image
+
+import vaekit
+from vaekit import sweeps
+from vaekit.train import fit
+
+from sweep_cases import SWEEPS  # isort: skip
+
+
+def train(cfg, data, select: str):
+    """(model, history). select="recon": the weights of the epoch with the best reconstruction."""
+    best = {"value": float("inf")}
+
+    def keep(run):
+        value = run.history[-1]["val_recon"]
+        if value < best["value"]:
+            weights = {k: v.clone() for k, v in run.model.state_dict().items()}
+            best.update(value=value, weights=weights)
+
+    with tempfile.TemporaryDirectory() as folder:
+        run = fit(cfg, data, folder, resume="never", verbose=False, on_epoch_end=keep)
+    if select == "recon":
+        run.model.load_state_dict(best["weights"])
+    return run.model, run.history
+
+
+def one(sweep: sweeps.Sweep, case: str, seed: int, data) -> tuple[dict, torch.Tensor | None]:
+    """(row, pictures) of one case; a run that broke off has the reason in its row."""
+    changes = dict(sweep.cases[case])
+    cfg = sweep.config(case, seed)
+    row = {"case": case, "seed": seed}
+    try:
+        model, history = train(cfg, data, changes.get("select", ""))
+    except FloatingPointError as error:
+        return row | {"broke_off": str(error)}, None
+    numbers, pictures = sweeps.measure(model, data, seed)
+    last = history[-1]
+    numbers |= {"beta_elbo": last["beta_elbo"], "val_loss": last["val_loss"],
+                "grad_norm": max(h["train_grad_norm"] for h in history),
+                "seconds": sum(h["seconds"] for h in history)}  # fmt: skip
+    numbers["curve"] = [[h["beta"], h["val_kl"], h["val_psnr"], h["val_loss"]]
+                        for h in history[:: max(1, len(history) // 25)]]  # fmt: skip
+    return row | numbers, pictures
+
+
+def rounded(value):
+    """Four digits: more would be noise."""
+    if isinstance(value, list):
+        return [rounded(v) for v in value]
+    return float(f"{value:.4g}") if isinstance(value, float) else value
+
+
+def write(sweep: sweeps.Sweep, row: dict, pictures) -> None:
+    """Add a row to the file, which another process may have written to meanwhile."""
+    path = sweeps.RESULTS / f"{sweep.name}.json"
+    with FileLock(path.with_suffix(".lock")):
+        rows = json.loads(path.read_text())["rows"] if path.exists() else []
+        rows.append({k: rounded(v) for k, v in row.items()})
+        order = list(sweep.cases)
+        rows.sort(key=lambda r: (order.index(r["case"]), r["seed"]))
+        lines = ",\n".join("  " + json.dumps(r) for r in rows)
+        head = json.dumps(
+            {"name": sweep.name, "about": sweep.about, "cases": sweep.cases}, indent=1
+        )
+        path.write_text(f'{head[:-2]},\n "rows": [\n{lines}\n ]\n}}\n')
+        if row["seed"] == 0 and pictures is not None:
+            paste(sweep, row["case"], pictures)
+
+
+def paste(sweep: sweeps.Sweep, case: str, pictures: torch.Tensor) -> None:
+    """The case's row of the sheet: one line of pictures a case."""
+    path, (n, channels, side, _) = sweeps.RESULTS / f"{sweep.name}.png", pictures.shape
+    size = n * side, len(sweep.cases) * side
+    sheet = Image.new("L" if channels == 1 else "RGB", size)
+    if path.exists():
+        sheet.paste(Image.open(path).convert(sheet.mode).crop((0, 0, *size)))
+    strip = (255 * torch.cat(list(pictures), dim=2)).round().byte().permute(1, 2, 0).squeeze(-1)
+    sheet.paste(Image.fromarray(strip.numpy()), (0, list(sweep.cases).index(case) * side))
+    sheet.save(path, optimize=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("name", choices=SWEEPS)
+    parser.add_argument("--only", nargs="*", help="cases; else all")
+    parser.add_argument("--seeds", type=int, nargs="*", help="else those of the sweep")
+    given = parser.parse_args()
+    spec = SWEEPS[given.name]
+    cases, seeds = spec["cases"], given.seeds or range(spec["seeds"])
+    about = {
+        "command": f"python benchmarks/sweep.py {given.name}", "preset": spec["preset"],
+        "base": spec["base"], "seeds": spec["seeds"], "torch": torch.__version__,
+    }  # fmt: skip
+    sweep, data, key = sweeps.Sweep(given.name, about, cases, []), None, None
+    path = sweeps.RESULTS / f"{given.name}.json"
+    for seed in seeds:
+        for case in given.only or cases:
+            done = json.loads(path.read_text())["rows"] if path.exists() else []
+            if any(r["case"] == case and r["seed"] == seed for r in done):
+                continue
+            cfg = sweep.config(case)  # the films and their split are those of seed 0
+            if key != (key := (cfg.image_size, cfg.clahe_clip, cfg.data_path)):
+                data = vaekit.load_data(cfg, verbose=False)
+                about |= {"train": len(data.train), "test": len(data.test), "data": data.source}
+            row, pictures = one(sweep, case, seed, data)
+            write(sweep, row, pictures)
+            shown = {k: rounded(row.get(k)) for k in ("psnr", "sharpness", "kl", "verdict")}
+            print(f"seed {seed}  {case:28} {shown}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
