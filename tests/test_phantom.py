@@ -104,14 +104,6 @@ def test_unknown_pneumonia_lists_the_choices(kind):
         phantom.draw_film(0, pneumonia=kind)
 
 
-def test_draw_films_gives_squares_and_labels_or_films_as_they_are():
-    images, labels = phantom.draw_films(6, size=32)
-    assert images.shape == (6, 32, 32) and images.dtype == np.uint8
-    assert labels.tolist() == [0, 1, 1, 0, 1, 1]
-    films, _ = phantom.draw_films(2)
-    np.testing.assert_array_equal(films[1], phantom.draw_film(1, pneumonia="bacteria"))
-
-
 def test_bundle_has_kermanys_layout_names_and_shared_patients(tmp_path):
     count = phantom.write_bundle(tmp_path, films=50)
     groups, files = defaultdict(set), sorted(tmp_path.rglob("*.*"))

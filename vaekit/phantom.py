@@ -18,42 +18,24 @@ import numpy as np
 PNEUMONIA = (None, "bacteria", "virus")
 
 ANATOMY = {  # ranges, one uniform value a patient
-    "age": (0.0, 1.0),
-    "habitus": (0.0, 1.0),  # infant to school child, thin to stout
-    "cage": (1.5, 2.3),
-    "bend": (-0.05, 0.05),  # how soon the ribs widen; curve of the spine
-    "heart": (0.85, 1.2),
-    "apex": (0.75, 0.95),  # its size; height of its tip, share of the lung
-    "thymus": (0.0, 0.1),
-    "knob": (0.03, 0.1),  # upper mediastinum, aortic knob: extra half width
-    "rib_drop": (3.0, 4.8),
-    "rib_radius": (0.2, 0.28),  # back to front, in rib gaps
-    "bone": (0.8, 1.4),
-    "vessels": (0.7, 1.5),  # density of the ribs, width of the vessels
-    "dome": (0.22, 0.42),
-    "tilt": (-0.01, 0.12),
-    "bubble": (0.0, 1.0),  # left lower; stomach gas
-}
+    "age": (0.0, 1.0), "habitus": (0.0, 1.0),  # infant to school child, thin to stout
+    "cage": (1.5, 2.3), "bend": (-0.05, 0.05),  # how soon the ribs widen; curve of the spine
+    "heart": (0.85, 1.2), "apex": (0.75, 0.95),  # its size; height of its tip, share of the lung
+    "thymus": (0.0, 0.1), "knob": (0.03, 0.1),  # upper mediastinum, aortic knob: extra half width
+    "rib_drop": (3.0, 4.8), "rib_radius": (0.2, 0.28),  # back to front, in rib gaps
+    "bone": (0.8, 1.4), "vessels": (0.7, 1.5),  # density of the ribs, width of the vessels
+    "dome": (0.22, 0.42), "tilt": (-0.01, 0.12), "bubble": (0.0, 1.0),  # left lower; stomach gas
+}  # fmt: skip
 TECHNIQUE = {  # ranges, one uniform value a film
-    "breath": (-0.12, 0.1),
-    "turn": (-0.18, 0.18),
-    "lean": (-0.08, 0.08),  # lowers the domes; tilts
-    "above": (0.05, 0.68),
-    "below": (0.25, 0.6),  # field beyond the apices and the right dome
-    "side": (1.1, 1.6),
-    "shift": (-0.1, 0.1),  # half the field's width, its offset
-    "chin": (0.05, 0.8),
-    "arm": (-1.2, 1.5),  # height above the apices; -1.2 raised, 1.5 hanging
-    "exposure": (1.05, 1.35),
-    "gamma": (0.72, 1.1),
-    "scatter": (0.0, 0.3),  # haze, a share
-    "boost": (0.3, 1.05),
-    "blur": (0.3, 0.55),
-    "noise": (0.5, 2.0),  # edges; pixels; grey levels
-    "black": (-0.02, 0.08),
-    "white": (0.76, 1.02),  # film fog and the densest grey, of 255
+    "breath": (-0.12, 0.1), "turn": (-0.18, 0.18), "lean": (-0.08, 0.08),  # lowers the domes; tilts
+    "above": (0.05, 0.68), "below": (0.25, 0.6),  # field beyond the apices and the right dome
+    "side": (1.1, 1.6), "shift": (-0.1, 0.1),  # half the field's width, its offset
+    "chin": (0.05, 0.8), "arm": (-1.2, 1.5),  # height above the apices; -1.2 raised, 1.5 hanging
+    "exposure": (1.05, 1.35), "gamma": (0.72, 1.1), "scatter": (0.0, 0.3),  # haze, a share
+    "boost": (0.3, 1.05), "blur": (0.3, 0.55), "noise": (0.5, 2.0),  # edges; pixels; grey levels
+    "black": (-0.02, 0.08), "white": (0.76, 1.02),  # film fog and the densest grey, of 255
     "border": (-1.8, 1.0),  # above 0: collimation shows
-}
+}  # fmt: skip
 
 
 def draw_film(
@@ -73,17 +55,6 @@ def draw_film(
 def draw_lungs(patient: int, film: int = 0, height: int = 256, seed: int = 0) -> np.ndarray:
     """Where that film has air deeper than 0.35, before any pneumonia: bool (height, W)."""
     return _air(_scene(patient, film, height, seed)) > 0.35
-
-
-def draw_films(n: int, seed: int = 0, size: int | None = None) -> tuple[list | np.ndarray, ...]:
-    """Films of n patients and labels (n,), 0 NORMAL, 1 PNEUMONIA, one to two.
-
-    A list of uint8 (256, W), or one uint8 array (n, size, size) squashed to squares."""
-    labels = np.array([i % 3 > 0 for i in range(n)], dtype=np.int64)
-    films = [draw_film(i, pneumonia=PNEUMONIA[i % 3], seed=seed) for i in range(n)]
-    if size is not None:
-        films = np.array([cv2.resize(x, (size, size), interpolation=cv2.INTER_AREA) for x in films])
-    return films, labels
 
 
 # --- patient and film ---------------------------------------------------------------------------
@@ -143,13 +114,8 @@ def _texture(s: SimpleNamespace, rng: np.random.Generator, cells: float) -> np.n
     """Smooth noise fixed to the patient: `cells` bumps a unit, standard deviation about 1."""
     grid = 1.4 * rng.standard_normal((int(5 * cells) + 4,) * 2, dtype=np.float32)
     to_grid = cells * (cv2.invertAffineTransform(s.to_px) + [[0, 0, 2.5], [0, 0, 1.2]])
-    return cv2.warpAffine(
-        grid,
-        to_grid,
-        s.shape[::-1],
-        borderMode=cv2.BORDER_REFLECT,
-        flags=cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP,
-    )
+    how = cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP
+    return cv2.warpAffine(grid, to_grid, s.shape[::-1], None, how, cv2.BORDER_REFLECT)
 
 
 def _tubes(s: SimpleNamespace, lines, radius, density, shell: float = 0.0) -> np.ndarray:
@@ -170,11 +136,8 @@ def _tubes(s: SimpleNamespace, lines, radius, density, shell: float = 0.0) -> np
     offset = s.scale * radius[..., None] * np.cos(theta)  # (n, points, count)
     profile = (shell + 2 * (1 - shell) * np.sin(theta) ** 2) / count
     weight = np.sqrt(dx**2 + dy**2 + dz**2) * density * np.pi * radius**2 * s.scale
-    return _splat(
-        xy[..., None, :] + offset[..., None] * across[..., None, :],
-        weight[..., None] * profile,
-        s.shape,
-    )
+    section = xy[..., None, :] + offset[..., None] * across[..., None, :]
+    return _splat(section, weight[..., None] * profile, s.shape)
 
 
 def _splat(xy: np.ndarray, weight: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
@@ -195,27 +158,11 @@ def _splat(xy: np.ndarray, weight: np.ndarray, shape: tuple[int, int]) -> np.nda
 def _tissue(s: SimpleNamespace) -> np.ndarray:
     """Trunk, neck, head and arms."""
     v, h, wall, up = s.v, s.lung, s.wall, np.clip(0.3 - s.arm, 0, 1)
-    width = _curve(
-        v,
-        (-1.3, 0.5),
-        (-0.5, 0.42),
-        (-0.35, 0.45 + 0.3 * up),
-        (-0.16, 0.75 + 0.2 * up),
-        (0.05, 1 + wall),
-        (0.3, 1.05 + wall),
-        (0.6 * h, 1 + wall),
-        (h + 1, 1.03 + wall),
-    )
-    depth = _curve(
-        v,
-        (-1.3, 0.7),
-        (-0.45, 0.55),
-        (-0.1, 0.55),
-        (0.15, 0.62),
-        (0.5, 0.86),
-        (0.8 * h, 0.96),
-        (h + 1, 1.1),
-    )
+    width = _curve(v, (-1.3, 0.5), (-0.5, 0.42), (-0.35, 0.45 + 0.3 * up), (-0.16, 0.75 + 0.2 * up),
+                   (0.05, 1 + wall), (0.3, 1.05 + wall), (0.6 * h, 1 + wall),
+                   (h + 1, 1.03 + wall))  # fmt: skip
+    depth = _curve(v, (-1.3, 0.7), (-0.45, 0.55), (-0.1, 0.55), (0.15, 0.62), (0.5, 0.86),
+                   (0.8 * h, 0.96), (h + 1, 1.1))  # fmt: skip
     plump = _curve(v, (-1.3, 0.5), (-0.3, 0.8), (0.2, 1.2), (0.7 * h, 0.7), (h + 1, 0.5))
     trunk = depth * np.maximum(1 - (s.u / width) ** 2, 0) ** plump
     out, down, c, d = np.abs(s.u) - 0.98, v - 0.08, np.cos(s.arm), np.sin(s.arm)
@@ -237,26 +184,11 @@ def _heart(s: SimpleNamespace) -> np.ndarray:
     v, h, wide, u = s.v, s.base, s.upper, s.u - 0.25 * s.turn
     r = s.heart * (1.08 - 0.16 * s.age)
     top = (-1.3, 0.4), (-0.05, 0.33), (0.04 * h, 0.25), (0.15 * h, wide)
-    right = _curve(
-        v,
-        *top,
-        (0.45 * h, wide + 0.02),
-        (0.7 * h, 0.33 * r),
-        (0.9 * h, 0.36 * r),
-        (h + 0.1, 0.25),
-        (h + 1, 0.2),
-    )
-    left = _curve(
-        v,
-        *top,
-        (0.27 * h, wide + s.knob),
-        (0.4 * h, wide + 0.03),
-        (0.55 * h, 0.32 * r),
-        (s.apex * h, 0.6 * r),
-        (h + 0.12, 0.6 * r),
-        (h + 0.4, 0.3),
-        (h + 1, 0.3),
-    )
+    right = _curve(v, *top, (0.45 * h, wide + 0.02), (0.7 * h, 0.33 * r), (0.9 * h, 0.36 * r),
+                   (h + 0.1, 0.25), (h + 1, 0.2))  # fmt: skip
+    left = _curve(v, *top, (0.27 * h, wide + s.knob), (0.4 * h, wide + 0.03), (0.55 * h, 0.32 * r),
+                  (s.apex * h, 0.6 * r), (h + 0.12, 0.6 * r), (h + 0.4, 0.3),
+                  (h + 1, 0.3))  # fmt: skip
     depth = _curve(v, (-1.3, 0.8), (0.1 * h, 0.7), (0.5 * h, 0.62), (0.8 * h, 0.66), (h + 1, 0.7))
     body = np.maximum(1 - (u / np.where(u < 0, right, left)) ** 2, 0) ** 0.4
     return np.maximum(depth * body, np.exp(-((u / 0.13) ** 2)))
@@ -337,33 +269,16 @@ def _pairs(s: SimpleNamespace) -> np.ndarray:
     t, o, fork = np.linspace(0, 1, s.shape[0]), np.zeros(s.shape[0]), 0.4 * s.base
     rise, c, d = 0.24 * np.clip(-s.arm, 0, 1) + 0.1, 1.3 * np.cos(s.arm), 1.3 * np.sin(s.arm)
     knob = np.sqrt(np.clip(t / 0.03, 0.01, 1)) * (0.05 + 0.03 * np.exp(-(((t - 0.03) / 0.06) ** 2)))
-    u, v, z, radius, density = np.moveaxis(
-        np.array(
-            [  # one side's
-                (
-                    0.12 + 0.85 * t,
-                    0.16 - rise * t - 0.04 * np.sin(5.5 * t),
-                    (1 - t) / 2,
-                    o + 0.026,
-                    o + 2,
-                ),
-                (1.04 + c * t, 0.1 + d * t, o, knob, o + 1.3),
-                (1.02 - 0.05 * t - 0.1 * t**2, 0.16 + 0.5 * t, o - 0.5, 0.03 - 0.015 * t, o + 1),
-                (0.86 + 0.14 * t, 0.06 + 0.1 * t**2, o - 0.4, 0.025 + 0.03 * t, o + 0.8),
-                (
-                    0.44 * np.cos(1.6 * t),
-                    0.44 * np.sin(1.6 * t) - s.chin - 0.5,
-                    o + 1,
-                    o + 0.04,
-                    o + 1.2,
-                ),
-                (0.004 * t, (fork + 0.7) * t - 0.7, o + 0.1, o + 0.05, o - 0.4),
-                (0.24 * t, fork + 0.2 * t**0.8, o + 0.1, o + 0.035, o - 0.8),
-            ]
-        ),
-        1,
-        0,
-    )
+    tubes = [  # one side's: u, v, z, radius, density
+        (0.12 + 0.85 * t, 0.16 - rise * t - 0.04 * np.sin(5.5 * t), (1 - t) / 2, o + 0.026, o + 2),
+        (1.04 + c * t, 0.1 + d * t, o, knob, o + 1.3),
+        (1.02 - 0.05 * t - 0.1 * t**2, 0.16 + 0.5 * t, o - 0.5, 0.03 - 0.015 * t, o + 1),
+        (0.86 + 0.14 * t, 0.06 + 0.1 * t**2, o - 0.4, 0.025 + 0.03 * t, o + 0.8),
+        (0.44 * np.cos(1.6 * t), 0.44 * np.sin(1.6 * t) - s.chin - 0.5, o + 1, o + 0.04, o + 1.2),
+        (0.004 * t, (fork + 0.7) * t - 0.7, o + 0.1, o + 0.05, o - 0.4),
+        (0.24 * t, fork + 0.2 * t**0.8, o + 0.1, o + 0.035, o - 0.8),
+    ]
+    u, v, z, radius, density = np.moveaxis(np.array(tubes), 1, 0)
     return sum(_tubes(s, np.stack([side * u, v, z], -1), radius, density, 0.6) for side in (-1, 1))
 
 
@@ -405,14 +320,11 @@ def _finish(s: SimpleNamespace, grey: np.ndarray) -> np.ndarray:
 
 # --- the bundled data set -----------------------------------------------------------------------
 
-SHARES = {
-    ("train", "NORMAL"): 0.295,
-    ("train", "PNEUMONIA"): 0.445,
-    ("val", "NORMAL"): 0.02,
-    ("val", "PNEUMONIA"): 0.02,
-    ("test", "NORMAL"): 0.09,
-    ("test", "PNEUMONIA"): 0.13,
-}
+SHARES = {  # of all films
+    ("train", "NORMAL"): 0.295, ("train", "PNEUMONIA"): 0.445,
+    ("val", "NORMAL"): 0.02, ("val", "PNEUMONIA"): 0.02,
+    ("test", "NORMAL"): 0.09, ("test", "PNEUMONIA"): 0.13,
+}  # fmt: skip
 # Numbers of train patients who have a film in another folder too, as happens in Kermany's set.
 GUESTS = {("val", "NORMAL"): [1], ("val", "PNEUMONIA"): [1, 5], ("test", "PNEUMONIA"): [9]}
 
