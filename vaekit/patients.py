@@ -1,11 +1,11 @@
 """Who is on which film, and which side of the split that puts it on."""
 
 import hashlib
-import os
 import re
 from collections import defaultdict
 from collections.abc import Iterable
 from functools import partial
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -34,7 +34,7 @@ def patient_key(name: str, how: str = "subtype") -> str:
     """
     if how not in ("subtype", "number", "none"):
         raise ValueError(f"patient_key={how!r} is not one of subtype, number, none")
-    stem = os.path.splitext(os.path.basename(name))[0]
+    stem = Path(name).stem
     for pattern in PATIENTS if how != "none" else ():
         if match := pattern.match(stem):
             return match[0] if how == "subtype" else match[1]
@@ -68,24 +68,18 @@ def group_patients(
     names: list[str], pairs: list[tuple[int, int]] = (), how: str = "subtype"
 ) -> list[str]:
     """The group of each image: those with one patient key, joined where `pairs` of images meet."""
-    parent = list(range(len(names)))
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
 
-    def root(i: int) -> int:
-        while parent[i] != i:
-            parent[i] = i = parent[parent[i]]
-        return i
-
-    keys, first = [], {}
-    for i, name in enumerate(names):
-        key = patient_key(name, how)
-        if key == os.path.splitext(os.path.basename(name))[0]:
-            key = name  # no patient in the name: 1.png of two folders are two patients
-        keys.append(key)
-        parent[i] = first.setdefault(key, i)
-    for i, j in pairs:
-        i, j = root(i), root(j)
-        parent[max(i, j)] = min(i, j)
-    return [keys[root(i)] for i in range(len(names))]
+    keys = [patient_key(name, how) for name in names]
+    # no patient in the name: 1.png of two folders are two patients
+    keys = [name if key == Path(name).stem else key for name, key in zip(names, keys, strict=True)]
+    first: dict[str, int] = {}
+    i, j = np.array([*((first.setdefault(key, i), i) for i, key in enumerate(keys)), *pairs]).T
+    graph = coo_array((np.ones(len(i)), (i, j)), shape=(len(names),) * 2)
+    groups = connected_components(graph, directed=False)[1].tolist()
+    called: dict[int, str] = {}  # a group is called after its first image
+    return [called.setdefault(group, key) for group, key in zip(groups, keys, strict=True)]
 
 
 def _rank(seed: int, name: str) -> str:
@@ -103,13 +97,8 @@ def _carve(pool: list[int], labels: list[int], groups: list[str], cfg: Config) -
         by_class[labels[members[group][0]]].append(members[group])
     taken: set[int] = set()
     for parts in by_class.values():
-        room = max(1, round(cfg.val_fraction * sum(map(len, parts))))
-        smallest = min(parts, key=len)
-        if len(parts) == 1:
-            continue  # the only patient of a class stays in train
-        if len(smallest) > room:
-            parts, room = [smallest], len(smallest)
-        for part in parts:
+        room = max(min(map(len, parts)), round(cfg.val_fraction * sum(map(len, parts))))
+        for part in parts if len(parts) > 1 else ():  # the only patient of a class stays in train
             if len(part) <= room:
                 taken.update(part)
                 room -= len(part)
@@ -134,22 +123,18 @@ def split_by_patient(
     where OWN_VAL allows (Kermany's has 16 images, too few to choose by). What is missing is
     carved from train by group, stratified by class.
     """
-    side = [mine or "train" for mine in own]
-    dropped: dict[int, str] = {}
+    side = [mine or "train" for mine in own]  # a split, or the reason to be in none
 
     def rows(split: str) -> list[int]:
         return [i for i, mine in enumerate(side) if mine == split]
 
-    def move(moved: Iterable[int], to: str, reason: str = "") -> None:
+    def move(moved: Iterable[int], to: str) -> None:
         for i in moved:
             side[i] = to
-            if not to:
-                dropped[i] = reason
 
     def part(split: str, other: str) -> None:
         theirs = {groups[i] for i in rows(other)}
-        shared = [i for i in rows(split) if groups[i] in theirs]
-        move(shared, "", f"shares a patient with {other}")
+        move([i for i in rows(split) if groups[i] in theirs], f"shares a patient with {other}")
 
     if "test" not in side:
         move(_carve(rows("train"), labels, groups, cfg), "test")
@@ -164,10 +149,11 @@ def split_by_patient(
         most = cfg.max_images if split == "train" else max(cfg.max_images, 8)
         if cfg.max_images:
             kept = _cap(rows(split), most, labels, names, cfg.seed)
-            move(set(rows(split)) - kept, "", f"over max_images={cfg.max_images}")
+            move(set(rows(split)) - kept, f"over max_images={cfg.max_images}")
         if split not in side:
             raise ValueError(
                 f"{split} is empty: {len(names)} images of {len(set(groups))} patients cannot be"
                 " split by patient; at least three patients of one class are needed"
             )
+    dropped = {i: reason for i, reason in enumerate(side) if reason not in SPLITS}
     return {split: rows(split) for split in SPLITS}, dropped
