@@ -7,7 +7,6 @@ import hashlib
 import json
 import mmap
 import os
-import shutil
 import tempfile
 import warnings
 from collections import Counter
@@ -23,24 +22,11 @@ import numpy as np
 import torch
 
 from vaekit.config import Config
-from vaekit.images import BadImage, apply_clahe, decode, fit_square, prepare, reader
-from vaekit.patients import (
-    NEAR_DUPLICATE,
-    SPLITS,
-    THUMB,
-    group_patients,
-    near_duplicates,
-    patient_key,
-    split_by_patient,
-)  # fmt: skip
+from vaekit.images import BadImage, fit_square, prepare, reader
+from vaekit.patients import SPLITS, THUMB, group_patients, near_duplicates, split_by_patient
 from vaekit.sources import EXPECTED, cache_dir, find_dataset, list_images
 
-__all__ = [
-    "Data", "Split", "apply_clahe", "batches", "cache_dir", "decode", "find_dataset",
-    "fit_square", "list_images", "load_data", "near_duplicates", "patient_key", "prepare",
-]  # fmt: skip
-
-CACHE_VERSION = 2  # raise it when the same files and Config would give other pixels or splits
+CACHE_VERSION = 3  # raise it when the same files and Config would give other pixels or splits
 PIXEL_FIELDS = ("image_size", "in_channels", "fit", "crop", "clahe_clip", "clahe_tiles")
 SPLIT_FIELDS = ("val_fraction", "patient_key", "seed", "max_images")
 CHUNK = 64 * 2**20  # bytes of pixels that are held at a time, however large the set
@@ -49,10 +35,6 @@ ON_DEVICE = 0.4  # share of the free CUDA memory that a resident split may take
 
 def _key(*parts) -> str:
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:24]
-
-
-def _values(cfg: Config, fields: tuple) -> list:
-    return [getattr(cfg, name) for name in fields]
 
 
 def _in_memory(shape: tuple) -> np.ndarray:
@@ -80,67 +62,64 @@ def _chunks(images: np.ndarray, *others: np.ndarray) -> Iterator[slice]:
                 array._mmap.madvise(mmap.MADV_DONTNEED)
 
 
-def _open(folder: Path) -> tuple[np.ndarray, dict]:
-    index = json.loads((folder / "index.json").read_bytes())
-    return np.load(folder / "images.npy", mmap_mode="c"), index  # "c": torch wants it writable
+def _open(file: Path) -> tuple[np.ndarray, dict] | None:
+    """(images, index) as `_cached` wrote them, None where they are missing or damaged."""
+    with suppress(OSError, ValueError, EOFError):
+        images = np.load(file, mmap_mode="c")  # "c": torch wants it writable
+        with open(file, "rb") as rest:
+            rest.seek(images.offset + images.nbytes)
+            return images, json.loads(rest.read())
+    return None
 
 
-def _cached(folder: Path, build: Callable) -> tuple[np.ndarray, dict]:
-    """(images, index) from `folder`; where it is missing or damaged, from `build(new_array)`.
+def _cached(file: Path, build: Callable) -> tuple[np.ndarray, dict]:
+    """(images, index) from `file`; where it is missing or damaged, from `build(new_array)`.
 
-    Written beside it and renamed, so that nobody sees half of it. In RAM where that is impossible.
+    One file, the index after the pixels: written beside its place and renamed, so that nobody
+    sees half of it. In RAM where that is impossible.
     """
-    with suppress(OSError, ValueError):
-        return _open(folder)
+    if kept := _open(file):
+        return kept
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
-            temporary = Path(temporary) / folder.name
-            temporary.mkdir()
-            images, index = build(partial(_on_disk, temporary / "images.npy"))
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{file.name}-", dir=file.parent) as temporary:
+            written = Path(temporary) / file.name
+            images, index = build(partial(_on_disk, written))
             images.flush()
-            (temporary / "index.json").write_text(json.dumps(index))
-            try:
-                os.replace(temporary, folder)
-            except OSError:  # it is there: another process's, just as good, or a damaged one
-                try:
-                    return _open(folder)
-                except (OSError, ValueError):
-                    shutil.rmtree(folder)
-                    os.replace(temporary, folder)
-        return _open(folder)
+            with open(written, "ab") as end:
+                end.write(json.dumps(index).encode())
+            os.replace(written, file)
+        return np.load(file, mmap_mode="c"), index
     except FileNotFoundError:  # not the cache's fault: no image is usable
         raise
     except OSError as error:
-        warnings.warn(f"no cache in {folder.parent} ({error}): images stay in RAM", stacklevel=3)
+        warnings.warn(f"no cache in {file.parent} ({error}): images stay in RAM", stacklevel=3)
         return build(_in_memory)
 
 
 def _decode_all(root: Path, names: list, cfg: Config, verbose: bool, new: Callable) -> tuple:
-    """Images (N, C, S, S) in the order of `names`, {"bad": {row: reason}, "pairs": duplicates}."""
+    """Images (N, C, S, S) in the order of `names`, {"bad": [(row, reason)], "pairs": [(i, j)]}."""
     images = new((len(names), cfg.in_channels, cfg.image_size, cfg.image_size))
     if verbose and len(names) >= 1000:
         print(f"decoding {len(names):,} images once; after that they come from the cache")
     read, merge = reader(root, cfg.in_channels), cfg.patient_key != "none"
-    thumbs = _in_memory((len(names) * merge, THUMB, THUMB))
+    thumbs, bad = _in_memory((len(names) * merge, THUMB, THUMB)), []
 
-    def one(row: int) -> str:
+    def one(row: int) -> None:
         try:
             image = read(names[row])
         except BadImage as error:
-            return str(error)
+            bad.append((row, str(error)))
+            return
         images[row] = prepare(image, cfg)
         if merge:  # from the file, not from what was prepared: the split is of every image_size
             thumb = fit_square(image, THUMB, "squash")
             thumbs[row] = thumb if thumb.ndim == 2 else cv2.cvtColor(thumb, cv2.COLOR_RGB2GRAY)
-        return ""
 
-    bad = {}
     with ThreadPoolExecutor(min(os.cpu_count() or 1, 32)) as pool:
         for part in _chunks(images):
-            rows = range(part.start, part.stop)
-            bad |= {row: why for row, why in zip(rows, pool.map(one, rows), strict=True) if why}
-    return images, {"bad": bad, "pairs": near_duplicates(thumbs) if merge else []}
+            list(pool.map(one, range(part.start, part.stop)))  # a list, to raise what they raise
+    return images, {"bad": sorted(bad), "pairs": near_duplicates(thumbs) if merge else []}
 
 
 def _plan(root: Path, files: list[tuple], facts: dict, cfg: Config) -> tuple[list[int], dict]:
@@ -148,7 +127,7 @@ def _plan(root: Path, files: list[tuple], facts: dict, cfg: Config) -> tuple[lis
 
     FileNotFoundError where no file is usable.
     """
-    bad = {int(row): reason for row, reason in facts["bad"].items()}  # JSON made them strings
+    bad = dict(facts["bad"])
     good = [row for row in range(len(files)) if row not in bad]
     if not good:
         reasons = [f"\n  {files[row][0]}: {why}" for row, why in bad.items()]
@@ -157,12 +136,9 @@ def _plan(root: Path, files: list[tuple], facts: dict, cfg: Config) -> tuple[lis
             + "".join(reasons[:20])
         )
     groups = group_patients([file[0] for file in files], facts["pairs"], cfg.patient_key)
-    columns = [files[row][:3] for row in good]
-    names, own, given = (list(column) for column in zip(*columns, strict=True))
-    classes = sorted(set(given))
-    number = {name: i for i, name in enumerate(classes)}
-    labels = [number[label] for label in given]
     groups = [groups[row] for row in good]
+    names, own, given = zip(*(files[row][:3] for row in good), strict=True)
+    classes, labels = (array.tolist() for array in np.unique(given, return_inverse=True))
     rows, dropped = split_by_patient(names, own, labels, groups, cfg)
     order = [i for split in SPLITS for i in rows[split]]
     return [good[i] for i in order], {
@@ -177,36 +153,29 @@ def _plan(root: Path, files: list[tuple], facts: dict, cfg: Config) -> tuple[lis
     }
 
 
-def _arrange(root: Path, files: list[tuple], pixels: np.ndarray, facts: dict, cfg: Config,
-             new: Callable) -> tuple[np.ndarray, dict]:  # fmt: skip
+def _arrange(pixels: np.ndarray, order: list[int], index: dict, new: Callable) -> tuple:
     """Images with train, val and test one after the other, and their index."""
-    order, index = _plan(root, files, facts, cfg)
     images = new((len(order), *pixels.shape[1:]))
     for part in _chunks(images, pixels):
         images[part] = pixels[order[part]]
-    return images, _hashed(images, index)
+    return images, index | {"hash": _content_hash([images], index)}
 
 
-def _decode_in_order(root: Path, files: list[tuple], cfg: Config, verbose: bool,
-                     new: Callable) -> tuple[np.ndarray, dict]:  # fmt: skip
+def _decode_in_order(root: Path, files: list, cfg: Config, verbose: bool, new: Callable) -> tuple:
     """`_arrange` where the split needs no pixels: one copy on disk, and only what is asked for."""
-    bad = {}
+    bad: list[tuple[int, str]] = []
     while True:  # a damaged file changes the split: again, without it
         order, index = _plan(root, files, {"bad": bad, "pairs": []}, cfg)
         images, facts = _decode_all(root, [files[row][0] for row in order], cfg, verbose, new)
         if not facts["bad"]:
-            return images, _hashed(images, index)
-        bad |= {order[i]: reason for i, reason in facts["bad"].items()}
+            return images, index | {"hash": _content_hash([images], index)}
+        bad = sorted(bad + [(order[i], reason) for i, reason in facts["bad"]])
 
 
-def _hashed(images: np.ndarray, index: dict) -> dict:
-    facts = index["labels"], index["lengths"], index["classes"]
-    return index | {"hash": _content_hash([images], *facts)}
-
-
-def _content_hash(parts: list, labels: list[int], lengths: list[int], classes: list) -> str:
+def _content_hash(parts: list, index: dict) -> str:
     shape = sum(map(len, parts)), *parts[0].shape[1:]
-    digest = hashlib.sha256(repr((shape, labels, lengths, classes)).encode())
+    facts = shape, index["labels"], index["lengths"], index["classes"]
+    digest = hashlib.sha256(repr(facts).encode())
     for images in parts:
         for part in _chunks(images):
             digest.update(np.ascontiguousarray(images[part]))
@@ -215,18 +184,17 @@ def _content_hash(parts: list, labels: list[int], lengths: list[int], classes: l
 
 def _load_arrays(root: Path, files: list[tuple], cfg: Config, verbose: bool) -> tuple:
     """(images, index) of _arrange. Pixels have a key of their own: a new seed decodes nothing."""
-    made_by = CACHE_VERSION, cv2.__version__, NEAR_DUPLICATE
-    pixel_key = _key(made_by, files, _values(cfg, PIXEL_FIELDS))
-    split_key = _key(pixel_key, _values(cfg, SPLIT_FIELDS))
-    folder = cache_dir() / f"split-{split_key}"
-    with suppress(OSError, ValueError):
-        return _open(folder)
+    pixels, split = ([getattr(cfg, name) for name in x] for x in (PIXEL_FIELDS, SPLIT_FIELDS))
+    pixel_key = _key(CACHE_VERSION, cv2.__version__, files, pixels)
+    file = cache_dir() / f"split-{_key(pixel_key, split)}.npy"
+    if kept := _open(file):
+        return kept
     if cfg.patient_key == "none":
-        return _cached(folder, partial(_decode_in_order, root, files, cfg, verbose))
-    build = partial(_decode_all, root, [file[0] for file in files], cfg, verbose)
-    pixels, facts = _cached(cache_dir() / f"pixels-{pixel_key}", build)
-    build = partial(_arrange, root, files, pixels, facts, cfg)
-    return _cached(folder, build) if isinstance(pixels, np.memmap) else build(_in_memory)
+        return _cached(file, partial(_decode_in_order, root, files, cfg, verbose))
+    decode = partial(_decode_all, root, [file[0] for file in files], cfg, verbose)
+    pixels, facts = _cached(cache_dir() / f"pixels-{pixel_key}.npy", decode)
+    arrange = partial(_arrange, pixels, *_plan(root, files, facts, cfg))
+    return _cached(file, arrange) if isinstance(pixels, np.memmap) else arrange(_in_memory)
 
 
 @dataclass(eq=False, repr=False)
@@ -249,8 +217,6 @@ class Split:
     def to_device(self, device: str | torch.device) -> torch.Tensor:
         """The images on `device`, copied once; `images` itself where CUDA has too little room."""
         device = torch.device(device)
-        if device.type == "cpu":
-            return self.images
         if device not in self._resident:
             fits = True
             if device.type == "cuda":
@@ -282,15 +248,14 @@ class Data:
 
     def summary(self) -> str:
         """A table of images and patients per split and class, and what was left out."""
-        width = max(9, *(len(name) + 2 for name in self.classes))
-        heads = ("images", "patients", *self.classes)
-        lines = [f"{self.source}, hash {self.hash[:12]}"]
-        lines.append(" " * 7 + "".join(f"{head:>{width}}" for head in heads))
+        rows = [("", "images", "patients", *self.classes)]
         for name in SPLITS:
             split = getattr(self, name)
             counts = torch.bincount(split.labels, minlength=len(self.classes)).tolist()
-            row = (len(split), len(set(split.groups)), *counts)
-            lines.append(f"{name:7}" + "".join(f"{count:>{width}}" for count in row))
+            rows.append((name, len(split), len(set(split.groups)), *counts))
+        width = max(9, *(len(name) + 2 for name in self.classes))
+        lines = [f"{self.source}, hash {self.hash[:12]}"]
+        lines += [f"{name:7}" + "".join(f"{x:>{width}}" for x in row) for name, *row in rows]
         if self.merged:
             lines.append(f"patients joined by near-duplicate films: {self.merged}")
         for reason, count in Counter(reason for _, reason in self.dropped).items():
@@ -309,28 +274,37 @@ class Data:
         `labels`: three int sequences, one per split; `classes`: their names. ValueError for floats,
         another rank, sides that are not square, shapes that differ, or labels that do not fit.
         """
-        tensors = dict(zip(SPLITS, map(torch.as_tensor, (train, val, test)), strict=True))
-        for name, images in tensors.items():
-            if images.dtype != torch.uint8 or images.ndim != 4 or not len(images):
-                got = f"{images.dtype} {tuple(images.shape)}"
-                raise ValueError(f"{name} should be uint8 (N, C, H, W) with N > 0, not {got}")
-            if images.shape[1:] != tensors["train"].shape[1:] or images.shape[2] != images.shape[3]:
-                raise ValueError(f"{name} {tuple(images.shape)}: square, and the same in all three")
-        labels = labels or [[0] * len(images) for images in tensors.values()]
+        parts = [torch.as_tensor(images).cpu().contiguous() for images in (train, val, test)]
+        labels = labels or [torch.zeros(images.shape[:1]) for images in parts]
         labels = [torch.as_tensor(values, dtype=torch.int64) for values in labels]
-        lengths = [len(images) for images in tensors.values()]
-        if [tuple(values.shape) for values in labels] != [(n,) for n in lengths]:
-            raise ValueError(f"labels should be three sequences of lengths {lengths}")
+        for name, images, values in zip(SPLITS, parts, labels, strict=True):
+            got = f"{images.dtype} {tuple(images.shape)}"
+            if images.dtype != torch.uint8 or images.ndim != 4 or not len(images):
+                raise ValueError(f"{name} should be uint8 (N, C, H, W) with N > 0, not {got}")
+            if images.shape[1:] != parts[0].shape[1:] or images.shape[2] != images.shape[3]:
+                raise ValueError(f"{name} is {got}: square, and the same in all three")
+            if values.shape != images.shape[:1]:
+                raise ValueError(f"labels should have the lengths of the images: {name} has "
+                                 f"{len(images)}, not {tuple(values.shape)}")  # fmt: skip
         flat = torch.cat(labels).tolist()
         classes = list(classes or map(str, range(max(flat) + 1)))
         if min(flat) < 0 or max(flat) >= len(classes):
             raise ValueError(f"labels run from {min(flat)} to {max(flat)}, classes are {classes}")
-        splits = []
-        for (name, images), values in zip(tensors.items(), labels, strict=True):
-            names = [f"{name}/{i}" for i in range(len(images))]
-            splits.append(Split(images.cpu().contiguous(), values, names, list(names), classes))
-        digest = _content_hash([split.images.numpy() for split in splits], flat, lengths, classes)
-        return cls(*splits, classes=classes, source="tensors", path="", hash=digest)
+        lengths = [len(images) for images in parts]
+        names = [f"{name}/{i}" for name, n in zip(SPLITS, lengths, strict=True) for i in range(n)]
+        index = dict(labels=flat, lengths=lengths, classes=classes, names=names, groups=names)
+        digest = _content_hash([images.numpy() for images in parts], index)
+        return cls(*_splits(parts, index), classes, source="tensors", path="", hash=digest)
+
+
+def _splits(parts: list[torch.Tensor], index: dict) -> list[Split]:
+    splits, start = [], 0
+    for images in parts:
+        rows = slice(start, start + len(images))
+        names, groups, labels = (index[key][rows] for key in ("names", "groups", "labels"))
+        splits.append(Split(images, torch.tensor(labels), names, groups, index["classes"]))
+        start = rows.stop
+    return splits
 
 
 def load_data(cfg: Config, verbose: bool = True, download: bool = False) -> Data:
@@ -345,15 +319,9 @@ def load_data(cfg: Config, verbose: bool = True, download: bool = False) -> Data
         print(found)
     files, skipped = list_images(found.path)
     images, index = _load_arrays(found.path, files, cfg, verbose)
-    images, labels = torch.from_numpy(images), torch.tensor(index["labels"])
-    splits, start = [], 0
-    for length in index["lengths"]:
-        part = slice(start, start + length)
-        lists = index["names"][part], index["groups"][part], index["classes"]
-        splits.append(Split(images[part], labels[part], *lists))
-        start += length
+    parts = torch.from_numpy(images).split(index["lengths"])
     return Data(
-        *splits,
+        *_splits(parts, index),
         classes=index["classes"],
         source=found.source,
         path=str(found.path),
@@ -370,8 +338,6 @@ def batches(
     device: str | torch.device = "cpu",
     order: torch.Tensor | None = None,
     flip: torch.Tensor | None = None,
-    drop_last: bool = False,
-    dtype: torch.dtype = torch.float32,
     channels_last: bool = False,
 ) -> Iterator[torch.Tensor]:
     """(B, C, H, W) in [0, 1] on `device`: the images `order` names (int64), or all of them.
@@ -388,22 +354,17 @@ def batches(
         raise ValueError(f"order should lie in 0..{len(split) - 1}")  # CUDA would abort instead
     if flip is not None and flip.shape != order.shape:
         raise ValueError(f"flip {tuple(flip.shape)} should have the shape of order")
-    device = torch.device(device)
-    stop = len(order) - batch_size + 1 if drop_last else len(order)
-    starts = range(0, max(stop, 0), batch_size)
-    layout = torch.channels_last if channels_last else torch.contiguous_format
-    return _cut(split.to_device(device), starts, batch_size, device, order, flip, dtype, layout)
-
-
-def _cut(images, starts, batch_size, device, order, flip, dtype, layout):
+    images, device = split.to_device(device), torch.device(device)
     order = order.to(images.device)  # once, not once a batch
     flip = None if flip is None else flip.to(device)
-    for start in starts:
-        x = images[order[start : start + batch_size]]
-        if x.device != device and device.type == "cuda":
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+
+    def cut(start: int) -> torch.Tensor:
+        rows = slice(start, start + batch_size)
+        x = images[order[rows]]
+        if device.type == "cuda" and not x.is_cuda:
             x = x.pin_memory()
-        x = x.to(device, non_blocking=True).to(dtype, memory_format=layout) / 255
-        if flip is not None:
-            mirror = flip[start : start + batch_size, None, None, None]
-            x = torch.where(mirror, x.flip(-1), x)
-        yield x
+        x = x.to(device, non_blocking=True).to(torch.float32, memory_format=layout) / 255
+        return x if flip is None else torch.where(flip[rows, None, None, None], x.flip(-1), x)
+
+    return map(cut, range(0, len(order), batch_size))

@@ -30,7 +30,10 @@ def decode(path: str | Path, channels: int = 1) -> np.ndarray:
         if os.path.getsize(path) == 0:
             raise BadImage("empty file, 0 bytes")
         with Image.open(path) as image:
-            _check_size(*image.size)
+            if min(image.size) < MIN_SIDE:
+                raise BadImage("{} x {} is smaller than {} pixels".format(*image.size, MIN_SIDE))
+            if image.width * image.height > MAX_PIXELS:
+                raise Image.DecompressionBombError
             ImageOps.exif_transpose(image, in_place=True)
             return _to_uint8(image, channels)
     except (BadImage, MemoryError):
@@ -44,21 +47,12 @@ def decode(path: str | Path, channels: int = 1) -> np.ndarray:
         raise BadImage(f"cannot be read: {reason}") from error
 
 
-def _check_size(width: int, height: int) -> None:
-    if width * height > MAX_PIXELS:
-        raise BadImage(f"claims {width} x {height}, more than {MAX_PIXELS:,} pixels")
-    if min(width, height) < MIN_SIDE:
-        raise BadImage(f"{width} x {height} is smaller than {MIN_SIDE} pixels")
-
-
 def _to_uint8(image: Image.Image, channels: int) -> np.ndarray:
     if image.mode.startswith(("I", "F")):  # 16 and 32 bits, one channel
-        grey = _stretch(np.asarray(image))
-        return grey if channels == 1 else np.stack([grey] * 3, axis=-1)
+        image = Image.fromarray(_stretch(np.asarray(image)))
     if "A" in image.getbands() or "transparency" in image.info:
         image = image.convert("RGBA")
-        black = Image.new("RGBA", image.size, (0, 0, 0, 255))
-        image = Image.alpha_composite(black, image)
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image)
     if image.mode not in ("L", "RGB"):  # palette, CMYK, 1 bit, YCbCr, ...
         image = image.convert("RGB")
     return np.asarray(image.convert("L" if channels == 1 else "RGB"))
@@ -105,8 +99,8 @@ def fit_square(image: np.ndarray, size: int, how: str = "squash", crop: float = 
     if how in ("pad", "frame"):  # the bars last: a strip of film would make a huge square
         scale = size / max(height, width)
         scale = min(scale, 1.0) if how == "frame" else scale
-        image = _resize(image, max(1, round(height * scale)), max(1, round(width * scale)))
-        dy, dx = size - image.shape[0], size - image.shape[1]
+        height, width = max(1, round(height * scale)), max(1, round(width * scale))
+        image, dy, dx = _resize(image, height, width), size - height, size - width
         edges = dy // 2, dy - dy // 2, dx // 2, dx - dx // 2
         return cv2.copyMakeBorder(image, *edges, cv2.BORDER_CONSTANT, value=0)
     raise ValueError(f"fit={how!r} is not one of squash, pad, frame, crop")

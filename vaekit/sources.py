@@ -1,6 +1,7 @@
 """Where the images are: find a data set, list what is in it. Reads names and labels."""
 
 import os
+import re
 import tempfile
 from contextlib import suppress
 from dataclasses import dataclass
@@ -21,25 +22,22 @@ class Known:
     """How a data set is recognised: one of `marks` lies in one of `inside`, nearest first."""
 
     kaggle: str
-    inside: tuple[str, ...]
     marks: tuple[str, ...]
-    expected: str = EXPECTED
+    inside: tuple[str, ...]
+    torchvision: str = ""  # its class there, if that is where it is downloaded from
 
 
 FACES = ("img_align_celeba/img_align_celeba", "img_align_celeba")  # Kaggle's zip has it twice
 KNOWN = {
-    "chest_xray": Known("paultimothymooney/chest-xray-pneumonia", ("", "chest_xray"),
-                        ("train/NORMAL",)),
-    "fashion_mnist": Known("zalando-research/fashionmnist", ("", "raw", "FashionMNIST/raw"),
-                           ("train-images-idx3-ubyte*",), "train-images-idx3-ubyte(.gz) and the"
-                           " other three files, in this folder, raw/ or FashionMNIST/raw/"),
-    "cifar10": Known("pankrzysiu/cifar10-python",
+    "chest_xray": Known("paultimothymooney/chest-xray-pneumonia", ("train/NORMAL",),
+                        ("", "chest_xray")),
+    "fashion_mnist": Known("zalando-research/fashionmnist", ("train-images-idx3-ubyte*",),
+                           ("", "raw", "FashionMNIST/raw"), "FashionMNIST"),
+    "cifar10": Known("pankrzysiu/cifar10-python", ("data_batch_1", "cifar10*.npz"),
                      ("", "cifar-10-batches-py", "cifar10/cifar-10-batches-py", "cifar10"),
-                     ("data_batch_1", "cifar10*.npz"), "cifar-10-batches-py/ or cifar10*.npz, in"
-                     " this folder or in cifar10/"),
-    "celeba": Known("jessicali9530/celeba-dataset", ("", *FACES, *(f"celeba/{f}" for f in FACES)),
-                    ("000001.jpg",), "000001.jpg and so on, in this folder, img_align_celeba/ or"
-                    " celeba/img_align_celeba/"),
+                     "CIFAR10"),
+    "celeba": Known("jessicali9530/celeba-dataset", ("000001.jpg",),
+                    ("", *FACES, *(f"celeba/{place}" for place in FACES))),
 }  # fmt: skip
 
 
@@ -71,11 +69,10 @@ def find_dataset(cfg: Config, download: bool = False) -> Found:
     name = cfg.dataset
     for asked, place in (("data_path", cfg.data_path), ("VAEKIT_DATA", env("VAEKIT_DATA"))):
         if place:
-            path = _enter(Path(place).expanduser(), name)
-            if path is None:
-                raise FileNotFoundError(f"{asked}={place} has no images for dataset={name}; "
-                                        f"expected {_expected(name)}")  # fmt: skip
-            return Found(path, "given" if asked == "data_path" else asked)
+            if path := _enter(Path(place).expanduser(), name):
+                return Found(path, "given" if asked == "data_path" else asked)
+            what = f"{asked}={place} has no images for dataset={name}"
+            raise FileNotFoundError(f"{what}; expected {_expected(name)}")
     found = _search(name)
     if not found and download and name in KNOWN and cfg.profile != "smoke":
         _download(name)
@@ -102,11 +99,10 @@ def _torchvision_cache() -> Path:
 
 def _download(name: str) -> None:
     """From torchvision's servers, or from Kaggle (which needs `pip install kagglehub`)."""
-    if name in ("fashion_mnist", "cifar10"):
+    if KNOWN[name].torchvision:
         from torchvision import datasets
 
-        kind = {"fashion_mnist": datasets.FashionMNIST, "cifar10": datasets.CIFAR10}[name]
-        kind(_torchvision_cache(), download=True)
+        getattr(datasets, KNOWN[name].torchvision)(_torchvision_cache(), download=True)
     else:
         import kagglehub
 
@@ -114,7 +110,10 @@ def _download(name: str) -> None:
 
 
 def _expected(name: str) -> str:
-    return KNOWN[name].expected if name in KNOWN else EXPECTED
+    if name in ("chest_xray", "images"):
+        return EXPECTED
+    places = [f"{inside}/" if inside else "this folder" for inside in KNOWN[name].inside]
+    return f"{' or '.join(KNOWN[name].marks)} in {' or '.join(places)}"
 
 
 def _nowhere(name: str, *more: Path | str) -> str:
@@ -136,12 +135,10 @@ def env(name: str) -> str:
 
 def _kaggle_inputs(name: str) -> list[Path]:
     """Folders with the data set, at most 3 deep in an attached input, the usual one first."""
-    level = [*hosting.KAGGLE_INPUT.glob("*"), *hosting.KAGGLE_INPUT.glob("datasets/*/*")]
-    found: list[Path] = []
-    for _ in range(3):  # never a deep search: an input may hold a million files
-        hits = [folder for folder in level if _marked(folder, name)]
-        found += sorted(hits)
-        level = [sub for folder in level if folder not in hits for sub in _subfolders(folder)]
+    # never a deep search: an input may hold a million files
+    depths = "*/", "*/*/", "*/*/*/", "datasets/*/*/*/", "datasets/*/*/*/*/"
+    folders = (folder for depth in depths for folder in sorted(hosting.KAGGLE_INPUT.glob(depth)))
+    found = [folder for folder in folders if _marked(folder, name)]
     slug = KNOWN[name].kaggle.split("/")[1]
     return sorted(found, key=lambda folder: slug not in folder.parts)  # stable: nearest first
 
@@ -157,24 +154,21 @@ def _kagglehub_versions(name: str) -> list[Path]:
 
 def _phantoms() -> Found:
     """The bundle; where vaekit is installed without its checkout, drawn once into the cache."""
+    from vaekit.phantom import write_bundle
+
     drawn = cache_dir() / BUNDLE.name
     for place in (BUNDLE, drawn):
         if path := _enter(place, "chest_xray"):
             return Found(path, "bundled phantoms")
     try:
-        from vaekit.phantom import write_bundle
-
         drawn.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=drawn.parent) as temporary:
             write_bundle(Path(temporary) / drawn.name)
             with suppress(OSError):  # another process was first
                 os.replace(Path(temporary) / drawn.name, drawn)
-        if _enter(drawn, "chest_xray"):
-            return Found(drawn, "bundled phantoms")
-        reason = "nothing was drawn"
-    except (ImportError, OSError) as error:
-        reason = str(error)
-    raise FileNotFoundError(_nowhere("chest_xray", BUNDLE, f"{drawn}: {reason}"))
+    except OSError as error:
+        raise FileNotFoundError(_nowhere("chest_xray", BUNDLE, f"{drawn}: {error}")) from error
+    return Found(drawn, "bundled phantoms")
 
 
 def _marked(folder: Path, name: str) -> Path | None:
@@ -200,31 +194,23 @@ def _enter(folder: Path, name: str) -> Path | None:
     elif name != "images":
         return None
     with suppress(OSError):
-        for _, _, leaf in _class_folders(folder):
-            with os.scandir(leaf) as entries:
-                if any(_is_image_name(entry.name) for entry in entries):
-                    return folder
+        names = (name for *_, leaf in _class_folders(folder) for name in os.listdir(leaf))
+        if any(name.lower().endswith(SUFFIXES) and not name.startswith(".") for name in names):
+            return folder
     return None
 
 
-def _is_image_name(name: str) -> bool:
-    return name.lower().endswith(SUFFIXES) and not name.startswith(".")
-
-
 def _subfolders(folder: Path) -> list[Path]:
-    try:
-        with os.scandir(folder) as entries:
-            names = sorted(entry.name for entry in entries if entry.is_dir())
-    except OSError:  # not a folder, or not ours to read
-        return []
-    return [folder / name for name in names if name != "__MACOSX" and not name.startswith(".")]
+    """[] where `folder` is not there, not a folder or not ours to read."""
+    subs = sorted(folder.glob("*/"))
+    return [sub for sub in subs if sub.name != "__MACOSX" and not sub.name.startswith(".")]
 
 
 def _class_folders(root: Path) -> list[tuple[str, str, Path]]:
     """(the folder's own split or "", class, folder) for <split>/<class>, <class> or flat."""
-    tops = [(split, root / split) for split in SPLITS if (root / split).is_dir()]
+    tops = [(split, root / split) for split in SPLITS if (root / split).is_dir()] or [("", root)]
     found = []
-    for split, top in tops or [("", root)]:
+    for split, top in tops:
         classes = [(split, folder.name, folder) for folder in _subfolders(top)]
         found += classes or [(split, root.name, top)]
     return found
@@ -245,7 +231,7 @@ def list_images(root: Path) -> tuple[list[tuple], list[tuple[str, str]]]:
                 for row, label in enumerate(labels)], []  # fmt: skip
     folders, official = _class_folders(root), _official_split(root)
     files: list[tuple] = []
-    skipped = _strays(root, folders)
+    skipped = _strays(root, {folder for *_, folder in folders})
     for split, label, folder in folders:
         relative = "" if folder == root else f"{folder.relative_to(root).as_posix()}/"
         hidden = 0
@@ -256,46 +242,37 @@ def list_images(root: Path) -> tuple[list[tuple], list[tuple[str, str]]]:
                     hidden += 1
                 elif not entry.name.lower().endswith(SUFFIXES):
                     skipped.append((name, "not an image by its name"))
-                elif entry.is_file():  # false for a folder and a broken link
-                    stat = entry.stat()
-                    side = split or official.get(name, "")
-                    files.append((name, side, label, stat.st_size, stat.st_mtime_ns))
-                else:
+                elif not entry.is_file():  # a folder or a broken link
                     skipped.append((name, "not a file"))
+                else:
+                    stat, side = entry.stat(), split or official.get(name, "")
+                    files.append((name, side, label, stat.st_size, stat.st_mtime_ns))
         if hidden:
             skipped.append((f"{relative}.*", f"hidden or macOS files: {hidden}"))
     return sorted(files), sorted(skipped)
 
 
-def _strays(root: Path, folders: list[tuple[str, str, Path]]) -> list[tuple[str, str]]:
-    """What lies beside the class folders, with a reason and a count."""
-    leaves = {folder for _, _, folder in folders}
-    known = leaves | {folder.parent for folder in leaves}
+def _strays(root: Path, leaves: set[Path]) -> list[tuple[str, str]]:
+    """What lies beside the class folders `leaves`, with a reason and a count."""
+    tops = {leaf.parent for leaf in leaves if leaf != root} | {root} - leaves
     skipped = []
-    for top in sorted({folder.parent for folder in leaves if folder != root} | {root} - leaves):
-        for entry in sorted(top.iterdir()):
-            if entry in known:
-                continue
-            name, count = entry.relative_to(root).as_posix(), 1
-            reason = "beside the class folders"
-            if entry.is_dir():
-                name += "/"
-                count = sum(len(inside) for _, _, inside in os.walk(entry))
-                if entry.name == "__MACOSX":
-                    reason = "macOS files"
-                elif (entry / "train").is_dir():
-                    reason = "nested second copy"
-            skipped.append((name, f"{reason}: {count}"))
+    for entry in (entry for top in tops for entry in top.iterdir() if entry not in leaves | tops):
+        name, reason, count = entry.relative_to(root).as_posix(), "beside the class folders", 1
+        if entry.is_dir():
+            name, count = f"{name}/", sum(len(inside) for *_, inside in os.walk(entry))
+            if entry.name == "__MACOSX":
+                reason = "macOS files"
+            elif (entry / "train").is_dir():
+                reason = "nested second copy"
+        skipped.append((name, f"{reason}: {count}"))
     return skipped
 
 
 def _official_split(root: Path) -> dict[str, str]:
     for folder in (root, *root.parents[:2]) if root.name == "img_align_celeba" else ():
-        for file in (folder / "list_eval_partition.csv", folder / "list_eval_partition.txt"):
+        for suffix in ("csv", "txt"):
             with suppress(OSError):
-                lines = file.read_text().replace(",", " ").splitlines()
-                rows = [line.split() for line in lines]
-                return {
-                    row[0]: SPLITS[int(row[1])] for row in rows if row and row[-1] in tuple("012")
-                }
+                text = (folder / f"list_eval_partition.{suffix}").read_text()
+                rows = re.findall(r"^([^,\s]+)[, ]+([012])\s*$", text, re.MULTILINE)
+                return {name: SPLITS[int(number)] for name, number in rows}
     return {}
