@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
+from math import inf
 from pathlib import Path
 
 import cv2
@@ -130,11 +131,9 @@ def _plan(root: Path, files: list[tuple], facts: dict, cfg: Config) -> tuple[lis
     bad = dict(facts["bad"])
     good = [row for row in range(len(files)) if row not in bad]
     if not good:
-        reasons = [f"\n  {files[row][0]}: {why}" for row, why in bad.items()]
-        raise FileNotFoundError(
-            f"none of {len(files)} files in {root} is a usable image; expected {EXPECTED}"
-            + "".join(reasons[:20])
-        )
+        why = "".join(f"\n  {files[row][0]}: {reason}" for row, reason in facts["bad"][:20])
+        what = f"none of {len(files)} files in {root} is a usable image"
+        raise FileNotFoundError(f"{what}; expected {EXPECTED}{why}")
     groups = group_patients([file[0] for file in files], facts["pairs"], cfg.patient_key)
     groups = [groups[row] for row in good]
     names, own, given = zip(*(files[row][:3] for row in good), strict=True)
@@ -217,10 +216,11 @@ class Split:
     def to_device(self, device: str | torch.device) -> torch.Tensor:
         """The images on `device`, copied once; `images` itself where CUDA has too little room."""
         device = torch.device(device)
+        if device.type == "cpu":
+            return self.images
         if device not in self._resident:
-            fits = True
-            if device.type == "cuda":
-                fits = self.images.nbytes <= ON_DEVICE * torch.cuda.mem_get_info(device)[0]
+            room = ON_DEVICE * torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else inf
+            fits = self.images.nbytes <= room
             self._resident[device] = self.images.to(device) if fits else self.images
         return self._resident[device]
 
@@ -275,22 +275,21 @@ class Data:
         another rank, sides that are not square, shapes that differ, or labels that do not fit.
         """
         parts = [torch.as_tensor(images).cpu().contiguous() for images in (train, val, test)]
-        labels = labels or [torch.zeros(images.shape[:1]) for images in parts]
+        for x in parts:
+            if x.dtype != torch.uint8 or x.ndim != 4 or 0 in x.shape or x.shape[2] != x.shape[3]:
+                got = f"{x.dtype} {tuple(x.shape)}"
+                raise ValueError(f"images should be uint8 (N, C, S, S) with N > 0, not {got}")
+        lengths, shapes = [len(x) for x in parts], [tuple(x.shape[1:]) for x in parts]
+        if len(set(shapes)) > 1:
+            raise ValueError(f"images are {shapes}: should be the same in all three")
+        labels = labels or [[0] * length for length in lengths]
         labels = [torch.as_tensor(values, dtype=torch.int64) for values in labels]
-        for name, images, values in zip(SPLITS, parts, labels, strict=True):
-            got = f"{images.dtype} {tuple(images.shape)}"
-            if images.dtype != torch.uint8 or images.ndim != 4 or not len(images):
-                raise ValueError(f"{name} should be uint8 (N, C, H, W) with N > 0, not {got}")
-            if images.shape[1:] != parts[0].shape[1:] or images.shape[2] != images.shape[3]:
-                raise ValueError(f"{name} is {got}: square, and the same in all three")
-            if values.shape != images.shape[:1]:
-                raise ValueError(f"labels should have the lengths of the images: {name} has "
-                                 f"{len(images)}, not {tuple(values.shape)}")  # fmt: skip
+        if [tuple(values.shape) for values in labels] != [(length,) for length in lengths]:
+            raise ValueError(f"labels should be three sequences of lengths {lengths}")
         flat = torch.cat(labels).tolist()
         classes = list(classes or map(str, range(max(flat) + 1)))
         if min(flat) < 0 or max(flat) >= len(classes):
             raise ValueError(f"labels run from {min(flat)} to {max(flat)}, classes are {classes}")
-        lengths = [len(images) for images in parts]
         names = [f"{name}/{i}" for name, n in zip(SPLITS, lengths, strict=True) for i in range(n)]
         index = dict(labels=flat, lengths=lengths, classes=classes, names=names, groups=names)
         digest = _content_hash([images.numpy() for images in parts], index)

@@ -148,8 +148,8 @@ def _kagglehub_versions(name: str) -> list[Path]:
     root = Path(env("KAGGLEHUB_CACHE") or "~/.cache/kagglehub").expanduser()
     root = root / "datasets" / KNOWN[name].kaggle
     versions = [folder for folder in root.glob("versions/*") if folder.name.isdigit()]
-    done = {folder: (root / f"{folder.name}.complete").exists() for folder in versions}
-    return sorted(versions, key=lambda folder: (done[folder], int(folder.name)), reverse=True)
+    versions.sort(key=lambda folder: int(folder.name), reverse=True)
+    return sorted(versions, key=lambda folder: not (root / f"{folder.name}.complete").exists())
 
 
 def _phantoms() -> Found:
@@ -187,7 +187,7 @@ def _enter(folder: Path, name: str) -> Path | None:
     if name in KNOWN and (found := _marked(folder, name)):
         return found
     if name == "chest_xray":
-        if FACES[1] in (folder.name, *(sub.name for sub in _subfolders(folder))):
+        if folder.name == FACES[1] or (folder / FACES[1]).is_dir():
             return None  # one data set does not stand in for another
         if not (folder / "train").is_dir() and (folder / "chest_xray").is_dir():
             folder = folder / "chest_xray"
