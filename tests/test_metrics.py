@@ -8,8 +8,8 @@ import torch
 from conftest import need_weights
 
 import vaekit
-from vaekit import metrics
-from vaekit.features import WeightsMissing
+from vaekit import judges, metrics
+from vaekit.judges import LabelJudge
 from vaekit.model import VAE
 
 CFG = dict(profile="smoke", widths=[8, 16], attention=[], latent_channels=4)
@@ -20,6 +20,20 @@ def films(n: int, side: int = 32, channels: int = 1, seed: int = 0) -> torch.Ten
     noise = torch.rand(n, channels, 6, 6, generator=torch.Generator().manual_seed(seed))
     smooth = torch.nn.functional.interpolate(noise, (side, side), mode="bicubic").clamp(0, 1)
     return (smooth * 255).round().to(torch.uint8)
+
+
+def no_weights(monkeypatch, tmp_path):
+    monkeypatch.setenv("VAEKIT_WEIGHTS", str(tmp_path))
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(judges, "_told", set())
+
+
+class Means(torch.nn.Linear):
+    """Sixteen means of an image, in Inception's place."""
+
+    def forward(self, x):
+        assert x.shape[1] == 3 and x.dtype == torch.uint8
+        return torch.nn.functional.adaptive_avg_pool2d(x[:, 1].float() / 255, 4).flatten(1)
 
 
 @pytest.fixture
@@ -153,23 +167,6 @@ def test_distance_rows_of_a_handful_of_images():
     assert {r["network"] for r in rows} == {"net", "net, 1 PCs", "net, k=1"}
 
 
-def test_pixel_features_and_sizes():
-    vectors = metrics.feature_vectors(SimpleNamespace(images=films(5, 48)), batch_size=2)
-    assert vectors.shape == (5, 32 * 32) and vectors.dtype == np.float64
-    flat = torch.full((1, 1, 20, 20), 51, dtype=torch.uint8)
-    assert metrics.feature_vectors(flat) == pytest.approx(np.full((1, 1024), 0.2), abs=1e-6)
-    assert metrics.at_least(torch.zeros(1, 1, 20, 40), 64).shape[-2:] == (64, 128)
-    with pytest.raises(ValueError, match="N, C, H, W"):
-        metrics.feature_vectors(torch.zeros(3, 3))
-
-
-def test_network_features_do_not_depend_on_the_batch():
-    need_weights("squeezenet")
-    trunk = metrics.load_judge(download=False).trunk
-    one, three = (metrics.feature_vectors(films(5), trunk, size) for size in (1, 3))
-    assert one.shape == (5, 512) and one == pytest.approx(three, rel=1e-3, abs=1e-3)
-
-
 def test_mean_and_ratio_rows():
     values = torch.tensor([1.0, 2.0, 3.0])
     found = metrics.mean_row("m", "s", values)
@@ -183,12 +180,6 @@ def test_mean_and_ratio_rows():
 def model():
     torch.manual_seed(0)
     return VAE(vaekit.preset(**CFG)).train()
-
-
-def no_weights(monkeypatch, tmp_path):
-    monkeypatch.setenv("VAEKIT_WEIGHTS", str(tmp_path))
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    monkeypatch.setattr(metrics, "_told", set())
 
 
 def test_evaluate_without_weights(model, monkeypatch, tmp_path, capsys):
@@ -232,52 +223,8 @@ def test_evaluate_with_weights(model):
     assert networks["frechet"].startswith("squeezenet (ImageNet), 2 PCs; trained with")
 
 
-def test_a_notice_is_given_once(monkeypatch, tmp_path, capsys):
-    no_weights(monkeypatch, tmp_path)
-    assert metrics.load_judge() is None and metrics.load_judge(download=False) is None
-    assert metrics.load_judges(["squeezenet", "vgg19"]) == [None]
-    lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 2 and "no LPIPS" in lines[0] and "vgg19 cannot judge" in lines[1]
-    with pytest.raises(ValueError, match="unknown trunk"):
-        metrics.load_judges(["inceptionv9"])
-
-
-def labelled(n: int, seed: int) -> SimpleNamespace:
-    """Two classes, as bright as each other: stripes across and stripes along."""
-    labels = torch.arange(n) % 2
-    noise = torch.rand(n, 1, 32, 32, generator=torch.Generator().manual_seed(seed))
-    stripes = 0.5 + 0.3 * torch.sin(torch.arange(32.0)).expand(1, 32, 32)
-    x = torch.stack([stripes.mT if label else stripes for label in labels]) + 0.4 * (noise - 0.5)
-    return SimpleNamespace(images=(255 * x).byte(), labels=labels, classes=["across", "along"])
-
-
-@pytest.fixture(scope="module")
-def judge():
-    return metrics.train_judge(labelled(64, seed=0), epochs=6)
-
-
-def test_the_label_judge_knows_the_classes(judge):
-    test = labelled(40, seed=1)
-    assert (judge(test.images / 255).argmax(1) == test.labels).float().mean() > 0.9
-    vectors = metrics.feature_vectors(test, judge)
-    assert vectors.shape == (40, 128) and vectors == pytest.approx(
-        metrics.feature_vectors(test, judge, batch_size=7), abs=1e-5)  # fmt: skip
-    assert not judge.training and not any(p.requires_grad for p in judge.parameters())
-
-
-def test_the_label_judge_repeats_with_its_seed_and_wants_two_classes():
-    split, before = labelled(20, seed=0), torch.get_rng_state()
-    one, same, other = (
-        metrics.train_judge(split, seed, epochs=1).head.weight for seed in (0, 0, 1)
-    )
-    assert torch.equal(one, same) and not torch.equal(one, other)
-    assert torch.equal(torch.get_rng_state(), before)
-    split.labels = torch.ones(20, dtype=torch.int64)
-    with pytest.raises(ValueError, match="two classes"):
-        metrics.train_judge(split)
-
-
-def test_every_judge_gives_its_own_rows(model, judge):
+def test_every_judge_gives_its_own_rows(model):
+    judge = LabelJudge(1, 2).eval()
     rows = metrics.evaluate(model, films(12), model.cfg, films(12, seed=1),
                             judges=("pixels", judge))  # fmt: skip
     found = [r["network"] for r in rows if r["metric"] == "kernel"]
@@ -285,51 +232,8 @@ def test_every_judge_gives_its_own_rows(model, judge):
     assert found == ["pixels 32x32" + trained_with, "CNN on 2 labels" + trained_with]
 
 
-def test_vgg_is_named_with_the_layer_it_is_cut_at():
-    need_weights("vgg19")
-    (trunk,) = metrics.load_judges(["vgg19"], download=False)
-    name = f"vgg19 to layer {max(trunk.taps)} (ImageNet)"
-    assert metrics.network_name(trunk) == name and max(trunk.taps) < 36
-
-
-def test_inception_says_what_is_missing(monkeypatch, tmp_path):
-    no_weights(monkeypatch, tmp_path)
-    try:
-        import torch_fidelity  # noqa: F401
-    except ImportError:
-        for score in (metrics.fid, metrics.kid):
-            with pytest.raises(WeightsMissing, match="torch-fidelity"):
-                score(films(4), films(4))
-    else:
-        pytest.skip("torch-fidelity is installed")
-
-
-@pytest.fixture
-def inception(monkeypatch):
-    """Sixteen means of an image, in Inception's place."""
-
-    def means(x):
-        assert x.shape[1] == 3 and x.dtype == torch.uint8
-        return torch.nn.functional.adaptive_avg_pool2d(x[:, 1].float() / 255, 4).flatten(1)
-
-    monkeypatch.setattr(metrics, "load_inception", lambda: means)
-    return means
-
-
-def test_fid_and_kid_are_torchmetrics_on_grey_as_rgb(inception):
-    a, b = films(40), films(30, seed=1) // 2
-    vectors = [inception(t.expand(-1, 3, -1, -1)).double().numpy() for t in (a, b)]
-    assert metrics.fid(a, b / 255) == pytest.approx(metrics.gaussian_frechet(*vectors), rel=1e-6)
-    value, error = metrics.kid(a, b)
-    assert abs(value - metrics.kernel_distance(*vectors)) < error / 5
-    assert 0 < error < value
-    assert metrics.kid(a, b) == (value, error)  # whatever torch's own random state is
-    assert metrics.kid(a[:4], b)[1] > error
-    with pytest.raises(ValueError, match="3 images"):
-        metrics.kid(a[:3], b)
-
-
-def test_evaluate_gives_fid_and_kid_of_samples(model, inception):
+def test_evaluate_gives_fid_and_kid_of_samples(model, monkeypatch):
+    monkeypatch.setattr(metrics, "load_inception", lambda device: Means(1, 1))
     samples = {"copy": films(9, seed=2), "dark": films(12, seed=3) // 4, "few": films(3)}
     rows = metrics.evaluate(model, films(12), model.cfg, films(12, seed=1), samples, fid=True)
     found = {(r["metric"], r["subject"]): r for r in rows if "inception" in r["network"]}

@@ -10,6 +10,7 @@ from test_metrics import CFG, films
 
 import vaekit
 from vaekit import metrics, plots
+from vaekit.judges import LabelJudge
 from vaekit.model import VAE
 
 
@@ -35,24 +36,28 @@ def _nothing_left_open():
     assert not plt.get_fignums()
 
 
+def words(figure) -> list[str]:
+    return [text.get_text() for text in figure.axes[0].texts if text.get_text()]
+
+
 def test_show_images():
     x = films(10, 64)
     figure = plots.show_images(x, titles=range(10), columns=4, title="films", row_labels="abc")
-    assert len(figure.axes) == 10
-    assert [axis.get_title() for axis in figure.axes] == [str(i) for i in range(10)]
+    assert words(figure) == [*map(str, range(10)), "a", "b", "c", "films"]
     image = figure.axes[0].images[0]
     assert image.get_clim() == (0, 1) and image.get_cmap().name == "gray"
-    assert figure.axes[0].get_window_extent().width == pytest.approx(128)  # 64 px, doubled
+    tall = 26 + 3 * (14 + 128) + 2 * 4  # pixels: title, three rows of films with their heads, gaps
+    assert image.get_array().shape == (tall, 32 + 4 * 128 + 3 * 4)  # 64 px, doubled
+    assert (figure.get_size_inches() * 100).round().tolist() == [32 + 4 * 128 + 3 * 4, tall]
+    assert (image.get_array()[-128:, -200:] == 1).all()  # ten films leave two places white
     assert kilobytes(figure) < 100
 
 
-@pytest.mark.parametrize("channels,side", [(1, 28), (3, 32), (1, 128), (1, 300)])
-def test_show_images_sizes_and_colours(channels, side):
-    split = SimpleNamespace(images=films(3, side, channels))
-    figure = plots.show_images(split)
-    assert len(figure.axes) == 3 and figure.dpi == 100
-    assert 80 <= figure.axes[0].get_window_extent().width <= 140
-    assert figure.axes[0].images[0].get_array().shape == (side, side, 3)[: 2 + (channels == 3)]
+@pytest.mark.parametrize("channels,side,drawn", [(1, 28, 112), (3, 32, 96), (1, 300, 110)])
+def test_show_images_sizes_and_colours(channels, side, drawn):
+    figure = plots.show_images(SimpleNamespace(images=films(3, side, channels)))
+    shape = (drawn, 3 * drawn + 8, 3)[: 2 + (channels == 3)]
+    assert figure.axes[0].images[0].get_array().shape == shape and figure.dpi == 100
     assert kilobytes(figure) < 100
 
 
@@ -67,19 +72,25 @@ def test_films_keep_their_pixels_on_disk():
 
 def test_show_rows_compares_column_by_column():
     figure = plots.show_rows({"real": films(9), "noise": torch.rand(5, 1, 32, 32)}, "pairs")
-    assert len(figure.axes) == 10  # as many columns as the shortest
-    texts = [axis.texts[0].get_text() for axis in figure.axes]
-    assert texts[0] == "real" and texts[5] == "noise" and not any(texts[1:5])
+    assert figure.axes[0].images[0].get_array().shape[1] == 32 + 5 * 96 + 4 * 4  # of the shortest
+    assert words(figure) == ["real", "noise", "pairs"]
 
 
 def test_show_cases():
     model, split = VAE(vaekit.preset(**CFG)).eval(), SimpleNamespace(images=films(8))
     cases = metrics.rank_cases(model, split, k=2)
-    figure = plots.show_cases(model, split, cases)
-    assert len(figure.axes) == 12
-    heads = [axis.get_title() for axis in figure.axes[:4]]
-    assert heads[0] == f"best\nSSIM {cases.values.max():.3f}" and heads[2].startswith("worst")
-    assert kilobytes(figure) < 150
+    found = words(plots.show_cases(model, split, cases))
+    assert found[0] == f"best\nSSIM {cases.values.max():.3f}" and found[2].startswith("worst")
+    assert found[4:6] == ["film", "reconstruction"] and found[6].startswith("|difference|\n0 to ")
+
+
+def test_differences_share_one_scale_which_is_named():
+    a = torch.full((2, 3, 4, 4), 0.5)
+    b = a + torch.tensor([0.1, 0.2]).view(2, 1, 1, 1)
+    ((name, row),) = plots.difference(a, b, "gap").items()
+    assert name == "gap\n0 to 0.2" and row.shape == a.shape
+    torch.testing.assert_close(row[:, 0, 0, 0], torch.tensor([0.5, 1.0]))
+    assert plots.difference(a, a, "gap").popitem()[1].max() == 0
 
 
 def test_plot_history():
@@ -134,9 +145,22 @@ def test_plot_rows():
             metrics.row("frechet", "gmm", 5.0, 4.0, 6.0, 50, "net, 12 PCs", 1.0),
             metrics.row("sharpness ratio", "prior", 0.5, 0.4, 0.6, 50),
             metrics.row("psnr", "reconstruction", 20.0, 19.0, 21.0, 50)]  # fmt: skip
-    figure = plots.plot_rows(rows)
-    left, right = figure.axes
-    assert "net, 12 PCs" in left.get_title()
+    left, right = plots.plot_rows(rows).axes
+    assert left.get_title() == "Fréchet distance\nnet, 12 PCs" and left.get_xlim()[0] == 0
     assert [t.get_text() for t in left.get_yticklabels()] == ["prior\nN=50", "gmm\nN=50"]
-    assert len(right.get_yticklabels()) == 1 and kilobytes(figure) < 60
-    assert len(plots.plot_rows([]).axes) == 2
+    assert len(right.get_yticklabels()) == 1
+    with pytest.raises(ValueError, match="no row is of frechet, sharpness ratio"):
+        plots.plot_rows(rows[-1:])
+
+
+def test_every_metric_of_every_judge_has_a_scale_of_its_own():
+    model = VAE(vaekit.preset(**CFG))
+    rows = metrics.evaluate(model, films(8), model.cfg, films(8, seed=1), {"few": films(1)},
+                            judges=("pixels", LabelJudge(1, 2).eval()))  # fmt: skip
+    wanted = ("psnr", "sharpness ratio", "frechet", "frechet excess", "kernel", "precision")
+    figure = plots.plot_rows(rows, metrics=wanted)
+    heads = [axis.get_title().split(";")[0] for axis in figure.axes]
+    assert heads[0] == "PSNR, dB" and len(heads) == 10
+    assert heads[2:4] == ["Fréchet distance\npixels 32x32, 2 PCs",
+                          "Fréchet distance\nCNN on 2 labels, 2 PCs"]  # fmt: skip
+    assert kilobytes(figure) < 200

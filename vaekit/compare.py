@@ -1,25 +1,17 @@
 """Two runs side by side: what was set differently, what it did to the numbers and to the films."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from matplotlib.figure import Figure
 from torch import Tensor
 
-from vaekit import metrics, plots
-from vaekit.features import trunk_name
-from vaekit.losses import l1_per_image
+from vaekit import judges, metrics, plots
 from vaekit.runs import Run
 from vaekit.sample import decode_batched, encode_all, sample_latents
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 HIGHER_IS_BETTER = {"psnr": True, "ssim": True, "lpips": False, "l1": False}
 DIFFERENCE = "b - a"
 SHOWN = 8  # films and samples that are kept for the plot
-SAME_NOISE = "samples of a and b are decoded from the same noise"
 
 
 @dataclass
@@ -45,20 +37,11 @@ class Comparison:
         return "\n".join([*lines, "", metrics.format_table(self.rows), "", *findings, *self.notes])
 
     def plot(self) -> Figure:
-        """The same films in every column, one row each: film, a, b, |b - a|, samples of a and b.
-
-        The differences share one scale, from 0 to the largest shown, which the row's label gives.
-        """
-        pictures = dict(self.images)
-        gap = pictures["|b - a|"] = (pictures["b"] - pictures["a"]).abs().mean(1, keepdim=True)
-        order = ("film", "a", "b", "|b - a|", "samples of a", "samples of b")
-        figure, axes = plots._grid(len(order), len(gap), pictures["film"][0], 1.1, labels=True)
-        for line, name in zip(axes, order, strict=True):
-            top = max(gap.max().item(), 1e-6) if name == "|b - a|" else 1
-            label = name.replace("s of", "s\nof") if top == 1 else f"{name}\n0 to {top:.2g}"
-            for axis, image in zip(line, pictures[name], strict=True):
-                plots._show(axis, image, label=label if axis is line[0] else "", vmax=top)
-        return figure
+        """The same films in every column, one row each: film, a, b, |b - a|, samples of a and b."""
+        film, a, from_a, b, from_b = self.images.values()
+        gap = plots.difference(b, a, "|b - a|")
+        return plots.show_rows({"film": film, "a": a, "b": b, **gap, "samples\nof a": from_a,
+                                "samples\nof b": from_b})  # fmt: skip
 
 
 def compare(run_a: Run, run_b: Run, test, val=None, seed: int = 0) -> Comparison:
@@ -71,7 +54,7 @@ def compare(run_a: Run, run_b: Run, test, val=None, seed: int = 0) -> Comparison
     Fréchet distances of its reconstructions and of prior samples from `test`, beside their floor.
     ValueError where the two models, or the films, differ in size or channels.
     """
-    runs, test = (run_a, run_b), metrics.pixels_of(test)
+    runs, test = (run_a, run_b), judges.pixels_of(test)
     shapes = [(r.cfg.in_channels, r.cfg.image_size, r.cfg.image_size) for r in runs]
     shapes.append(tuple(test.shape[1:]))
     if len(set(shapes)) > 1 or len(test) < 2:
@@ -79,25 +62,28 @@ def compare(run_a: Run, run_b: Run, test, val=None, seed: int = 0) -> Comparison
         raise ValueError(f"a makes {a} images, b {b}, and test has {len(test)} of {films}:"
                          " comparing takes at least 2, and one size for all")  # fmt: skip
     device = next(run_a.model.parameters()).device
-    judge = metrics.load_judge(device, download=run_a.cfg.profile != "smoke")
-    heard = " and ".join(dict.fromkeys(trunk_name(run.cfg) for run in runs))
-    rows = pair_rows(runs, test, judge, f"; trained with {heard}")
-    if val is not None:
-        rows += distance_rows(runs, test, val, judge, f"; trained with {heard}", seed)
-    notes, shown = [SAME_NOISE], test[:SHOWN]
-    if run_a.model.latent_shape != run_b.model.latent_shape:
-        a, b = (tuple(run.model.latent_shape) for run in runs)
+    judge = judges.load_judge(device, download=run_a.cfg.profile != "smoke")
+    rows = pair_rows(runs, test, judge)
+    rows += distance_rows(runs, test, val, judge, seed) if val is not None else []
+    images = {"film": judges.as_float(test[:SHOWN].cpu())}
+    for name, run in zip("ab", runs, strict=True):
+        images[name] = reconstructions(run.model, test[:SHOWN])
+        images[f"samples of {name}"] = samples(run.model, len(images["film"]), seed)
+    names, changed = (run_a.path.name, run_b.path.name), run_a.cfg.differences(run_b.cfg)
+    rows = metrics.say_heard(rows, run_a.cfg, run_b.cfg)
+    return Comparison(names, changed, rows, images, notes_on(run_a, run_b, seed))
+
+
+def notes_on(run_a: Run, run_b: Run, seed: int) -> list[str]:
+    """Sentences on what the two share, and what they do not."""
+    notes = ["samples of a and b are decoded from the same noise"]
+    a, b = (tuple(run.model.latent_shape) for run in (run_a, run_b))
+    if a != b:
         notes = [f"latents are {a} in a and {b} in b: their samples cannot share noise, each has"
                  f" its own draw from seed {seed}"]  # fmt: skip
-    if len({run.info.get("data", {}).get("hash") for run in runs}) > 1:
+    if run_a.info.get("data", {}).get("hash") != run_b.info.get("data", {}).get("hash"):
         notes.append("a and b were trained on different data")
-    images = {"film": metrics.as_float(shown.cpu())}
-    for letter, run in zip("ab", runs, strict=True):
-        images[letter] = reconstructions(run.model, shown)
-        images[f"samples of {letter}"] = samples(run.model, len(shown), seed)
-    names = (run_a.path.name, run_b.path.name)
-    changed = run_a.cfg.differences(run_b.cfg)
-    return Comparison(names, changed, rows, images, notes)
+    return notes
 
 
 def reconstructions(model, images) -> Tensor:
@@ -110,50 +96,37 @@ def samples(model, n: int, seed: int) -> Tensor:
     return decode_batched(model, sample_latents(model, n, seed=seed))
 
 
-def measure(model, test: Tensor, judge) -> dict[str, Tensor]:
-    """Every per-image metric of the reconstructions from the mean: {name: (N,)}."""
-    found = []
-    with metrics.evaluating(model) as device:
-        for x in metrics.chunks(test, device=device):
-            x_hat = model.reconstruct(x)
-            own = {"l1": l1_per_image(x_hat, x), "sharpness ratio": metrics.sharpness(x_hat)}
-            found.append(metrics.compare_images(x_hat, x, judge) | own)
-    return metrics.collect(found)
-
-
-def pair_rows(runs, test: Tensor, judge, heard: str) -> list[dict]:
+def pair_rows(runs, test: Tensor, judge) -> list[dict]:
     """Three rows a metric: the means of a and of b, and the mean of b - a film by film."""
-    a, b = (measure(run.model, test, judge) for run in runs)
-    real = metrics.collect({"s": metrics.sharpness(x)} for x in metrics.chunks(test))["s"]
+    a, b = (metrics.measure(run.model, test, judge) for run in runs)
+    real = metrics.collect(map(metrics.appearance, judges.chunks(test)))["sharpness"]
     rows = []
-    for name in a:
-        network = f"squeezenet, LPIPS v0.1{heard}" if name == "lpips" else ""
+    for name in (name for name in (*HIGHER_IS_BETTER, "sharpness") if name in a):
+        network = metrics.LPIPS if name == "lpips" else ""
         for subject, values in (("a", a[name]), ("b", b[name]), (DIFFERENCE, b[name] - a[name])):
-            if name == "sharpness ratio":  # of means; its delta method suits a difference as well
-                rows.append(metrics.ratio_row(name, subject, values, real, paired=True))
+            if name == "sharpness":  # of means; its delta method suits a difference as well
+                rows.append(metrics.ratio_row("sharpness ratio", subject, values, real, True))
             else:
                 rows.append(metrics.mean_row(name, subject, values, network))
     return rows
 
 
-def distance_rows(runs, test: Tensor, val, judge, heard: str, seed: int) -> list[dict]:
+def distance_rows(runs, test: Tensor, val, judge, seed: int) -> list[dict]:
     """Fréchet distances from `test` of what each run makes of `val`, and of prior samples.
 
     Both runs meet the same films in the same cut. A difference of two distances has no interval.
     """
     trunk = judge.trunk if judge is not None else None
-    network = metrics.network_name(trunk) + heard
-    real, others = (metrics.feature_vectors(images, trunk) for images in (test, val))
+    real, others = (judges.feature_vectors(images, trunk) for images in (test, val))
     makers = {"frechet, reconstruction": lambda model: reconstructions(model, val),
               "frechet, prior": lambda model: samples(model, len(test), seed)}  # fmt: skip
     rows = []
     for name, make in makers.items():
-        pair = [metrics.frechet_row(subject, metrics.feature_vectors(make(run.model), trunk), real,
-                                    others, network, seed)
-                for subject, run in zip("ab", runs, strict=True)]  # fmt: skip
-        gap = metrics.row("frechet", DIFFERENCE, pair[1]["value"] - pair[0]["value"],
-                          n=pair[0]["n"], network=pair[0]["network"])  # fmt: skip
-        rows += [row | {"metric": name} for row in (*pair, gap)]
+        made = (judges.feature_vectors(make(run.model), trunk) for run in runs)
+        a, b = (metrics.frechet_row(subject, f, real, others, judges.network_name(trunk), seed)
+                for subject, f in zip("ab", made, strict=True))  # fmt: skip
+        gap = {"subject": DIFFERENCE, "value": b["value"] - a["value"], "low": None, "high": None}
+        rows += [row | {"metric": name} for row in (a, b, a | gap | {"floor": None})]
     return rows
 
 

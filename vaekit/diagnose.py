@@ -14,22 +14,18 @@ lie between models trained to be each of the four, and are named below.
 | healthy     | none of these                                                                   |
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 
-from vaekit import plots
+from vaekit.distances import mmd
 from vaekit.losses import kl_elements, mse_per_image
 from vaekit.metrics import chunks, collect, evaluating, pixels_of
+from vaekit.plots import COLOURS, label, panels
 from vaekit.sample import encode_all
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 ACTIVE = 0.01  # variance of mu over films above which a unit is active (Burda et al. 2016)
 IDLE = 0.5  # share of units whose sigma is larger than the deviation of mu
@@ -52,6 +48,8 @@ ADVICE = {
     "autoencoder": "sigma is {sigma_to_spread:.2g} of the spread of mu, and sampling costs"
     " {noise_price:.2g} of what the ELBO would let it: codes are points, of {kl_active:.2g} nats a"
     " unit. Raise beta until beta_elbo is near 1.",
+    "untrained": "a sampled code costs {sample_to_mean:.3g} times the error of the mean: the"
+    " decoder was never trained on this noise. Train phase 2, where z is sampled.",
     "prior hole": "units are active and their noise is real, but the codes lie {prior_gap:.2g} nats"
     " a unit from N(0, I), {gap_share:.0%} of the KL (variances {smallest_eigenvalue:.2g} to"
     " {largest_eigenvalue:.2g}; MMD {mmd:.2g}, from the prior to itself {mmd_null:.2g}): prior"
@@ -60,13 +58,8 @@ ADVICE = {
     "healthy": "{active_units} of {units} units are active, sampling costs {noise_price:.2g} of"
     " what the ELBO lets it, and the codes lie {prior_gap:.2g} nats a unit from N(0, I), about as"
     " a sample of it would. The prior may be sampled.",
+    "blurred": " Beta is well above the ELBO's: a lower one would reconstruct more sharply.",
 }
-UNTRAINED = (  # the other kind of autoencoder
-    "a sampled code costs {sample_to_mean:.3g} times the error of the mean: the decoder was never"
-    " trained on this noise. Train phase 2, where z is sampled."
-)
-
-BLURRED = " Beta is well above the ELBO's: a lower one would reconstruct more sharply."
 
 
 @dataclass
@@ -85,9 +78,9 @@ class Diagnosis:
         return "\n".join([f"{self.verdict}: {self.advice}", *table])
 
     def plot(self) -> Figure:
-        """Six panels; what a healthy model would show is drawn beside it."""
-        figure, axes = plots._subplots(2, 3, (10.5, 5.8), f"verdict: {self.verdict}")
-        draw = (_draw_kl, _draw_units, _draw_sigma, _draw_spectrum, _draw_mmd, _draw_errors)
+        """KL, active units, sigma and the spectrum; what is expected is drawn beside it."""
+        figure, axes = panels(2, 2, (7.5, 5.8), f"verdict: {self.verdict}")
+        draw = (_draw_kl, _draw_units, _draw_sigma, _draw_spectrum)
         for axis, panel in zip(axes.flat, draw, strict=True):
             panel(axis, self.arrays, self.numbers)
         return figure
@@ -118,24 +111,21 @@ def diagnose(model, split, seed: int = 0, batch_size: int = 64) -> Diagnosis:
     arrays = {"kl": kl_elements(mu, logvar).mean(0), "sigma": (0.5 * logvar).exp().flatten(1)}
     mu, logvar, z = (t.flatten(1).double() for t in (mu, logvar, z))
     arrays |= {"variance": mu.var(0), "noise": logvar.exp().mean(0)} | errors
-    numbers = describe(arrays, pixels_of(split)[0].numel())
-    for more in (prior_gap(mu, arrays["noise"], generator), prior_mmd(z, generator)):
-        numbers |= more[0]
-        arrays |= more[1]
+    gap, spectrum = prior_gap(mu, arrays["noise"], generator)
+    numbers = describe(arrays, pixels_of(split)[0].numel()) | gap | prior_mmd(z, generator)
     off = numbers["prior_gap"] * max(numbers["active_units"], 1)
     numbers["gap_share"] = off / max(numbers["kl"], 1e-9)
+    arrays |= spectrum
     return Diagnosis(*judge(numbers), numbers, arrays)
 
 
 def reconstruction_errors(model, split, codes: dict, batch_size: int = 64) -> dict[str, Tensor]:
     """Mean squared error of every film, decoded from each of `codes` (N, *latent_shape): (N,)."""
-    found = []
     with evaluating(model) as device:
-        for i, x in enumerate(chunks(split, batch_size, device)):
-            rows = slice(i * batch_size, (i + 1) * batch_size)
-            found.append({f"mse_{name}": mse_per_image(model.decode(z[rows].to(device)), x)
-                          for name, z in codes.items()})  # fmt: skip
-    return collect(found)
+        films = chunks(split, batch_size, device)
+        parts = zip(films, *(z.split(batch_size) for z in codes.values()), strict=True)
+        errors = ([mse_per_image(model.decode(z.to(device)), x) for z in zs] for x, *zs in parts)
+        return collect({f"mse_{k}": e for k, e in zip(codes, es, strict=True)} for es in errors)
 
 
 def describe(arrays: dict[str, Tensor], pixels: int) -> dict[str, float | int]:
@@ -199,27 +189,13 @@ def prior_gap(mu: Tensor, noise: Tensor, generator) -> tuple[dict, dict]:
     return numbers, {"eigenvalues": values, "expected_eigenvalues": expected}
 
 
-def kernel_mean(x: Tensor, y: Tensor | None = None) -> float:
-    """Mean of k(x_i, y_j), without y of k(x_i, x_j) over i != j; x (N, D), y (M, D).
-
-    k(x, y) = exp(-|x - y|^2 / 2D): D is half of what two prior draws are apart, squared, so the
-    kernel is the same for every model with D units.
-    """
-    k = torch.exp(-torch.cdist(x, x if y is None else y).square() / (2 * x.shape[1]))
-    if y is not None:
-        return k.mean().item()
-    return ((k.sum() - k.trace()) / (len(x) * (len(x) - 1))).item()
+def rbf(x: Tensor, y: Tensor) -> Tensor:
+    """exp(-|x_i - y_j|^2 / 2D), (N, M): D is half of what two prior draws are apart, squared, so
+    the kernel is the same for every model with D units."""
+    return torch.exp(-torch.cdist(x, y).square() / (2 * x.shape[1]))
 
 
-def mmd(x: Tensor, y: Tensor) -> tuple[float, float]:
-    """Squared maximum mean discrepancy of x (N, D) and y (M, D), unbiased, so it may fall below 0,
-    and as a share: 1 where the kernel means are orthogonal. Source: Gretton et al. 2012, eq. 3.
-    """
-    own = kernel_mean(x) + kernel_mean(y)
-    return own - 2 * kernel_mean(x, y), 1 - 2 * kernel_mean(x, y) / own
-
-
-def prior_mmd(z: Tensor, generator) -> tuple[dict, dict]:
+def prior_mmd(z: Tensor, generator) -> dict[str, float]:
     """MMD of posterior samples z (N, D), one a film, from N prior draws, and prior from prior.
 
     At most FILMS of them, drawn at random; "mmd_null" is the 95th percentile of prior from prior.
@@ -229,86 +205,66 @@ def prior_mmd(z: Tensor, generator) -> tuple[dict, dict]:
     def prior() -> Tensor:
         return torch.randn(z.shape, generator=generator, dtype=z.dtype)
 
-    nulls = torch.tensor([mmd(prior(), prior())[0] for _ in range(NULLS)])
-    value, share = mmd(z, prior())
-    numbers = {"mmd": value, "mmd_null": nulls.quantile(0.95).item(), "mmd_share": share}
-    return numbers, {"mmd_nulls": nulls}
+    nulls = torch.tensor([mmd(prior(), prior(), rbf)[0] for _ in range(NULLS)])
+    value, share = mmd(z, prior(), rbf)
+    return {"mmd": value, "mmd_null": nulls.quantile(0.95).item(), "mmd_share": share}
 
 
 def judge(n: dict) -> tuple[str, str]:
     """(verdict, advice) from the numbers: the table of the module's docstring, top to bottom."""
+    unheard = n["sample_to_mean"] > UNHEARD
     if n["idle_share"] > IDLE and n["other_to_mean"] < SWAPPED:
-        verdict = "collapsed"
-    elif n["sample_to_mean"] > UNHEARD:
-        return "autoencoder", UNTRAINED.format(**n)
-    elif n["sigma_to_spread"] < TINY_NOISE and n["noise_price"] < FREE_NOISE:
-        verdict = "autoencoder"
+        verdict = why = "collapsed"
+    elif unheard or n["sigma_to_spread"] < TINY_NOISE and n["noise_price"] < FREE_NOISE:
+        verdict, why = "autoencoder", "untrained" if unheard else "autoencoder"
     elif n["gap_share"] > GAP_SHARE or n["mmd_share"] > PRIOR_MMD and n["mmd"] > n["mmd_null"]:
-        verdict = "prior hole"
+        verdict = why = "prior hole"
     else:
-        verdict = "healthy"
+        verdict = why = "healthy"
     blurred = verdict == "healthy" and n["noise_price"] > DEAR_NOISE
-    return verdict, ADVICE[verdict].format(**n) + BLURRED * blurred
+    return verdict, ADVICE[why].format(**n) + ADVICE["blurred"] * blurred
 
 
 # ---- the panels of the plot ----------------------------------------------------------------------
 
 
-def _draw_kl(axis, arrays, numbers) -> None:
+def _draw_kl(axis, arrays: dict, numbers: dict) -> None:
     kl = arrays["kl"]
     if kl.dim() == 1:
-        axis.bar(range(len(kl)), kl, color=plots.COLOURS[0], width=1)
-        plots._label(axis, "KL by unit", "unit", "nats")
-        return
-    picture = axis.imshow(kl.flatten(1), aspect="auto", vmin=0, interpolation="nearest")
-    axis.figure.colorbar(picture, ax=axis).ax.tick_params(labelsize=7)
-    axis.xaxis.get_major_locator().set_params(integer=True)
-    plots._label(axis, "KL in nats", f"position, {kl.shape[1]}x{kl.shape[2]} row by row", "channel")
+        axis.bar(range(len(kl)), kl, color=COLOURS[0], width=1)
+        label(axis, "KL by unit", "unit", "nats")
+    else:
+        picture = axis.imshow(kl.flatten(1), aspect="auto", vmin=0, interpolation="nearest")
+        axis.figure.colorbar(picture, ax=axis).ax.tick_params(labelsize=7)
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        label(axis, "KL in nats", f"position, {kl.shape[1]}x{kl.shape[2]} row by row", "channel")
 
 
-def _draw_units(axis, arrays, numbers) -> None:
+def _draw_units(axis, arrays: dict, numbers: dict) -> None:
     variance, noise = (arrays[name].clamp(min=1e-6) for name in ("variance", "noise"))
     curve = torch.logspace(-6, -1e-6, 200)
-    axis.loglog(variance, noise, ".", color=plots.COLOURS[0], ms=4)
+    axis.loglog(variance, noise, ".", color=COLOURS[0], ms=4)
     axis.plot(curve, 1 - curve, color="0.4", lw=1, label="both add up to the prior's 1")
-    axis.axvline(ACTIVE, color=plots.COLOURS[1], ls="--", lw=1, label="active")
+    axis.axvline(ACTIVE, color=COLOURS[1], ls="--", lw=1, label="active")
     title = f"{numbers['active_units']} of {numbers['units']} units are active"
-    plots._label(axis, title, "variance of mu", "mean sigma squared")
-    axis.legend(fontsize=7, frameon=False)
+    label(axis, title, "variance of mu", "mean sigma squared")
 
 
-def _draw_sigma(axis, arrays, numbers) -> None:
+def _draw_sigma(axis, arrays: dict, numbers: dict) -> None:
     sigma = arrays["sigma"].flatten()
     low, high = min(sigma.min().item(), 0.1), max(sigma.max().item(), 1.0)
-    axis.hist(sigma, torch.logspace(math.log10(low), math.log10(high) + 1e-3, 50),
-              color=plots.COLOURS[0])  # fmt: skip
+    bins = torch.logspace(math.log10(low), math.log10(high) + 1e-3, 50)
+    axis.hist(sigma, bins, color=COLOURS[0])
     axis.set_xscale("log")
     axis.axvline(1, color="0.4", lw=1)
-    plots._label(axis, f"sigma, median {numbers['sigma']:.2g} (the prior's is 1)", "sigma", "count")
+    label(axis, f"sigma, median {numbers['sigma']:.2g} (the prior's is 1)", "sigma", "count")
 
 
-def _draw_spectrum(axis, arrays, numbers) -> None:
+def _draw_spectrum(axis, arrays: dict, numbers: dict) -> None:
     at = range(1, len(arrays["eigenvalues"]) + 1)
-    axis.semilogy(at, arrays["eigenvalues"], color=plots.COLOURS[0], lw=1.6, label="codes")
-    axis.plot(at, arrays["expected_eigenvalues"], color=plots.COLOURS[1], ls="--", lw=1.4,
+    axis.semilogy(at, arrays["eigenvalues"], color=COLOURS[0], lw=1.6, label="codes")
+    axis.plot(at, arrays["expected_eigenvalues"], color=COLOURS[1], ls="--", lw=1.4,
               label=f"N(0, I), {numbers['films']} films")  # fmt: skip
     axis.axhline(1, color="0.4", lw=1, label="N(0, I)")
     title = f"spectrum: {numbers['prior_gap']:.2g} nats a unit from the prior"
-    plots._label(axis, title, "direction", "variance")
-    axis.legend(fontsize=7, frameon=False)
-
-
-def _draw_mmd(axis, arrays, numbers) -> None:
-    axis.hist(arrays["mmd_nulls"], 12, color="0.7", label="prior from prior")
-    axis.axvline(numbers["mmd"], color=plots.COLOURS[0], lw=1.6, label="codes from prior")
-    plots._label(axis, f"MMD: a share of {numbers['mmd_share']:.2g}", "squared MMD", "draws")
-    axis.legend(fontsize=7, frameon=False)
-
-
-def _draw_errors(axis, arrays, numbers) -> None:
-    mean, sampled = arrays["mse_mean"], arrays["mse_sampled"]
-    axis.loglog(mean, sampled, ".", color=plots.COLOURS[0], ms=4)
-    axis.plot(*[[mean.min(), mean.max()]] * 2, color="0.4", lw=1)  # where sampling costs nothing
-    title = "sampling costs {:+.1%}, a price of {:.2g}"
-    title = title.format(numbers["sample_to_mean"] - 1, numbers["noise_price"])
-    plots._label(axis, title, "squared error of a film, from the mean", "from a sample")
+    label(axis, title, "direction", "variance")

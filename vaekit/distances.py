@@ -54,24 +54,31 @@ def gaussian_frechet(a: np.ndarray, b: np.ndarray) -> float:
     return max(0.0, float(gap + np.trace(cov_a) + np.trace(cov_b) - 2 * cross))
 
 
-def kernel_distance(a: np.ndarray, b: np.ndarray) -> float:
-    """Squared maximum mean discrepancy of a (N, D) and b (M, D), kernel (x.y / D + 1)^3.
+def mmd(a, b, kernel: Callable) -> tuple[float, float]:
+    """Squared maximum mean discrepancy of a (N, D) and b (M, D), arrays or tensors, unbiased.
 
-    Unbiased, whatever N: 0 on average for two draws of one distribution, so it can be negative.
-    On Inception features this is KID. Source: Binkowski et al. 2018, arXiv 1801.01401. ValueError
-    below 2 images.
+    0 on average for two draws of one distribution, whatever N, so it can be negative; and as a
+    share: 1 where the kernel means are orthogonal. kernel(x, y): (len(x), len(y)). Source: Gretton
+    et al. 2012, eq. 3. ValueError below 2 images.
     """
     if min(len(a), len(b)) < 2:
         raise ValueError(f"a kernel distance of {min(len(a), len(b))} image says nothing")
 
-    def kernel(x, y):
-        return (x @ y.T / x.shape[1] + 1) ** 3
-
     def within(x):  # an image with itself is what would bias the mean
         k = kernel(x, x)
-        return (k.sum() - np.trace(k)) / (len(x) * (len(x) - 1))
+        return (k.sum() - k.trace()) / (len(x) * (len(x) - 1))
 
-    return float(within(a) + within(b) - 2 * kernel(a, b).mean())
+    own, across = within(a) + within(b), 2 * kernel(a, b).mean()
+    return float(own - across), float(1 - across / own)
+
+
+def kernel_distance(a: np.ndarray, b: np.ndarray) -> float:
+    """The squared discrepancy `mmd` of a (N, D) and b (M, D) by the kernel (x.y / D + 1)^3.
+
+    On Inception features this is KID. Source: Binkowski et al. 2018, arXiv 1801.01401. ValueError
+    below 2 images.
+    """
+    return mmd(a, b, lambda x, y: (x @ y.T / x.shape[1] + 1) ** 3)[0]
 
 
 class Coverage(NamedTuple):

@@ -1,20 +1,17 @@
 """Sliders over the latent space of a run, or of two runs side by side; a static figure first."""
 
-from __future__ import annotations
-
 import io
-import json
 from contextlib import contextmanager
 from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import ipywidgets as widgets
 import numpy as np
 import torch
 from IPython.display import display
-from PIL import Image, PngImagePlugin
+from matplotlib.figure import Figure
+from PIL import Image
 from torch import Tensor
 
 from vaekit.config import runs_dir
@@ -22,9 +19,6 @@ from vaekit.data import load_data
 from vaekit.plots import show_rows
 from vaekit.runs import Run, load_run
 from vaekit.sample import decode_batched, encode_all, fit_sampler, principal_directions, traverse
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 REACH = 3  # standard deviations that a slider goes to either side
 SIDE = 256  # screen pixels of a picture, about
@@ -79,18 +73,16 @@ def magnify(image: np.ndarray, side: int = SIDE) -> np.ndarray:
     return image.repeat(times, 0).repeat(times, 1)
 
 
-def png_bytes(images: list[np.ndarray], facts: dict | None = None) -> bytes:
-    """uint8 images side by side on white as a PNG file; facts go into its text field "vaekit"."""
-    parts, gap, text = [Image.fromarray(image) for image in images], 8, PngImagePlugin.PngInfo()
+def png_bytes(images: list[np.ndarray]) -> bytes:
+    """uint8 images side by side on white as a PNG file, in colour where one of them is."""
+    parts, gap = [Image.fromarray(image) for image in images], 8
     size = sum(part.width + gap for part in parts) - gap, max(part.height for part in parts)
     canvas = Image.new("RGB" if any(part.mode == "RGB" for part in parts) else "L", size, "white")
     left, file = 0, io.BytesIO()
     for part in parts:
         canvas.paste(part, (left, 0))
         left += part.width + gap
-    if facts:
-        text.add_text("vaekit", json.dumps(facts))
-    canvas.save(file, "PNG", compress_level=1, pnginfo=text)  # 1: a move waits for it
+    canvas.save(file, "PNG", compress_level=1)  # 1: a move waits for it
     return file.getvalue()
 
 
@@ -108,46 +100,36 @@ class Explorer:
         self.runs, self.views = [run], [self.make_view(run.model, films)]
         self.strip = self.views[0].strip()
         self.folder, self.out = Path(folder or run.path / "samples"), Path(out or runs_dir())
-        self.sliders = [_slider(f"direction {i + 1}", 0, -REACH, REACH, 0.1)
+        self.sliders = [_slider(f"direction {i + 1}", 0, -REACH, REACH, 0.1, self.redraw)
                         for i in range(len(self.views[0].stds))]  # fmt: skip
-        self.temperature = _slider("temperature", 1, 0, 1.5, 0.05)
+        self.temperature = _slider("temperature", 1, 0, 1.5, 0.05, self.redraw)
         first = run.path.resolve()
         others = [path.name for path in stored_runs(self.out) if path.resolve() != first]
         self.second = widgets.Dropdown(options=[ALONE, *others], description="load run",
                                        layout={"width": "26em"})  # fmt: skip
-        self.resample_button = widgets.Button(description="resample")
-        self.save_button = widgets.Button(description="save PNG")
-        self.pictures, self.message = _row(), widgets.Label()
-        for slider in (*self.sliders, self.temperature):
-            slider.observe(self.redraw, names="value")
         self.second.observe(self.load, names="value")
+        self.resample_button = widgets.Button(description="resample")
         self.resample_button.on_click(self.resample)
+        self.save_button = widgets.Button(description="save PNG")
         self.save_button.on_click(self.save)
+        self.picture = widgets.Image(format="png", layout={"flex": "none"})
+        self.caption, self.message = widgets.Label(), widgets.Label()
         buttons = widgets.HBox([self.resample_button, self.save_button])
         controls = widgets.VBox([*self.sliders, self.temperature, self.second, buttons])
-        self.box = widgets.VBox([_row(controls, self.pictures), self.message])
-        self._lay_out()
+        pictures = widgets.VBox([self.caption, self.picture], layout={"margin": "0 8px"})
+        row = widgets.HBox([controls, pictures], layout={"flex_flow": "row wrap"})
+        self.box = widgets.VBox([row, self.message])
+        self.redraw()
 
     def _ipython_display_(self) -> None:
         display(self.strip, self.box)  # the figure first: it needs no kernel to be seen
 
-    def _lay_out(self) -> None:
-        """One captioned picture a run."""
-        self.images = [widgets.Image(format="png", layout={"flex": "none"}) for _ in self.runs]
-        self.redraw()
-        self.pictures.children = [
-            widgets.VBox([widgets.Label(run.path.name), image], layout={"margin": "0 8px"})
-            for run, image in zip(self.runs, self.images, strict=True)
-        ]
-
-    def _drawn(self) -> list[np.ndarray]:
+    def redraw(self, change=None) -> None:
+        """The pictures under the sliders as they stand, one a run."""
         values = [slider.value for slider in self.sliders]
         where = values, self.temperature.value, self.seed
-        return [magnify(view.image(*where)) for view in self.views]
-
-    def redraw(self, change=None) -> None:
-        for image, drawn in zip(self.images, self._drawn(), strict=True):
-            image.value = png_bytes([drawn])
+        self.picture.value = png_bytes([magnify(view.image(*where)) for view in self.views])
+        self.caption.value = "   |   ".join(run.path.name for run in self.runs)
 
     def resample(self, button=None) -> None:
         """Another base code, at the temperature of the slider."""
@@ -165,15 +147,15 @@ class Explorer:
 
     def load(self, change=None) -> None:
         """The run chosen in the dropdown beside the first, under the same sliders; or none."""
-        name = self.second.value
         del self.runs[1:], self.views[1:]
-        with self._reported("" if name == ALONE else f"loading {name} ..."):
-            if name != ALONE:
-                run = load_run(self.out / name)
+        with self._reported(""):
+            if self.second.value != ALONE:
+                self.message.value = f"loading {self.second.value} ..."
+                run = load_run(self.out / self.second.value)
                 self.views.append(self.make_view(run.model, self._films_of(run)))
                 self.runs.append(run)
                 self.message.value = ""
-        self._lay_out()
+        self.redraw()
 
     def _films_of(self, run: Run):
         """What its directions are taken from: the films at hand where both runs were trained on
@@ -187,28 +169,20 @@ class Explorer:
         return data.train
 
     def save(self, button=None) -> None:
-        """The pictures as shown, into the first free `explore_<n>.png` of `folder`, with the
-        settings that make them again."""
-        facts = {
-            "runs": [run.path.name for run in self.runs], "sampler": self.views[0].sampler.kind,
-            "directions": [slider.value for slider in self.sliders],
-            "temperature": self.temperature.value, "seed": self.seed,
-        }  # fmt: skip
+        """The picture as shown, into the first free `explore_<n>.png` of `folder`."""
         with self._reported("saving ..."):
             self.folder.mkdir(parents=True, exist_ok=True)
             paths = (self.folder / f"explore_{n}.png" for n in count(1))
             path = next(path for path in paths if not path.exists())
-            path.write_bytes(png_bytes(self._drawn(), facts))
+            path.write_bytes(self.picture.value)
             self.message.value = f"saved {path}"
 
 
-def _row(*children) -> widgets.HBox:
-    return widgets.HBox(children, layout={"flex_flow": "row wrap"})  # a narrow screen: below
-
-
-def _slider(name: str, value: float, low: float, high: float, step: float):
-    return widgets.FloatSlider(value=value, min=low, max=high, step=step, description=name,
-                               style={"description_width": "7em"})  # fmt: skip
+def _slider(name: str, value: float, low: float, high: float, step: float, moved):
+    slider = widgets.FloatSlider(value=value, min=low, max=high, step=step, description=name,
+                                 style={"description_width": "7em"})  # fmt: skip
+    slider.observe(moved, names="value")
+    return slider
 
 
 def explore(run: Run, films, k: int = 6, sampler: str = "gaussian", seed: int = 0,

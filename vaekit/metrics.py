@@ -1,8 +1,6 @@
 """How good are the images? Numbers that carry their N, their network and their floor."""
 
-import contextlib
-import time
-import warnings
+import contextlib  # noqa: I001
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -11,51 +9,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vaekit.config import Config, profile
-from vaekit.distances import (  # noqa: F401 (frechet_distance: for those who look for it here)
-    NEAREST,
-    frechet_distance,
-    gaussian_frechet,
-    jackknife_error,
-    kernel_distance,
-    precision_recall,
-    principal_axes,
-)
-from vaekit.features import (
-    FeatureLoss,
-    Trunk,
-    WeightsMissing,
-    load_trunk,
-    trunk_name,
-    weight_places,
+from vaekit import distances
+from vaekit.config import Config
+from vaekit.distances import frechet_distance, gaussian_frechet, principal_axes  # noqa: F401
+from vaekit.features import FeatureLoss, trunk_name
+from vaekit.judges import (  # noqa: F401, I001
+    as_float, at_least, chunks, feature_vectors, features_by, fid, inception_vectors, kid,
+    load_inception, load_judge, load_judges, network_name, pixels_of, train_judge,
 )  # fmt: skip
-from vaekit.losses import mse_per_image, ssim_per_image
+from vaekit.losses import l1_per_image, mse_per_image, ssim_per_image
 
 PSNR_CAP = 100.0  # dB, for identical images
 MAX_IMAGES = 2000  # of a set, for its distances: they need every pair
-PIXELS = "pixels 32x32"  # the judge where no network is to be had
-INCEPTION_FILE = "*inception-2015-12-05-6726825d.pth"
+LPIPS = "squeezenet, LPIPS v0.1"
 COLUMNS = ("metric", "subject", "value", "low", "high", "n", "network", "floor")
-
-
-def pixels_of(images) -> Tensor:
-    """The (N, C, H, W) tensor of a Split, or the tensor itself; ValueError for another shape."""
-    images = getattr(images, "images", images)
-    if images.dim() != 4:
-        raise ValueError(f"images should be (N, C, H, W), not {tuple(images.shape)}")
-    return images
-
-
-def as_float(images: Tensor) -> Tensor:
-    """uint8 0..255 -> float32 [0, 1]; floating images only become float32."""
-    return images.float() / 255 if images.dtype == torch.uint8 else images.float()
-
-
-def chunks(images, batch_size: int = 64, device: torch.device | str = "cpu") -> Iterator[Tensor]:
-    """Float batches (B, C, H, W) in [0, 1] of a Split or a uint8 or float tensor, in order."""
-    images = pixels_of(images)
-    for start in range(0, len(images), batch_size):
-        yield as_float(images[start : start + batch_size].to(device))
 
 
 @contextlib.contextmanager
@@ -96,15 +63,6 @@ def lpips_squeeze(x_hat: Tensor, x: Tensor, judge: FeatureLoss, batch_size: int 
         return torch.cat(steps)
 
 
-def at_least(x: Tensor, side: int) -> Tensor:
-    """Enlarged bilinearly so that the shorter side has `side` pixels; larger images unchanged."""
-    scale = side / min(x.shape[-2:])
-    if scale <= 1:
-        return x
-    size = [round(s * scale) for s in x.shape[-2:]]
-    return F.interpolate(x, size=size, mode="bilinear", align_corners=False)
-
-
 def to_grey(x: Tensor) -> Tensor:
     """(B, 3, H, W) -> (B, 1, H, W), weights of ITU-R 601 (as cv2); grey is returned as it is."""
     if x.shape[1] != 3:
@@ -127,23 +85,19 @@ def brightness(x: Tensor) -> Tensor:
     return x.float().flatten(1).mean(1)
 
 
-def contrast(x: Tensor) -> Tensor:
-    """Standard deviation over pixels and channels, (B,), at most 0.5."""
-    return x.float().flatten(1).std(1, correction=0)
+def appearance(x: Tensor) -> dict[str, Tensor]:
+    """Sharpness, brightness, contrast (standard deviation over pixels and channels, at most 0.5)
+    and the darkest and brightest value of each image: {name: (B,)}."""
+    pixels = x.float().flatten(1)
+    return {"sharpness": sharpness(x), "brightness": brightness(x),
+            "contrast": pixels.std(1, correction=0), "range low": pixels.amin(1),
+            "range high": pixels.amax(1)}  # fmt: skip
 
 
-def low(x: Tensor) -> Tensor:
-    """The darkest value of each image, (B,)."""
-    return x.float().flatten(1).amin(1)
-
-
-def high(x: Tensor) -> Tensor:
-    """The brightest value of each image, (B,)."""
-    return x.float().flatten(1).amax(1)
-
-
-APPEARANCE = {"sharpness": sharpness, "brightness": brightness, "contrast": contrast,
-              "range low": low, "range high": high}  # fmt: skip
+def compare_images(x_hat: Tensor, x: Tensor, judge: FeatureLoss | None) -> dict[str, Tensor]:
+    """PSNR, SSIM and, with a judge, LPIPS of each pair: {name: (B,)}."""
+    found = {"psnr": psnr(x_hat, x), "ssim": ssim(x_hat, x)}
+    return found | ({"lpips": lpips_squeeze(x_hat, x, judge)} if judge is not None else {})
 
 
 def collect(results: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -155,9 +109,15 @@ def collect(results: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:
     return {name: torch.cat(values) for name, values in parts.items()}
 
 
-def appearance(x: Tensor) -> dict[str, Tensor]:
-    """Sharpness, brightness, contrast and range of each image: {name: (B,)}."""
-    return {name: measure(x) for name, measure in APPEARANCE.items()}
+def measure(model, images, judge: FeatureLoss | None = None, batch_size: int = 64) -> dict:
+    """All of the above, and L1, of the reconstructions of `images` from the mean: {name: (N,)}."""
+
+    def measured(x: Tensor) -> dict[str, Tensor]:
+        x_hat = model.reconstruct(x)
+        return compare_images(x_hat, x, judge) | {"l1": l1_per_image(x_hat, x)} | appearance(x_hat)
+
+    with evaluating(model) as device:
+        return collect(map(measured, chunks(images, batch_size, device)))
 
 
 def sharpness_ratio(images, real) -> float:
@@ -186,200 +146,6 @@ def radial_power_spectrum(images, batch_size: int = 64) -> tuple[np.ndarray, np.
     power = torch.bincount(ring, total.flatten()) / torch.bincount(ring)
     last = max(height, width) // 2
     return np.arange(1, last + 1) / max(height, width), power[1 : last + 1].numpy()
-
-
-# ---- judges: images -> feature vectors -----------------------------------------------------------
-
-_told: set[str] = set()  # a notice is given once a session
-
-
-def _trunk_or_notice(name: str, so: str, download: bool | None) -> Trunk | None:
-    try:
-        return load_trunk(name, download=profile() != "smoke" if download is None else download)
-    except WeightsMissing as missing:
-        if name not in _told:
-            print(f"{so}: {missing}")
-        _told.add(name)
-
-
-def load_judge(device="cpu", download: bool | None = None) -> FeatureLoss | None:
-    """The network that judges: SqueezeNet with LPIPS's linear layers, whatever the trainer used.
-
-    None, with a notice (once a session) that says how to get them, where its weights are nowhere
-    to be had. download: None means in every profile but smoke.
-    """
-    trunk = _trunk_or_notice("squeezenet", f"no LPIPS, and distances on {PIXELS}", download)
-    return trunk and FeatureLoss(trunk, perceptual=False, lpips=True).to(device)
-
-
-def load_judges(judges: Iterable, device="cpu", download: bool | None = None) -> list:
-    """What `feature_vectors` takes, for each name: a trunk of `features.TRUNKS`, or "pixels".
-
-    A module with `name` and `pooled`, as `train_judge` gives, stays what it is. A trunk without
-    weights is left out with a notice; where none is left, pixels judge. ValueError for an unknown
-    name.
-    """
-    found: list = []
-    for judge in judges:
-        named = isinstance(judge, str) and judge != "pixels"
-        module = _trunk_or_notice(judge, f"{judge} cannot judge", download) if named else judge
-        if module is not None:
-            found.append(None if judge == "pixels" else module.to(device))
-    return found or [None]
-
-
-class LabelJudge(nn.Module):
-    """A small CNN that tells the data's own classes apart.
-
-    x (B, C, H, W) in [0, 1] -> logits (B, classes); `pooled(x)`: its last features, (B, 128).
-    """
-
-    def __init__(self, channels: int, classes: int):
-        super().__init__()
-        self.name = f"CNN on {classes} labels"
-        layers: list[nn.Module] = [nn.BatchNorm2d(channels)]
-        for width in (32, 64, 128, 128):
-            layers += [nn.Conv2d(channels, width, 3, 2, 1), nn.BatchNorm2d(width), nn.ReLU()]
-            channels = width
-        self.pooled = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
-        self.head = nn.Linear(channels, classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.pooled(x))
-
-
-def train_judge(split, seed: int = 0, epochs: int = 15, max_seconds: float = 60.0,
-                device: torch.device | str = "cpu") -> LabelJudge:  # fmt: skip
-    """A LabelJudge of `split.images` and `split.labels` (training films), frozen, on `device`.
-
-    Cross-entropy with balanced classes, AdamW. The same for the same seed, unless `max_seconds`
-    end it first. ValueError below two classes.
-    """
-    counts, start = split.labels.bincount(), time.perf_counter()
-    if (counts > 0).sum() < 2:
-        raise ValueError("a judge needs films of two classes at least")
-    with torch.random.fork_rng(devices=[]), torch.enable_grad():
-        torch.manual_seed(seed)
-        judge = LabelJudge(split.images.shape[1], len(counts)).to(device).train()
-        optimiser = torch.optim.AdamW(judge.parameters(), lr=2e-3)
-        loss = nn.CrossEntropyLoss(1 / counts.clamp(min=1).float()).to(device)
-        steps = (i for _ in range(epochs) for i in torch.randperm(len(split.labels)).split(64))
-        for i in steps:
-            if time.perf_counter() - start > max_seconds:
-                break
-            x, y = as_float(split.images[i].to(device)), split.labels[i].to(device)
-            optimiser.zero_grad()
-            loss(judge(x), y).backward()
-            optimiser.step()
-    return judge.eval().requires_grad_(False)
-
-
-def network_name(judge: nn.Module | None) -> str:
-    """What a row says of its judge: a VGG that is cut early says where."""
-    if judge is None or not isinstance(judge, Trunk):
-        return PIXELS if judge is None else judge.name
-    cut = "" if judge.name == "squeezenet" else f" to layer {max(judge.taps)}"
-    return f"{judge.name}{cut} (ImageNet)"
-
-
-def _features_of(batches: Iterable[Tensor], judges: list) -> list[np.ndarray]:
-    """(N, D) of each judge, from one pass over the batches."""
-    parts: list[list] = [[] for _ in judges]
-    for x in batches:
-        for judge, found in zip(judges, parts, strict=True):
-            if judge is None:
-                f = F.interpolate(x.cpu(), (32, 32), mode="bilinear", antialias=True).flatten(1)
-            else:
-                y = x.to(next(judge.parameters()).device)
-                f = judge.pooled(at_least(y, 64) if isinstance(judge, Trunk) else y)
-            found.append(f.cpu().double().numpy())
-    return [np.concatenate(found) for found in parts]
-
-
-@torch.no_grad()
-def feature_vectors(images, trunk: nn.Module | None = None, batch_size: int = 64) -> np.ndarray:
-    """(N, D) float64: the trunk's last layer averaged over space, SqueezeNet's D = 512.
-
-    Images at their own size, at least 64 px (smaller ones enlarged bilinearly), streamed from
-    uint8. trunk: one of `load_judges`; None: the pixels themselves at 32x32, no network.
-    """
-    return _features_of(chunks(images, batch_size), [trunk])[0]
-
-
-# ---- FID and KID: Inception features and nothing else --------------------------------------------
-
-
-def load_inception() -> nn.Module:
-    """torch-fidelity's Inception: uint8 (B, 3, H, W) -> (B, 2048).
-
-    Weights from VAEKIT_WEIGHTS, attached inputs, the hub cache or a download; WeightsMissing
-    where they or the package torch-fidelity are not there.
-    """
-    from torchmetrics.image.fid import NoTrainInceptionV3
-
-    found = [f for place in weight_places() for f in sorted(place.glob(INCEPTION_FILE))]
-    try:
-        path = str(found[0]) if found else None
-        return NoTrainInceptionV3("inception-v3-compat", ["2048"], path)
-    except (ImportError, OSError) as error:
-        raise WeightsMissing(
-            f"FID needs Inception: `pip install torch-fidelity`, and {INCEPTION_FILE} from a"
-            f" download or in a folder that VAEKIT_WEIGHTS names ({error})"
-        ) from error
-
-
-@torch.no_grad()
-def inception_vectors(images, network: nn.Module | None = None) -> Tensor:
-    """(N, 2048) float64 of images (N, C, H, W), grey repeated; vectors stay what they are.
-
-    network: of `load_inception`, which is called without it.
-    """
-    if isinstance(images, Tensor) and images.dim() == 2:
-        return images
-    network = network or load_inception()
-    return torch.cat([network((255 * x).round().byte().expand(-1, 3, -1, -1)).double()
-                      for x in chunks(images)])  # fmt: skip
-
-
-def _by_torchmetrics(metric, real: Tensor, fake: Tensor):
-    metric.update(real, real=True)
-    metric.update(fake, real=False)
-    return metric.compute()
-
-
-def fid(real, fake) -> float:
-    """FID: Fréchet distance on all 2,048 Inception features, by torchmetrics.
-
-    Of images or of their `inception_vectors`; WeightsMissing: see `load_inception`.
-    """
-    from torchmetrics.image.fid import FrechetInceptionDistance
-
-    real, fake = inception_vectors(real), inception_vectors(fake)
-    given = nn.Identity()  # the metric gets vectors, made once for all that is asked of them
-    given.num_features = real.shape[1]
-    return _by_torchmetrics(FrechetInceptionDistance(given), real, fake).item()
-
-
-def kid(real, fake, subset_size: int = 1000) -> tuple[float, float]:
-    """KID and its standard error, from 100 subsets of Inception features, by torchmetrics.
-
-    Of images or of their `inception_vectors`. A subset has at most half of the smaller set: the
-    spread over them, scaled as in `jackknife_error`, is the error. ValueError below 4 images,
-    WeightsMissing: see `load_inception`.
-    """
-    from torchmetrics.image.kid import KernelInceptionDistance
-
-    n = min(len(real), len(fake))
-    m = min(subset_size, n // 2)
-    if m < 2:
-        raise ValueError(f"a KID of {n} images says nothing")
-    real, fake = inception_vectors(real), inception_vectors(fake)
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it warns that it keeps all vectors
-        torch.manual_seed(0)
-        metric = KernelInceptionDistance(nn.Identity(), subset_size=m)
-        mean, std = _by_torchmetrics(metric, real, fake)
-    return mean.item(), std.item() * (m / (n - m)) ** 0.5
 
 
 # ---- the evaluation ------------------------------------------------------------------------------
@@ -411,12 +177,6 @@ def ratio_row(metric: str, subject: str, top: Tensor, bottom: Tensor, paired: bo
     return row(metric, subject, ratio, ratio - error, ratio + error, len(a))
 
 
-def _appearance_rows(subject: str, found: dict, real: dict, paired: bool) -> list[dict]:
-    rows = [mean_row(name, subject, found[name]) for name in APPEARANCE]
-    top, bottom = found["sharpness"], real["sharpness"]
-    return rows + [ratio_row("sharpness ratio", subject, top, bottom, paired)]
-
-
 def distance_rows(fakes: dict[str, np.ndarray], real: np.ndarray, others: np.ndarray,
                   network: str, seed: int = 0) -> list[dict]:  # fmt: skip
     """Distances of each {subject: (N, D)} from `real`; the floor: real films `others` from `real`.
@@ -429,11 +189,12 @@ def distance_rows(fakes: dict[str, np.ndarray], real: np.ndarray, others: np.nda
     sets, rng = [real, others, *fakes.values()], np.random.default_rng(seed)
     n = min(MAX_IMAGES, *map(len, sets))
     real, others, *cut = (s[rng.permutation(len(s))[:n]] for s in sets)
-    axes, k = principal_axes(real, n), min(NEAREST, n // 4)
+    axes, k = principal_axes(real, n), min(distances.NEAREST, n // 4)
 
     def measure(real, fake, others):
         value, floor = (gaussian_frechet(real @ axes, s @ axes) for s in (fake, others))
-        return [value, value - floor, kernel_distance(real, fake), *precision_recall(real, fake, k)]
+        return [value, value - floor, distances.kernel_distance(real, fake),
+                *distances.precision_recall(real, fake, k)]  # fmt: skip
 
     pcs, near, inf = f"{network}, {axes.shape[1]} PCs", f"{network}, k={k}", np.inf
     names = [("frechet", pcs, 0, inf), ("frechet excess", pcs, -inf, inf),
@@ -442,7 +203,7 @@ def distance_rows(fakes: dict[str, np.ndarray], real: np.ndarray, others: np.nda
     rows, floors = [], measure(real, others, others)
     for subject, fake in zip(fakes, cut, strict=True):
         values = measure(real, fake, others)
-        errors = 1.96 * jackknife_error(measure, real, fake, others, rng=rng)
+        errors = 1.96 * distances.jackknife_error(measure, real, fake, others, rng=rng)
         for (name, judge, least, most), v, e, floor in zip(
                 names, values, errors, floors, strict=True):  # fmt: skip
             ends = np.clip([v - e, v + e], least, most).tolist()
@@ -454,12 +215,6 @@ def frechet_row(subject: str, features: np.ndarray, real: np.ndarray, others: np
                 network: str, seed: int = 0) -> dict:  # fmt: skip
     """The Fréchet row of `distance_rows`, for one set of `features`."""
     return distance_rows({subject: features}, real, others, network, seed)[0]
-
-
-def compare_images(x_hat: Tensor, x: Tensor, judge: FeatureLoss | None) -> dict[str, Tensor]:
-    """PSNR, SSIM and, with a judge, LPIPS of each pair: {name: (B,)}."""
-    found = {"psnr": psnr(x_hat, x), "ssim": ssim(x_hat, x)}
-    return found | ({"lpips": lpips_squeeze(x_hat, x, judge)} if judge is not None else {})
 
 
 def _shuffled(images: Tensor, n: int, seed: int) -> Tensor:
@@ -475,21 +230,6 @@ def _reference(test: Tensor, val, seed: int) -> tuple[Tensor, Tensor]:
     return _shuffled(test, 2 * n, seed).tensor_split(2)
 
 
-def _pair_rows(model, test: Tensor, judge, size: int, device) -> tuple[list[dict], dict]:
-    """Rows of reconstructions and real films, and the appearance of every real film."""
-    found, real = [], []
-    for x in chunks(test, size, device):
-        x_hat = model.reconstruct(x)
-        found.append(compare_images(x_hat, x, judge) | appearance(x_hat))
-        real.append(appearance(x))
-    found, real = collect(found), collect(real)
-    networks = {"lpips": "squeezenet, LPIPS v0.1"}
-    rows = [mean_row(name, "reconstruction", found[name], networks.get(name, ""))
-            for name in found if name not in APPEARANCE]  # fmt: skip
-    rows += _appearance_rows("reconstruction", found, real, paired=True)
-    return rows + [mean_row(name, "real", values) for name, values in real.items()], real
-
-
 def evaluate(model, test, cfg: Config, val=None, samples: dict | None = None, fid: bool = False,
              judges: Iterable = ("squeezenet",)) -> list[dict]:  # fmt: skip
     """Rows (keys: COLUMNS) for reconstructions of `test` from the mean, real films and `samples`.
@@ -501,43 +241,60 @@ def evaluate(model, test, cfg: Config, val=None, samples: dict | None = None, fi
     with their floor; see `distance_rows`. Means carry -+ 1.96 standard errors. `fid` adds FID and
     KID of `samples`.
     """
-    test, samples, size = pixels_of(test), samples or {}, cfg.batch_size
-    download = cfg.profile != "smoke"
+    test, size, download = pixels_of(test), cfg.batch_size, cfg.profile != "smoke"
+    samples = {name: pixels_of(images) for name, images in (samples or {}).items()}
     with evaluating(model) as device:
-        rows, real_looks = _pair_rows(model, test, load_judge(device, download), size, device)
-        for name, images in samples.items():
-            looks = collect(map(appearance, chunks(images, size)))
-            rows += _appearance_rows(name, looks, real_looks, paired=False)
+        found = measure(model, test, load_judge(device, download), size)
+        rows = _image_rows(found, test, samples, size)
         real, others = _reference(test, val, cfg.seed)
-        few = [name for name, images in samples.items() if len(pixels_of(images)) < 4]
-        sets = {name: _shuffled(pixels_of(images), MAX_IMAGES, cfg.seed)
-                for name, images in samples.items() if name not in few}  # fmt: skip
-        enough = min(len(real), len(others)) >= 4
-        if few or not enough:
-            print(f"no distances of {', '.join(few) if enough else 'anything'}: below 4 images")
-        if enough:
-            streams = {"reconstruction": map(model.reconstruct, chunks(others, size, device))}
-            streams |= {name: chunks(images, size) for name, images in sets.items()}
-            found = load_judges(judges, device, download)
-            rows += _judged_rows(streams, real, others, found, size, cfg.seed)
-            rows += _inception_rows(sets, real, others) if fid else []
-    trained_with = trunk_name(getattr(model, "cfg", cfg))
-    for r in rows:  # a judge that the trainer has listened to flatters: both are named
-        r["network"] += r["network"] and f"; trained with {trained_with}"
+        counts = {"anything": min(len(real), len(others))} | {k: len(s) for k, s in samples.items()}
+        few = [name for name, count in counts.items() if count < 4]
+        if few:
+            print(f"no distances of {', '.join(few)}: below 4 images")
+        if "anything" not in few:
+            sets = {name: _shuffled(images, MAX_IMAGES, cfg.seed)
+                    for name, images in samples.items() if name not in few}  # fmt: skip
+            batches = {"reconstruction": map(model.reconstruct, chunks(others, size, device))}
+            batches |= {name: chunks(images, size) for name, images in sets.items()}
+            judged = load_judges(judges, device, download)
+            rows += _judged_rows(batches, real, others, judged, size, cfg.seed)
+            rows += _inception_rows(sets, real, others, device) if fid else []
+    return say_heard(rows, getattr(model, "cfg", cfg))
+
+
+def say_heard(rows: list[dict], *cfgs: Config) -> list[dict]:
+    """The rows, judges beside what the trainer listened to: one that it has heard flatters."""
+    heard = " and ".join(dict.fromkeys(map(trunk_name, cfgs)))
+    for r in rows:
+        r["network"] += r["network"] and f"; trained with {heard}"
+    return rows
+
+
+def _image_rows(found: dict[str, Tensor], test: Tensor, samples: dict, size: int) -> list[dict]:
+    """Rows of what is measured image by image; found: of the reconstructions, see `measure`."""
+    real, *drawn = (collect(map(appearance, chunks(s, size))) for s in (test, *samples.values()))
+    rows = [mean_row(name, "reconstruction", found[name], LPIPS if name == "lpips" else "")
+            for name in ("psnr", "ssim", "lpips") if name in found]  # fmt: skip
+    looks = {"reconstruction": found, "real": real, **dict(zip(samples, drawn, strict=True))}
+    for subject, values in looks.items():
+        rows += [mean_row(name, subject, values[name]) for name in real]
+        if subject != "real":
+            pair = values["sharpness"], real["sharpness"]
+            rows.append(ratio_row("sharpness ratio", subject, *pair, values is found))
     return rows
 
 
 def _judged_rows(streams: dict, real: Tensor, others: Tensor, judges: list, size: int, seed: int):
-    rows, references = [], [_features_of(chunks(s, size), judges) for s in (real, others)]
-    fakes = {name: _features_of(stream, judges) for name, stream in streams.items()}
+    rows, references = [], [features_by(judges, chunks(s, size)) for s in (real, others)]
+    fakes = {name: features_by(judges, stream) for name, stream in streams.items()}
     for i, judge in enumerate(judges):
         vectors = {name: found[i] for name, found in fakes.items()}
         rows += distance_rows(vectors, *(r[i] for r in references), network_name(judge), seed)
     return rows
 
 
-def _inception_rows(sets: dict, real: Tensor, others: Tensor) -> list[dict]:
-    rows, network, name = [], load_inception(), "inception, all 2048"
+def _inception_rows(sets: dict, real: Tensor, others: Tensor, device) -> list[dict]:
+    rows, network, name = [], load_inception(device), "inception, all 2048"
     real, others = (inception_vectors(s, network) for s in (real, others))
     for subject, images in sets.items():
         fake = inception_vectors(images, network)
@@ -577,8 +334,6 @@ class Cases(NamedTuple):
 
 def rank_cases(model, split, k: int = 4, batch_size: int = 64) -> Cases:
     """The k best and k worst reconstructed (from the mean) films of `split`, by SSIM."""
-    with evaluating(model) as device:
-        found = collect({"ssim": ssim(model.reconstruct(x), x)}
-                        for x in chunks(split, batch_size, device))["ssim"]  # fmt: skip
+    found = measure(model, split, batch_size=batch_size)["ssim"]
     order = found.argsort(descending=True).tolist()
     return Cases(order[:k], order[::-1][:k], found, "SSIM")
