@@ -72,6 +72,12 @@ def test_the_label_judge_repeats_with_its_seed_and_wants_two_classes():
         judges.train_judge(split)
 
 
+def test_a_last_batch_of_one_small_film_does_not_stop_the_judge():
+    split = labelled(65, seed=0)
+    split.images = split.images[..., :16, :16]
+    assert judges.train_judge(split, epochs=1).name == "CNN on 2 labels"
+
+
 def test_vgg_is_named_with_the_layer_it_is_cut_at():
     need_weights("vgg19")
     (trunk,) = judges.load_judges(["vgg19"], download=False)

@@ -176,6 +176,23 @@ def test_mean_and_ratio_rows():
     assert metrics.ratio_row("m", "s", 2 * values, values, paired=False)["high"] > 2.5
 
 
+def test_one_image_has_no_interval(model):
+    rows = metrics.evaluate(model, films(1), model.cfg, samples={"prior": films(1, seed=1)})
+    assert {"psnr", "sharpness ratio"} < {r["metric"] for r in rows}
+    assert {(r["low"], r["high"]) for r in rows} == {(None, None)}
+    with pytest.raises(ValueError, match="N, C, H, W"):
+        metrics.evaluate(model, films(4)[:0], model.cfg)
+
+
+def test_a_share_of_few_images_is_never_certain():
+    """No sample of 20 lies among the films: up to 16% could, by Wilson's interval of 0 of 20."""
+    real, others, far = np.random.default_rng(0).standard_normal((3, 20, 4))
+    rows = metrics.distance_rows({"far": far + 100}, real, others, "net")
+    for r in rows:
+        if r["metric"] in ("precision", "recall", "coverage"):
+            assert (r["value"], r["low"]) == (0, 0) and r["high"] == pytest.approx(0.161, abs=1e-3)
+
+
 @pytest.fixture
 def model():
     torch.manual_seed(0)

@@ -17,10 +17,10 @@ INCEPTION_FILE = "*inception-2015-12-05-6726825d.pth"
 
 
 def pixels_of(images) -> Tensor:
-    """The (N, C, H, W) tensor of a Split, or the tensor itself; ValueError for another shape."""
+    """The (N, C, H, W) tensor of a Split, or the tensor itself; ValueError for others or N=0."""
     images = getattr(images, "images", images)
-    if images.dim() != 4:
-        raise ValueError(f"images should be (N, C, H, W), not {tuple(images.shape)}")
+    if images.dim() != 4 or not len(images):
+        raise ValueError(f"images should be (N, C, H, W), N > 0, not {tuple(images.shape)}")
     return images
 
 
@@ -123,6 +123,8 @@ def train_judge(split, seed: int = 0, epochs: int = 15, max_seconds: float = 60.
         for i in steps:
             if time.perf_counter() - start > max_seconds:
                 break
+            if len(i) == 1:  # nothing to normalise by
+                continue
             x, y = as_float(split.images[i].to(device)), split.labels[i].to(device)
             optimiser.zero_grad()
             loss(judge(x), y).backward()

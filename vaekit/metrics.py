@@ -158,19 +158,23 @@ def row(metric: str, subject: str, value: float, low=None, high=None, n: int = 0
 
 
 def mean_row(metric: str, subject: str, values: Tensor, network: str = "") -> dict:
-    """The mean of values (N,), low and high at 1.96 standard errors of the mean either side."""
+    """The mean of values (N,), low and high at 1.96 standard errors either side, None for N = 1."""
     mean, n = values.double().mean().item(), len(values)
-    error = 1.96 * values.double().std().item() / n**0.5 if n > 1 else 0.0
+    if n < 2:
+        return row(metric, subject, mean, n=n, network=network)
+    error = 1.96 * values.double().std().item() / n**0.5
     return row(metric, subject, mean, mean - error, mean + error, n, network)
 
 
 def ratio_row(metric: str, subject: str, top: Tensor, bottom: Tensor, paired: bool) -> dict:
-    """mean(top) / mean(bottom), low and high at 1.96 standard errors (delta method).
+    """mean(top) / mean(bottom), low and high at 1.96 standard errors (delta method), or None.
 
     paired: both are of the same films, whose common spread then cancels.
     """
     a, b = top.double(), bottom.double()
     ratio = (a.mean() / b.mean()).item()
+    if min(len(a), len(b)) < 2:
+        return row(metric, subject, ratio, n=len(a))
     spread = (a - ratio * b).var() / len(a) if paired else (
         a.var() / len(a) + ratio**2 * b.var() / len(b))  # fmt: skip
     error = 1.96 * (spread.sqrt() / b.mean()).item()

@@ -225,7 +225,8 @@ def _draw_group(axis, metric: str, network: str, rows: list[dict]) -> None:
         axis.axvline(1, color="0.4", lw=1)
     if metric == "sharpness ratio" or rows[0]["floor"] is not None:
         axis.set_xlim(left=min(0, axis.get_xlim()[0]))
-    label(axis, f"{HEADS.get(metric, metric)}\n{network}".strip())
+    judge = network.replace("; ", "\n")
+    label(axis, f"{HEADS.get(metric, metric)}\n{judge}".strip())
 
 
 def plot_rows(rows: list[dict], title: str = "", metrics=("frechet", "sharpness ratio")) -> Figure:
