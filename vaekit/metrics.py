@@ -188,8 +188,11 @@ def distance_rows(fakes: dict[str, np.ndarray], real: np.ndarray, others: np.nda
     All sets are cut at random to the smallest (and to 2,000), so that every value and floor has
     the same N, directions and bias. Metrics: frechet, frechet excess (its value less its floor),
     kernel, precision, recall, density, coverage. low, high: 1.96 standard errors (jackknife)
-    either side, within what the metric can be. ValueError below 4 images.
+    either side, within what the metric can be; shares at least Wilson's interval (1927) of that
+    many images. ValueError below 4 images.
     """
+    from scipy.stats import binomtest
+
     sets, rng = [real, others, *fakes.values()], np.random.default_rng(seed)
     n = min(MAX_IMAGES, *map(len, sets))
     real, others, *cut = (s[rng.permutation(len(s))[:n]] for s in sets)
@@ -210,7 +213,11 @@ def distance_rows(fakes: dict[str, np.ndarray], real: np.ndarray, others: np.nda
         errors = 1.96 * distances.jackknife_error(measure, real, fake, others, rng=rng)
         for (name, judge, least, most), v, e, floor in zip(
                 names, values, errors, floors, strict=True):  # fmt: skip
-            ends = np.clip([v - e, v + e], least, most).tolist()
+            ends = [v - e, v + e]
+            if most == 1:  # subsamples of a share of 0 or 1 do not differ, other films may
+                share = binomtest(round(v * n), n).proportion_ci(method="wilson")
+                ends = [min(ends[0], share.low), max(ends[1], share.high)]
+            ends = np.clip(ends, least, most).tolist()
             rows.append(row(name, subject, v, *ends, n, judge, floor))
     return [r for i in range(len(names)) for r in rows[i :: len(names)]]  # metric by metric
 
