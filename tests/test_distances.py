@@ -162,6 +162,13 @@ def test_jackknife_of_several_numbers_at_once():
     assert two == pytest.approx([one, 2 * one])
 
 
+@pytest.mark.parametrize("n", [2, 4, 7, 12, 88])
+def test_jackknife_of_a_mean_is_its_standard_error(n):
+    a = normal(n, 1)
+    found = distances.jackknife_error(np.mean, a, rng=np.random.default_rng(0), rounds=4000)
+    assert found == pytest.approx(a.std(ddof=1) / n**0.5, rel=0.05)
+
+
 def test_memorisation_by_hand():
     column = [np.array(values)[:, None] for values in ([5, 0.25], [0.0, 1], [3.0])]
     found = distances.memorisation(*column)  # samples, train, test
