@@ -65,7 +65,7 @@ ADVICE = {
 @dataclass
 class Diagnosis:
     """verdict: "healthy", "collapsed", "autoencoder" or "prior hole"; advice: why, and what to
-    change; numbers: plain numbers; arrays: what `plot()` draws."""
+    change; numbers: plain numbers; arrays: what they and `plot()` are made from."""
 
     verdict: str
     advice: str

@@ -50,17 +50,15 @@ def ssim(x_hat: Tensor, x: Tensor) -> Tensor:
     return ssim_per_image(x_hat, x)
 
 
+@torch.no_grad()
 def lpips_squeeze(x_hat: Tensor, x: Tensor, judge: FeatureLoss, batch_size: int = 32) -> Tensor:
     """LPIPS v0.1 on SqueezeNet, (B,), 0 for identical images, in chunks of `batch_size`.
 
     `judge` comes from `load_judge`. Images below 128 px are enlarged bilinearly to 128 first.
     Source: Zhang et al. 2018, arXiv 1801.03924.
     """
-    with torch.no_grad():
-        pairs = zip(x_hat.split(batch_size), x.split(batch_size), strict=True)
-        steps = [judge(at_least(a.float(), 128), at_least(b.float(), 128))["lpips"]
-                 for a, b in pairs]  # fmt: skip
-        return torch.cat(steps)
+    pairs = [at_least(images.float(), 128).split(batch_size) for images in (x_hat, x)]
+    return torch.cat([judge(a, b)["lpips"] for a, b in zip(*pairs, strict=True)])
 
 
 def to_grey(x: Tensor) -> Tensor:
@@ -102,11 +100,8 @@ def compare_images(x_hat: Tensor, x: Tensor, judge: FeatureLoss | None) -> dict[
 
 def collect(results: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:
     """Per-image results of many batches -> {name: (N,) float32 on the CPU}."""
-    parts: dict[str, list[Tensor]] = {}
-    for result in results:
-        for name, values in result.items():
-            parts.setdefault(name, []).append(values.float().cpu())
-    return {name: torch.cat(values) for name, values in parts.items()}
+    parts = [{name: values.float().cpu() for name, values in r.items()} for r in results]
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
 def measure(model, images, judge: FeatureLoss | None = None, batch_size: int = 64) -> dict:
