@@ -29,13 +29,10 @@ def mse_per_image(x_hat: Tensor, x: Tensor) -> Tensor:
 
 def _blur_matrix(length: int, size: int, like: Tensor) -> Tensor:
     """(length - size + 1, length): each row the Gaussian window at one position."""
-    at = torch.arange(size, dtype=torch.float32, device=like.device) - (size - 1) / 2
-    window = torch.exp(-at.square() / (2 * SSIM_SIGMA**2))
-    positions = torch.arange(length - size + 1, device=like.device)[:, None]
-    index = positions + torch.arange(size, device=like.device)
-    return torch.zeros(len(positions), length, device=like.device).scatter_(
-        1, index, (window / window.sum()).expand(len(positions), -1)
-    )
+    first = torch.arange(length - size + 1, device=like.device)[:, None]
+    at = torch.arange(length, device=like.device) - first - (size - 1) / 2
+    window = torch.exp(-at.square() / (2 * SSIM_SIGMA**2)) * (at.abs() < size / 2)
+    return window / window.sum(1, keepdim=True)
 
 
 def ssim_per_image(x_hat: Tensor, x: Tensor) -> Tensor:

@@ -92,86 +92,102 @@ class FreeUp(nn.Module):
         return F.pixel_shuffle(x.repeat_interleave(self.repeats, dim=1), 2)
 
 
+class Enlarge(nn.Module):
+    """x2 by nearest neighbour, else bilinear (also the skip beside a transposed convolution)."""
+
+    def __init__(self, how: str):
+        super().__init__()
+        self.mode = "nearest" if how == "nearest" else "bilinear"
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):  # it would go through fp32 and back
+            return F.interpolate(x, scale_factor=2, mode=self.mode)
+
+
 class Upsample(nn.Module):
     """x2: bilinear or nearest enlargement then a 3x3 convolution, or a transposed convolution."""
 
     def __init__(self, how: str, in_channels: int, out_channels: int):
         super().__init__()
-        self.how = how
         if how == "transposed":  # kernel 4, stride 2: 32x32 -> 64x64
             self.conv = nn.ConvTranspose2d(in_channels, out_channels, 4, stride=2, padding=1)
         else:
             self.conv = conv3x3(in_channels, out_channels)
+        self.enlarge = nn.Identity() if how == "transposed" else Enlarge(how)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(x if self.how == "transposed" else enlarge(x, self.how))
+        return self.conv(self.enlarge(x))
 
 
-def enlarge(x: Tensor, how: str) -> Tensor:
-    """x2 by nearest neighbour, else bilinear (also the skip beside a transposed convolution)."""
-    with torch.autocast(x.device.type, enabled=False):  # it would go through fp32 and back
-        if how == "nearest":
-            return F.interpolate(x, scale_factor=2, mode="nearest")
-        return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
+class Block(nn.Module):
+    """act(main(x) + skip(x)), the skip None in a plain block (He et al. 2016)."""
 
-
-class DownBlock(nn.Module):
-    """Halves the resolution: (B, in, 2H, 2W) -> (B, out, H, W). Main branch conv, norm, act, conv,
-    norm; plus a skip (He et al. 2016); then the activation. A plain block is one strided conv."""
-
-    def __init__(self, in_channels: int, out_channels: int, cfg: Config):
+    def __init__(self, main: nn.Sequential, skip: nn.Module | None, act: nn.Module):
         super().__init__()
-        act, norm = ACTIVATIONS[cfg.act_encoder], cfg.norm
-        main = [conv3x3(in_channels, out_channels, stride=2), make_norm(norm, out_channels)]
-        self.skip = None
-        if cfg.block == "residual":
-            main += [act(), conv3x3(out_channels, out_channels), make_norm(norm, out_channels)]
-            if cfg.shortcut == "free":
-                self.skip = FreeDown(in_channels, out_channels)
-            else:
-                skip = [nn.Conv2d(in_channels, out_channels, 1, stride=2)]
-                skip += [make_norm(norm, out_channels)] if cfg.norm_skip else []
-                self.skip = nn.Sequential(*skip)
-        self.main, self.act = nn.Sequential(*main), act()
+        self.skip, self.main, self.act = skip, main, act
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.main(x)
         return self.act(h if self.skip is None else h + self.skip(x))
 
 
-class UpBlock(nn.Module):
-    """Doubles the resolution: (B, in, H, W) -> (B, out, 2H, 2W), with a skip around it."""
+def main_branch(first: nn.Module, channels: int, convs: int, act, norm: str) -> nn.Sequential:
+    """`first`, which changes resolution and channels, norm; `convs` - 1 times act, conv, norm."""
+    layers = [first, make_norm(norm, channels)]
+    for _ in range(convs - 1):
+        layers += [act(), conv3x3(channels, channels), make_norm(norm, channels)]
+    return nn.Sequential(*layers)
+
+
+def conv_skip(in_channels: int, out_channels: int, cfg: Config, stride: int = 1) -> nn.Sequential:
+    """shortcut="conv": a 1x1 convolution, and its norm where `norm_skip` asks for one."""
+    norm = [make_norm(cfg.norm, out_channels)] if cfg.norm_skip else []
+    return nn.Sequential(nn.Conv2d(in_channels, out_channels, 1, stride), *norm)
+
+
+class DownBlock(Block):
+    """Halves the resolution: (B, in, 2H, 2W) -> (B, out, H, W). A plain one is one strided conv.
+
+    stride: 1 for a single pixel, to the same effect: oneDNN's bf16 kernel (torch 2.15) leaves the
+    gradient of a strided convolution unwritten where its weights only ever see padding.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, cfg: Config, stride: int = 2):
+        act, residual, skip = ACTIVATIONS[cfg.act_encoder], cfg.block == "residual", None
+        first = conv3x3(in_channels, out_channels, stride)
+        main = main_branch(first, out_channels, 1 + residual, act, cfg.norm)
+        if residual and cfg.shortcut == "free":
+            skip = FreeDown(in_channels, out_channels)
+        elif residual:
+            skip = conv_skip(in_channels, out_channels, cfg, stride)
+        super().__init__(main, skip, act())
+
+
+class UpBlock(Block):
+    """Doubles the resolution: (B, in, H, W) -> (B, out, 2H, 2W)."""
 
     def __init__(self, in_channels: int, out_channels: int, cfg: Config):
-        super().__init__()
-        act, norm, self.how = ACTIVATIONS[cfg.act_decoder], cfg.norm, cfg.upsample
-        main = [Upsample(cfg.upsample, in_channels, out_channels), make_norm(norm, out_channels)]
-        for _ in range(cfg.convs_per_up - 1):
-            main += [act(), conv3x3(out_channels, out_channels), make_norm(norm, out_channels)]
-        self.free, self.skip = cfg.shortcut == "free", None
-        if cfg.block == "residual" and self.free:
-            self.skip = FreeUp(in_channels, out_channels)
+        act, skip = ACTIVATIONS[cfg.act_decoder], None
+        first = Upsample(cfg.upsample, in_channels, out_channels)
+        main = main_branch(first, out_channels, cfg.convs_per_up, act, cfg.norm)
+        if cfg.block == "residual" and cfg.shortcut == "free":
+            skip = FreeUp(in_channels, out_channels)
         elif cfg.block == "residual":
             # 1x1 before enlarging equals 1x1 after it, at a quarter of the work
-            skip = [nn.Conv2d(in_channels, out_channels, 1)]
-            skip += [make_norm(norm, out_channels)] if cfg.norm_skip else []
-            self.skip = nn.Sequential(*skip)
-        self.main, self.act = nn.Sequential(*main), act()
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.main(x)
-        if self.skip is not None:
-            s = self.skip(x)
-            h = h + (s if self.free else enlarge(s, self.how))
-        return self.act(h)
+            skip = conv_skip(in_channels, out_channels, cfg).append(Enlarge(cfg.upsample))
+        super().__init__(main, skip, act())
 
 
 def stage_sizes(cfg: Config) -> list[int]:
     """Resolution at the input and after each halving, rounded up: 128 -> 64, 32, 16, 8, 4."""
     sizes = [cfg.image_size]
     for _ in cfg.widths:
-        sizes.append(math.ceil(sizes[-1] / 2))
+        sizes.append((sizes[-1] + 1) // 2)
     return sizes
+
+
+def attention_at(size: int, channels: int, cfg: Config) -> list[nn.Module]:
+    return [SelfAttention(channels)] if size in cfg.attention else []
 
 
 class Encoder(nn.Module):
@@ -180,27 +196,20 @@ class Encoder(nn.Module):
     def __init__(self, cfg: Config):
         super().__init__()
         sizes, channels, stages = stage_sizes(cfg), cfg.in_channels, []
-        for i, (width, size) in enumerate(zip(cfg.widths, sizes[1:], strict=True)):
-            if i == 0 and cfg.stem_kernel:  # 128x128 => 64x64
-                k = cfg.stem_kernel
+        for width, before, size in zip(cfg.widths, sizes, sizes[1:], strict=False):
+            if not stages and (k := cfg.stem_kernel):  # 128x128 => 64x64
                 stem = nn.Conv2d(channels, width, k, stride=2, padding=(k - 1) // 2)
                 act = ACTIVATIONS[cfg.act_encoder]()
-                stage = [nn.Sequential(stem, make_norm(cfg.norm, width), act)]
+                block = nn.Sequential(stem, make_norm(cfg.norm, width), act)
             else:
-                stage = [DownBlock(channels, width, cfg)]
-            if size in cfg.attention:
-                stage.append(SelfAttention(width))
-            stages.append(nn.Sequential(*stage))
+                block = DownBlock(channels, width, cfg, min(before, 2))
+            stages.append(nn.Sequential(block, *attention_at(size, width, cfg)))
             channels = width
-        self.stages = nn.Sequential(*stages)
-        self.vector = cfg.latent == "vector"
-        if self.vector:
-            features = channels * sizes[-1] ** 2
-            self.mu = nn.Linear(features, cfg.latent_channels)
-            self.logvar = nn.Linear(features, cfg.latent_channels)
-        else:
-            self.mu = conv3x3(channels, cfg.latent_channels)
-            self.logvar = conv3x3(channels, cfg.latent_channels)
+        self.stages, self.vector = nn.Sequential(*stages), cfg.latent == "vector"
+        features, head = (channels * sizes[-1] ** 2, nn.Linear) if self.vector else (
+            channels, conv3x3)  # fmt: skip
+        self.mu = head(features, cfg.latent_channels)
+        self.logvar = head(features, cfg.latent_channels)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         h = self.stages(x)
@@ -213,27 +222,20 @@ class Decoder(nn.Module):
 
     def __init__(self, cfg: Config):
         super().__init__()
-        sizes, widths = stage_sizes(cfg), cfg.widths[::-1]
-        self.size, self.start = cfg.image_size, (widths[0], sizes[-1], sizes[-1])
+        sizes, widths = stage_sizes(cfg)[::-1], cfg.widths[::-1]
+        self.size, self.start = cfg.image_size, (widths[0], sizes[0], sizes[0])
         if cfg.latent == "vector":
             self.first = nn.Linear(cfg.latent_channels, math.prod(self.start))
         else:
             self.first = conv3x3(cfg.latent_channels, widths[0])
-        stages = []
-        for i, size in enumerate(sizes[::-1][1:]):  # 4x4 => 8x8 => ... => 128x128
-            out = widths[min(i + 1, len(widths) - 1)]
-            last = i == len(widths) - 1
-            stage = [Upsample(cfg.upsample, widths[i], out)] if last else [
-                UpBlock(widths[i], out, cfg)
-            ]  # fmt: skip
-            if size in cfg.attention and not last:
-                stage.append(SelfAttention(out))
-            stages.append(nn.Sequential(*stage))
+        stages = [nn.Sequential(UpBlock(a, b, cfg), *attention_at(size, b, cfg))
+                  for a, b, size in zip(widths, widths[1:], sizes[1:], strict=False)]  # fmt: skip
+        # 4x4 => 8x8 => ... => 64x64, and 128x128 without a block
+        stages.append(nn.Sequential(Upsample(cfg.upsample, widths[-1], widths[-1])))
         self.stages = nn.Sequential(*stages)
         act = ACTIVATIONS[cfg.act_decoder]()
-        self.to_image = nn.Sequential(
-            make_norm(cfg.norm, widths[-1]), act, conv3x3(widths[-1], cfg.in_channels)
-        )
+        image = conv3x3(widths[-1], cfg.in_channels)
+        self.to_image = nn.Sequential(make_norm(cfg.norm, widths[-1]), act, image)
 
     def forward(self, z: Tensor) -> Tensor:
         h = self.first(z)

@@ -82,13 +82,9 @@ def lr_factor(kind: str, progress: float, warmup: float = 0.0, num_restarts: int
         return 1.0
     progress = (progress - warmup) / (1 - warmup)
     if kind == "cosine_restarts":
-        unit, start = 2**num_restarts - 1, 0  # cycles of 1, 2, 4 units
-        for cycle in range(num_restarts):
-            length = 2**cycle
-            if progress * unit < start + length or cycle == num_restarts - 1:
-                progress = (progress * unit - start) / length
-                break
-            start += length
+        at = progress * (2**num_restarts - 1)  # in units of the first cycle: 1, 2, 4 units
+        cycle = min(int(math.log2(at + 1)), num_restarts - 1)
+        progress = (at + 1) / 2**cycle - 1
     return 0.5 * (1 + math.cos(math.pi * min(max(progress, 0.0), 1.0)))
 
 
