@@ -4,7 +4,8 @@
 
 Samplers are fitted to the codes of the training films. Distances are from the test films, beside
 those of the training films' reconstructions, judged by the network that the loss listened to and
-by one that it did not. The choice is made on training films kept out of the fit, not on these.
+by one that it did not. Kind and temperature are chosen on training films kept out of the fit (the
+VAE has seen them), not on these.
 """
 
 import argparse
@@ -19,6 +20,24 @@ from vaekit.distances import memorisation
 from quality import load_folder, part  # isort: skip
 
 METRICS = ("frechet excess", "precision", "coverage", "sharpness ratio")
+DRAWS = 20  # of each candidate, on the films that the choice is made on
+
+
+def draw(model, codes, kinds: dict[str, tuple[str, float]], n: int, seed: int) -> dict:
+    """{name: n images} of samplers fitted to codes (mu, logvar); kinds: {name: (kind, T)}."""
+    fitted = {kind: sample.fit_sampler(*codes, kind, seed) for kind in sample.SAMPLERS}
+    return {name: sample.decode_batched(model, fitted[kind].sample(n, t, seed))
+            for name, (kind, t) in kinds.items()}  # fmt: skip
+
+
+def say_excess(rows: list[dict], chosen: str) -> None:
+    """One line a judge: the chosen sampler beside the reconstructions."""
+    excess = {(r["network"], r["subject"]): r["value"] for r in rows
+              if r["metric"] == "frechet excess"}  # fmt: skip
+    for network in dict.fromkeys(network for network, _ in excess):
+        ratio = excess[network, chosen] / excess[network, "reconstruction"]
+        print(f"{network}: {chosen}, chosen on held-out films, has {ratio:.2f} x the excess of"
+              f" reconstructions")  # fmt: skip
 
 
 def main() -> None:
@@ -30,36 +49,31 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="write the rows here as JSON")
     given = parser.parse_args()
     run = vaekit.load_run(given.run)
+    seed, model = run.cfg.seed, run.model
     train, test = (load_folder(folder, run.cfg) for folder in (given.train, given.test))
     shuffled = part(train, len(train))
     fit, held = shuffled.images[: -len(test)], shuffled.images[-len(test) :]
-    choice = sample.choose_sampler(run.model, fit, held, draws=10, seed=run.cfg.seed)
-    codes = sample.encode_all(run.model, train)
-    samples = {}
-    for kind in sample.SAMPLERS:
-        z = sample.fit_sampler(*codes, kind, run.cfg.seed).sample(len(test), seed=run.cfg.seed)
-        samples[kind] = sample.decode_batched(run.model, z)
-    rows = metrics.evaluate(run.model, test, run.cfg, val=shuffled, samples=samples,
+    choice = sample.choose_sampler(model, fit, held, draws=DRAWS, seed=seed)
+    chosen = sample.subject(choice.best, choice.temperature)
+    print(metrics.format_table(choice.rows))
+    kinds = {kind: (kind, 1.0) for kind in sample.SAMPLERS}
+    kinds[chosen] = choice.best, choice.temperature
+    samples = draw(model, sample.encode_all(model, train), kinds, len(test), seed)
+    rows = metrics.evaluate(model, test, run.cfg, val=shuffled, samples=samples,
                             judges=given.judges)  # fmt: skip
     rows = [r for r in rows if r["metric"] in METRICS]
-    judge = metrics.load_judge()
-    trunk = judge.trunk if judge is not None else None
-    there, unseen = (metrics.feature_vectors(s, trunk) for s in (train, test))
-    copies = {kind: memorisation(metrics.feature_vectors(images, trunk), there, unseen)
-              for kind, images in samples.items()}  # fmt: skip
     print(metrics.format_table(rows))
-    for name in {r["network"] for r in rows if r["metric"] == "frechet excess"}:
-        excess = {r["subject"]: r["value"] for r in rows
-                  if r["metric"] == "frechet excess" and r["network"] == name}  # fmt: skip
-        ratio = excess[choice.best] / excess["reconstruction"]
-        print(f"{name}: {choice.best}, chosen on held-out films, has {ratio:.2f} x the excess of"
-              f" reconstructions")  # fmt: skip
-    for kind, found in copies.items():
-        print(f"{kind}: memorises {found.memorises}, authentic {found.authentic:.2f}")
+    say_excess(rows, chosen)
+    trunk = sample.find_trunk("auto")
+    there, unseen = (metrics.feature_vectors(s, trunk) for s in (train, test))
+    copies = {name: memorisation(metrics.feature_vectors(images, trunk), there, unseen)
+              for name, images in samples.items()}  # fmt: skip
+    for name, found in copies.items():
+        print(f"{name}: memorises {found.memorises}, authentic {found.authentic:.2f}")
     if given.out:
         result = {
-            "command": " ".join(["python", *sys.argv]), "chosen": choice.best,
-            "memorises": {kind: bool(found.memorises) for kind, found in copies.items()},
+            "command": " ".join(["python", *sys.argv]), "chosen": chosen,
+            "memorises": {name: bool(found.memorises) for name, found in copies.items()},
             "authentic": {k: round(float(m.authentic), 3) for k, m in copies.items()},
             "choice": choice.rows, "rows": rows,
         }  # fmt: skip

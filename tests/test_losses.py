@@ -314,3 +314,20 @@ def test_weights_are_found_in_both_kaggle_layouts(monkeypatch, tmp_path):
         file.touch()
         assert features.find_weights("squeezenet", download=False) == file
         file.unlink()
+
+
+def test_a_file_of_another_network_is_not_taken_and_named_if_given(monkeypatch, tmp_path):
+    from torchvision.models import alexnet, vgg11_bn
+
+    monkeypatch.setenv("VAEKIT_WEIGHTS", str(tmp_path))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
+    with torch.device("meta"):
+        nets = {"vgg16_bn-6c64b313.pth": vgg11_bn(), "alexnet.pth": alexnet()}
+    for name, net in nets.items():
+        torch.save({k: torch.zeros(1) for k in net.state_dict()}, tmp_path / name)
+    (tmp_path / "torn.pth").write_bytes(b"<html>not found</html>")
+    with pytest.raises(features.WeightsMissing):
+        features.load_trunk("vgg16", download=False)
+    for file in [*nets, "torn.pth"]:
+        with pytest.raises(ValueError, match=rf"{file} does not hold torchvision's vgg16"):
+            features.load_trunk("vgg16", tmp_path / file)

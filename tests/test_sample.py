@@ -226,56 +226,132 @@ class Pixels(torch.nn.Module):
         return z.sigmoid()
 
 
+def smooth_codes(n: int, seed: int = 0) -> torch.Tensor:
+    """Logits of 8x8 images with long-range structure, which the prior does not know."""
+    z = torch.randn(n, 1, 3, 3, generator=torch.Generator().manual_seed(seed))
+    return torch.nn.functional.interpolate(z, (8, 8), mode="bicubic")
+
+
 @pytest.fixture(scope="module")
 def smooth():
-    """Training and validation images with long-range structure, which the prior does not know."""
-    g = torch.Generator().manual_seed(0)
-    z = torch.randn(200, 1, 3, 3, generator=g)
-    x = torch.nn.functional.interpolate(z, (8, 8), mode="bicubic").sigmoid()
-    return (255 * x).byte().split((140, 60))
+    """Training and validation images."""
+    return (255 * smooth_codes(200).sigmoid()).byte().split((140, 60))
 
 
-def choose(smooth, memorises, **kwargs):
-    kwargs = {"kinds": ("prior", "gaussian", "gmm"), "trunk": None, "draws": 2} | kwargs
+def choose(smooth, memorises=lambda images: False, **kwargs):
+    kwargs = {"kinds": ("prior", "gaussian", "gmm"), "trunk": None, "draws": 3} | kwargs
     return sample.choose_sampler(Pixels(), *smooth, memorises=memorises, **kwargs)
+
+
+def values(choice, metric: str) -> dict:
+    return {r["subject"]: r["value"] for r in choice.rows if r["metric"] == metric}
 
 
 def test_the_sampler_nearest_to_validation_is_chosen(smooth):
     seen = []
-    choice = choose(smooth, lambda images: seen.append(images))
-    value = {r["subject"]: r for r in choice.rows if r["metric"] == "frechet"}
-    assert list(value) == ["reconstruction", "prior", "gaussian", "gmm"]
-    assert {r["n"] for r in value.values()} == {60}
-    assert len({r["floor"] for r in value.values()}) == 1
-    fitted = {kind: value[kind]["value"] for kind in choice.samplers}
-    assert choice.best == min(fitted, key=fitted.get) != "prior"
+    choice = choose(smooth, seen.append, temperatures=(1.0,))
+    rows = {r["subject"]: r for r in choice.rows if r["metric"] == "frechet"}
+    assert list(rows) == ["reconstruction", "prior", "gaussian", "gmm"]
+    assert {r["n"] for r in rows.values()} == {60}
+    assert len({r["floor"] for r in rows.values()}) == 1
+    assert all(0 <= r["low"] < r["value"] < r["high"] for r in rows.values())
+    value = values(choice, "frechet")
+    fitted = {kind: value[kind] for kind in choice.samplers}
+    assert choice.best == min(fitted, key=fitted.get) != "prior" and choice.temperature == 1
     assert fitted["prior"] > 3 * fitted[choice.best]
     # Pixels reconstructs exactly: only the films differ
-    assert value["reconstruction"]["value"] < 2 * value["reconstruction"]["floor"]
-    assert [x.shape for x in seen] == [(120, 1, 8, 8)] * 3
+    assert value["reconstruction"] < 2 * rows["prior"]["floor"]
+    assert [x.shape for x in seen] == [(60, 1, 8, 8)] * 3
     z = choice.samplers["gaussian"].sample(60, seed=0)
-    torch.testing.assert_close(seen[1][:60], z.sigmoid())
+    torch.testing.assert_close(seen[1], z.sigmoid())
+
+
+def test_gaps_are_paired_and_say_what_is_chance(smooth):
+    choice = choose(smooth)
+    rows = {r["subject"]: r for r in choice.rows if r["metric"] == "frechet gap"}
+    chosen = sample.subject(choice.best, choice.temperature)
+    value = values(choice, "frechet")
+    assert rows.keys() == value.keys() - {chosen, "reconstruction"}
+    for name, r in rows.items():
+        assert r["value"] == pytest.approx(value[name] - value[chosen])
+    assert rows["prior"]["low"] > 0
+    other = rows["gmm" if choice.best == "gaussian" else "gaussian"]
+    alone = next(r for r in choice.rows if r["subject"] == choice.best)
+    assert other["high"] - other["low"] < 0.8 * (alone["high"] - alone["low"])
+    assert choose(smooth).rows == choice.rows
+    assert choose(smooth, seed=1).rows != choice.rows
+
+
+@pytest.mark.parametrize("true", [0.7, 1.0, 1.15])
+def test_the_temperature_that_is_truly_best_is_found(true):
+    train = (255 * smooth_codes(300).sigmoid()).byte()
+    val = (255 * (true * smooth_codes(300, seed=1)).sigmoid()).byte()
+    choice = choose((train, val), kinds=("prior", "gaussian"))
+    assert (choice.best, choice.temperature) == ("gaussian", true)
+    assert ("gaussian, T = 1.15" in values(choice, "frechet")) and choice.rows[2]["n"] == 300
+    gap = [r for r in choice.rows if r["metric"] == "frechet gap"]
+    assert all(r["value"] > 0 for r in gap) and len(gap) == 4
+
+
+def test_chance_seldom_moves_the_temperature(smooth):
+    """16 films look wider than they are along their own directions, which favours 1.15."""
+    images = (255 * smooth_codes(160, seed=5).sigmoid()).byte()
+    nearest, chosen = [], []
+    for part in images.split(16):
+        choice = choose((smooth[0], part), kinds=("gaussian",), draws=2)
+        value = values(choice, "frechet")
+        del value["reconstruction"]
+        nearest.append(min(value, key=value.get) == "gaussian")
+        chosen.append(choice.temperature == 1)
+    assert sum(nearest) <= 5 and sum(chosen) >= 8
 
 
 def test_a_sampler_that_memorises_cannot_be_chosen(smooth):
-    best, flags = choose(smooth, lambda images: False).best, []
+    best, seen = choose(smooth, temperatures=(1.0,)).best, []
     order = ("prior", "gaussian", "gmm")
 
-    def hook(images):  # called kind by kind
-        flags.append(order[len(flags)] == best)
-        return flags[-1]
+    def hook(images):  # called kind by kind, then by temperature
+        seen.append(len(images))
+        return len(seen) == 1 + order.index(best)
 
     choice = choose(smooth, hook)
     assert choice.best not in (best, "prior")
-    copies = {r["subject"]: r["value"] for r in choice.rows if r["metric"] == "memorises"}
-    assert copies == {kind: float(kind == best) for kind in order}
+    copies = values(choice, "memorises")
+    assert len(copies) == len(seen) == 6 and [k for k, v in copies.items() if v] == [best]
     with pytest.raises(ValueError, match="memorises its training films"):
         choose(smooth, lambda images: True)
     with pytest.raises(ValueError, match="prior, gaussian, gmm, flow"):
         choose(smooth, None, kinds=("gaussian", "diffusion"))
 
 
-def test_without_a_hook_the_choice_asks_for_memorisation(smooth):
-    pytest.importorskip("vaekit.distances")
-    choice = choose(smooth, None, kinds=("gaussian",))
-    assert choice.best == "gaussian"
+def test_a_temperature_that_memorises_cannot_be_chosen():
+    train = (255 * smooth_codes(300).sigmoid()).byte()
+    val = (255 * (1.15 * smooth_codes(300, seed=1)).sigmoid()).byte()
+    wide = (val / 255).std().item()
+    choice = choose((train, val), lambda x: x.std() > 0.97 * wide, kinds=("gaussian",))
+    assert values(choice, "memorises")["gaussian, T = 1.15"] == 1 and choice.temperature == 1
+
+
+class Copies:
+    """Training codes, hardly moved: nearer to the films than any honest sampler."""
+
+    def __init__(self, mu):
+        self.mu = mu
+
+    def sample(self, n, temperature=1.0, seed=0):
+        rng = np.random.default_rng(seed)
+        z = self.mu[rng.integers(len(self.mu), size=n)]
+        return z + 0.01 * temperature * torch.from_numpy(rng.standard_normal(z.shape)).float()
+
+
+def test_without_a_hook_copies_of_training_films_are_found(smooth, monkeypatch):
+    honest = sample.fit_sampler
+
+    def fit(mu, logvar, kind, seed):
+        return Copies(mu) if kind == "gmm" else honest(mu, logvar, kind, seed)
+
+    monkeypatch.setattr(sample, "fit_sampler", fit)
+    choice = choose(smooth, None, kinds=("prior", "gmm"))
+    copies, value = values(choice, "memorises"), values(choice, "frechet")
+    assert copies["gmm"] == 1 and value["gmm"] < value["prior"] / 3
+    assert choice.best == "prior" and not copies["prior"]

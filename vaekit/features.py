@@ -5,8 +5,9 @@ import importlib.util
 import io
 import os
 import socket
-from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,26 +19,22 @@ from vaekit.config import Config
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-@dataclass(frozen=True)
-class Spec:
+class Spec(NamedTuple):
     """What is to be known about one trunk; indices count torchvision's `features` layers."""
 
-    builder: str  # torchvision.models.<builder>
-    url_file: str  # torchvision's own file name
-    patterns: tuple  # other names the same weights go by
+    builder: str  # torchvision.models.<builder>; its weights may go by any name that begins so
+    url_file: str  # torchvision's own name for them
     perceptual_taps: tuple  # where the feature loss listens
     lpips_taps: tuple = ()
     lpips_head: str = ""
 
 
 TRUNKS = {
-    "vgg16": Spec("vgg16", "vgg16-397923af.pth", ("vgg16*.pth",), (3, 8, 15),
-                  (3, 8, 15, 22, 29), "vgg"),
-    "vgg19": Spec("vgg19", "vgg19-dcbb9e9d.pth", ("vgg19*.pth",), (3, 8, 17)),
-    "squeezenet": Spec("squeezenet1_1", "squeezenet1_1-b8a52dc0.pth", ("squeezenet1_1*.pth",),
-                       (1, 4, 7), (1, 4, 7, 9, 10, 11, 12), "squeeze"),
-    "alexnet": Spec("alexnet", "alexnet-owt-7be5be79.pth", ("alexnet*.pth",), (1, 4, 7),
-                    (1, 4, 7, 9, 11), "alex"),
+    "vgg16": Spec("vgg16", "vgg16-397923af.pth", (3, 8, 15), (3, 8, 15, 22, 29), "vgg"),
+    "vgg19": Spec("vgg19", "vgg19-dcbb9e9d.pth", (3, 8, 17)),
+    "squeezenet": Spec("squeezenet1_1", "squeezenet1_1-b8a52dc0.pth", (1, 4, 7),
+                       (1, 4, 7, 9, 10, 11, 12), "squeeze"),
+    "alexnet": Spec("alexnet", "alexnet-owt-7be5be79.pth", (1, 4, 7), (1, 4, 7, 9, 11), "alex"),
 }  # fmt: skip
 PROFILE_TRUNK = {"full": "vgg16", "quick": "squeezenet", "smoke": "squeezenet"}
 
@@ -84,12 +81,15 @@ class Trunk(nn.Module):
 
 def weight_places() -> list[Path]:
     """Folders that are searched for weight files, in order; those that do not exist left out."""
-    places = [Path(p) for p in [os.environ.get("VAEKIT_WEIGHTS", "")] if p]
-    places += [
-        p for depth in ("*", "*/*", "*/*/*") for p in sorted(hosting.KAGGLE_INPUT.glob(depth))
-    ]
-    places.append(Path(torch.hub.get_dir()) / "checkpoints")
-    return [p for p in places if p.is_dir()]
+    given = os.environ.get("VAEKIT_WEIGHTS")
+    places = [Path(given)] if given else []
+    for depth in ("*", "*/*", "*/*/*"):
+        places += sorted(hosting.KAGGLE_INPUT.glob(depth))
+    return [p for p in (*places, hub_folder()) if p.is_dir()]
+
+
+def hub_folder() -> Path:
+    return Path(torch.hub.get_dir()) / "checkpoints"
 
 
 def find_weights(name: str, path: str | Path | None = None, download: bool = True) -> Path:
@@ -99,27 +99,23 @@ def find_weights(name: str, path: str | Path | None = None, download: bool = Tru
     """
     if name not in TRUNKS:
         raise ValueError(f"unknown trunk {name!r}; there are {', '.join(TRUNKS)}")
-    spec, places = TRUNKS[name], [Path(path)] if path else weight_places()
+    builder, file, *_ = TRUNKS[name]
     if path and Path(path).is_file():
         return Path(path)
+    places, download = [Path(path)] if path else weight_places(), download and not path
     for place in places:
-        for pattern in (spec.url_file, *spec.patterns):
-            found = sorted(place.glob(pattern))
-            if found:
-                return found[0]
-    if download and not path and _download(spec.url_file):
-        return Path(torch.hub.get_dir()) / "checkpoints" / spec.url_file
+        found = [*place.glob(file), *sorted(place.glob(f"{builder}*.pth"))]
+        if found := [f for f in found if "_bn" not in f.name]:  # vgg16_bn is another network
+            return found[0]
+    if download and _download(file):
+        return hub_folder() / file
+    home, tried = Path.home(), " and tried to download it" if download else ""
+    places = [f"~/{p.relative_to(home)}" if p.is_relative_to(home) else str(p) for p in places]
     raise WeightsMissing(
-        f"no weights for {name}: looked for {spec.url_file} in"
-        f" {', '.join(map(_short, places)) or 'no folder (none exists)'}"
-        f"{' and tried to download it' if download and not path else ''}. With internet it comes"
-        f" by itself; without, put the file into a folder and set VAEKIT_WEIGHTS to it."
+        f"no weights for {name}: looked for {file} in"
+        f" {', '.join(places) or 'no folder (none exists)'}{tried}. With internet it comes by"
+        f" itself; without, put the file into a folder and set VAEKIT_WEIGHTS to it."
     )
-
-
-def _short(path: Path) -> str:
-    home = str(Path.home())
-    return str(path).replace(home, "~", 1) if str(path).startswith(home) else str(path)
 
 
 def _download(file: str) -> bool:
@@ -145,16 +141,18 @@ def load_trunk(name: str, path: str | Path | None = None, download: bool = True,
     """
     from torchvision import models
 
-    spec, file = TRUNKS.get(name), find_weights(name, path, download)
-    state = torch.load(file, map_location="cpu", weights_only=True)
+    file = find_weights(name, path, download)
+    spec, prefix = TRUNKS[name], "features."
     layers = getattr(models, spec.builder)(weights=None).features
-    state = {k.removeprefix("features."): v.float() for k, v in state.items() if "features." in k}
-    there = {int(k.split(".")[0]) for k in state}
-    if 0 not in there:
-        raise ValueError(f"{file} does not hold torchvision's {spec.builder}")
-    last = max(there) + 2  # the convolution and the ReLU after it
-    layers = layers[:last]
-    layers.load_state_dict(state, strict=True)
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True)
+        state = {k.removeprefix(prefix): v.float() for k, v in state.items() if prefix in k}
+        # the last convolution in the file, and the ReLU after it
+        last = max((int(k.split(".")[0]) for k in state), default=0) + 2
+        layers = layers[:last]
+        layers.load_state_dict(state, strict=True)
+    except (RuntimeError, UnpicklingError) as error:
+        raise ValueError(f"{file} does not hold torchvision's {spec.builder}") from error
     wanted = taps or sorted({*spec.perceptual_taps, *spec.lpips_taps})
     oxford = name == "vgg19" and "conv1_1" in file.name
     return Trunk(name, layers, tuple(t for t in wanted if t < last), oxford)
@@ -198,15 +196,11 @@ class FeatureLoss(nn.Module):
         missing = set(self.perceptual_taps + self.lpips_taps) - set(trunk.taps)
         if missing:
             raise ValueError(f"this file of {trunk.name} ends before layer {min(missing)}")
-        for i, head in enumerate(heads):
-            self.register_buffer(f"head{i}", head)
-        self.num_heads, self.distance = len(heads), distance
+        for tap, head in zip(self.lpips_taps, heads, strict=True):
+            self.register_buffer(f"head{tap}", head)
+        self.name, self.size = trunk.name, torch.abs if distance == "l1" else torch.square
         used = tuple(sorted({*self.perceptual_taps, *self.lpips_taps}))
         self.trunk = Trunk(trunk.name, trunk.layers, used, trunk.feature_scale != 1)
-
-    @property
-    def name(self) -> str:
-        return self.trunk.name
 
     def forward(self, x_hat: Tensor, x: Tensor) -> dict[str, Tensor]:
         with torch.no_grad():
@@ -215,14 +209,13 @@ class FeatureLoss(nn.Module):
         terms = {}
         if self.perceptual_taps:
             gaps = [output[t].float() - target[t].float() for t in self.perceptual_taps]
-            size = torch.abs if self.distance == "l1" else torch.square
-            terms["perceptual"] = torch.stack([size(g).mean((1, 2, 3)) for g in gaps]).mean(0)
+            terms["perceptual"] = sum(self.size(g).mean((1, 2, 3)) for g in gaps) / len(gaps)
         if self.lpips_taps:
-            steps = []
-            for i, t in enumerate(self.lpips_taps):
-                gap = (_unit(output[t]) - _unit(target[t])).square().mean((2, 3))
-                steps.append((gap * getattr(self, f"head{i}")).sum(1))  # autocast lets it alone
-            terms["lpips"] = torch.stack(steps).sum(0)
+            gaps = [(_unit(output[t]) - _unit(target[t])).square() for t in self.lpips_taps]
+            heads = [getattr(self, f"head{t}") for t in self.lpips_taps]
+            # products and sums, not `@`: autocast lets them alone
+            terms["lpips"] = sum((g.mean((2, 3)) * w).sum(1)
+                                 for g, w in zip(gaps, heads, strict=True))  # fmt: skip
         return terms
 
 
