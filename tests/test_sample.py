@@ -189,6 +189,20 @@ def test_a_flow_bends_as_many_dimensions_as_the_films_can_tell():
     assert fit_flow(x).dims < 24
 
 
+def test_flows_of_every_size_are_compared_on_the_same_films(monkeypatch):
+    held, density = [], Flow.log_density
+
+    def watch(self, x):
+        if not held or held[-1][0] != self.dims:  # the first look of a flow is at what is held out
+            held.append((self.dims, x[:, 0].tolist()))
+        return density(self, x)
+
+    monkeypatch.setattr(Flow, "log_density", watch)
+    fit_flow(np.random.default_rng(0).standard_normal((60, 20)))
+    assert [dims for dims, _ in held] == [8, 16, 20]
+    assert held[0][1] == held[1][1] == held[2][1]
+
+
 def test_a_flow_that_has_nothing_to_learn_stays_a_gaussian():
     rng = np.random.default_rng(0)
     _, flow = train_flow(torch.from_numpy(rng.standard_normal((200, 16))).float())

@@ -67,8 +67,8 @@ def fit_flow(x: np.ndarray, seed: int = 0) -> Flow | None:
 
 def train_flow(x: Tensor, epochs: int = 200, patience: int = 15) -> tuple[float, Flow]:
     """(nats a film gained over N(0, I) on a held-out fifth, the Flow of the best epoch)."""
-    flow, x = Flow(x.shape[1]), x[torch.randperm(len(x))]
-    held, x = x[: len(x) // 5], x[len(x) // 5 :]
+    held, x = x[torch.randperm(len(x))].tensor_split([len(x) // 5])  # the same for every size
+    flow = Flow(x.shape[1])
     optimizer = torch.optim.AdamW(flow.parameters(), 1e-3, weight_decay=3.0)
     values, state = [], {}
     for _ in range(epochs):

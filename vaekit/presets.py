@@ -1,4 +1,4 @@
-"""The presets as plain values, what a profile does to them, and the table of them all.
+"""The presets as plain values, and what a profile does to them.
 
 A preset is what its system was published with, beside the defaults of `Config`, which are
 `chest_xray`. A further one is one more block here. Comments say what the source left open.
@@ -118,42 +118,3 @@ AT_MOST = ("image_size", "widths", "batch_size", "epochs_phase1", "epochs_phase2
 # Durations in epochs keep their share of the run, down to at least this many.
 DURATIONS = {"beta_warmup": 0, "sample_every": 1, "early_stop": 0, "plateau_patience": 1,
              "cycle_epochs": 2, "cycle_cooldown": 1}  # fmt: skip
-
-COLUMNS = ("preset", "data", "size", "latent", "parameters", "loss", "β", "reductions", "epochs")
-
-
-def presets_table() -> str:
-    """All presets as a Markdown table, as the `full` profile trains them.
-
-    "reductions" are the reconstruction's and the KL's, "epochs" those of phase 1 + phase 2.
-    """
-    rows = [COLUMNS, ["---"] * len(COLUMNS), *map(_row, PRESETS)]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
-
-
-def _row(name: str) -> list[str]:
-    import torch
-
-    from vaekit.config import preset  # config imports this file
-    from vaekit.model import VAE
-
-    cfg = preset(name, profile="full")
-    with torch.device("meta"):  # shapes without memory
-        model = VAE(cfg)
-    parameters = sum(p.numel() for p in model.parameters())
-    terms = {"L1": cfg.l1_weight, "MSE": cfg.mse_weight, "SSIM": cfg.ssim_weight,
-             "perceptual": cfg.perceptual_weight, "LPIPS": cfg.lpips_weight,
-             "spectral": cfg.spectral_weight}  # fmt: skip
-    loss = " + ".join(f"{weight:.3g} {term}" for term, weight in terms.items() if weight)
-    loss = f"{cfg.recon_weight:g} ({loss})" if cfg.recon_weight != 1 else loss
-    beta = f"{cfg.beta:g}"
-    if cfg.beta_schedule == "warmup":
-        beta = f"{cfg.beta_start:g} → {beta} over {cfg.beta_warmup} epochs"
-    elif cfg.beta_schedule != "constant":
-        beta += f", {cfg.beta_schedule.replace('_', ' and ')}"
-    size = cfg.image_size, cfg.image_size, cfg.in_channels
-    return [
-        f"`{name}`", cfg.dataset, "×".join(map(str, size)), "×".join(map(str, model.latent_shape)),
-        f"{parameters / 1e6:.1f} M", loss, beta, f"{cfg.recon_reduction}/{cfg.kl_reduction}",
-        f"{cfg.epochs_phase1} + {cfg.epochs_phase2}",
-    ]  # fmt: skip

@@ -201,13 +201,11 @@ def sample_latents(model, n: int, sampler: str = "prior", fit_on=None, temperatu
     or a missing fit_on.
     """
     check_kind(sampler)
-    device = next(model.parameters()).device
-    if sampler == "prior":
-        return prior_sampler(model.latent_shape).sample(n, temperature, seed).to(device)
-    if fit_on is None:
+    if sampler != "prior" and fit_on is None:
         raise ValueError(f"sampler={sampler!r} is fitted to latents: give fit_on=data.train")
-    fitted = fit_sampler(*encode_all(model, fit_on), sampler, seed)
-    return fitted.sample(n, temperature, seed).to(device)
+    fitted = prior_sampler(model.latent_shape) if sampler == "prior" else (
+        fit_sampler(*encode_all(model, fit_on), sampler, seed))  # fmt: skip
+    return fitted.sample(n, temperature, seed).to(next(model.parameters()).device)
 
 
 # ---- which of them -------------------------------------------------------------------------------
