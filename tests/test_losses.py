@@ -1,3 +1,4 @@
+import hashlib
 import math
 
 import numpy as np
@@ -331,3 +332,20 @@ def test_a_file_of_another_network_is_not_taken_and_named_if_given(monkeypatch, 
     for file in [*nets, "torn.pth"]:
         with pytest.raises(ValueError, match=rf"{file} does not hold torchvision's vgg16"):
             features.load_trunk("vgg16", tmp_path / file)
+
+
+def test_a_download_is_kept_only_with_the_right_hash(monkeypatch, tmp_path):
+    server, name = tmp_path / "server", "squeezenet1_1-b8a52dc0.pth"
+    server.mkdir()
+    monkeypatch.setattr(features, "URL", f"{server.as_uri()}/")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
+    monkeypatch.setenv("VAEKIT_WEIGHTS", "")
+    (server / name).write_bytes(b"torn")
+    with pytest.raises(features.WeightsMissing, match="tried to download it"):
+        features.find_weights("squeezenet")
+    digest = hashlib.sha256(b"torn").hexdigest()[:8]
+    spec = features.TRUNKS["squeezenet"]._replace(url_file=f"squeezenet1_1-{digest}.pth")
+    monkeypatch.setitem(features.TRUNKS, "squeezenet", spec)
+    (server / spec.url_file).write_bytes(b"torn")
+    file = features.find_weights("squeezenet")
+    assert file.read_bytes() == b"torn" and [*file.parent.iterdir()] == [file]

@@ -3,7 +3,15 @@ import torch
 from torch import nn
 
 import vaekit
-from vaekit.model import VAE, FreeDown, FreeUp, SelfAttention, UpBlock, stage_sizes
+from vaekit.model import (
+    VAE,
+    FreeDown,
+    FreeUp,
+    SelfAttention,
+    UpBlock,
+    make_norm,
+    stage_sizes,
+)
 
 SMALL = {"widths": [8, 16, 32], "attention": [8], "latent_channels": 4, "shortcut": "conv"}
 
@@ -252,3 +260,10 @@ def test_gradients_are_right_in_bf16_where_a_block_meets_a_single_pixel(block):
         grads.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
     assert grads[1].isfinite().all()
     assert torch.cosine_similarity(*grads, dim=0) > 0.99
+
+
+def test_group_norm_takes_any_width():
+    for channels in range(1, 130):
+        groups = make_norm("group", channels).num_groups
+        assert channels % groups == 0 and groups <= 8 and (groups == 1 or channels // groups >= 4)
+    assert [make_norm("group", c).num_groups for c in (8, 16, 32, 512)] == [2, 4, 8, 8]

@@ -1,8 +1,6 @@
 """Pretrained trunks: where their weights come from, and one forward pass for every loss."""
 
-import contextlib
 import importlib.util
-import io
 import os
 import socket
 from pathlib import Path
@@ -16,6 +14,7 @@ from torch import Tensor, nn
 from vaekit import hosting
 from vaekit.config import Config
 
+URL = "https://download.pytorch.org/models/"
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -119,12 +118,12 @@ def find_weights(name: str, path: str | Path | None = None, download: bool = Tru
 
 
 def _download(file: str) -> bool:
-    before = socket.getdefaulttimeout()
+    before, checksum = socket.getdefaulttimeout(), Path(file).stem.split("-")[-1]
     socket.setdefaulttimeout(15)  # a machine without internet should not wait for minutes
     try:
-        url = f"https://download.pytorch.org/models/{file}"
-        with contextlib.redirect_stderr(io.StringIO()):  # the notice is ours to give
-            torch.hub.load_state_dict_from_url(url, map_location="cpu", check_hash=True)
+        hub_folder().mkdir(parents=True, exist_ok=True)
+        target = str(hub_folder() / file)
+        torch.hub.download_url_to_file(URL + file, target, checksum, progress=False)
         return True
     except (OSError, RuntimeError):  # no network; or a torn file, which the hub removes
         return False

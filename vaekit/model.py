@@ -24,7 +24,7 @@ class GroupNorm(nn.GroupNorm):
 def make_norm(kind: str, channels: int) -> nn.Module:
     """GroupNorm over groups of at least 4 channels (8 groups at most), BatchNorm, or nothing."""
     if kind == "group":
-        return GroupNorm(math.gcd(8, max(1, channels // 4)), channels)
+        return GroupNorm(math.gcd(8, max(1, channels // 4), channels), channels)
     return nn.BatchNorm2d(channels) if kind == "batch" else nn.Identity()
 
 
