@@ -40,6 +40,13 @@ def test_quality_trains_scores_and_keeps_its_run(tmp_path):
     assert found["changes"] == {"widths": [8, 16], "features": "none"}
     assert vaekit.load_run(out / "run").cfg.image_size == 32
     assert (out / "films.png").stat().st_size > 10_000
+    said = run("ladder.py", "--run", out / "run", "--train", train, "--test", test,
+               "--judges", "pixels", "--out", out / "ladder.json")  # fmt: skip
+    ladder = json.loads((out / "ladder.json").read_text())
+    assert f"{ladder['chosen']}, chosen on held-out films, has" in said
+    tried = {r["subject"] for r in ladder["choice"] if r["metric"] == "memorises"}
+    assert {"prior", "gaussian", "gmm", "flow", ladder["chosen"]} <= tried and len(tried) == 7
+    assert ladder["memorises"].keys() == {"prior", "gaussian", "gmm", "flow", ladder["chosen"]}
 
 
 def test_throughput_measures_both_engines(tmp_path, monkeypatch):
