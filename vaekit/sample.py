@@ -293,7 +293,8 @@ def choose_sampler(model, train, val, kinds=SAMPLERS, trunk: Trunk | str | None 
     """
     for kind in kinds:
         check_kind(kind)
-    first, *others = sorted(temperatures, key=lambda t: abs(t - 1))
+    first = min(temperatures, key=lambda t: abs(t - 1))
+    others = [t for t in sorted(temperatures) if t != first]
     trunk, train, val = find_trunk(trunk, download), pixels_of(train), pixels_of(val)
     if trunk is not None:
         trunk.to(next(model.parameters()).device)
