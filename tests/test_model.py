@@ -89,6 +89,7 @@ def shapes(model) -> dict:
         ({"zero_init_residual": False}, ()),
         ({"latent_init_gain": 0.01}, ()),
         ({"init": "kaiming"}, ()),
+        ({"init": "kaiming_out"}, ()),
         ({"upsample": "transposed"}, (".0.conv.weight", "main.0.conv.weight")),
         ({"shortcut": "free"}, ("skip",)),
         ({"block": "plain"}, ("skip", "main")),
@@ -186,6 +187,14 @@ def test_free_shortcuts_keep_the_mean_and_mirror_each_other():
     torch.testing.assert_close(FreeDown(4, 8)(up), x)  # repeat up, then mean down
     with pytest.raises(ValueError, match="divisible"):
         FreeDown(3, 16)
+
+
+def test_kaiming_by_the_outgoing_connections_blows_up_a_narrow_head():
+    """A head from 32 to 2 channels: the two variances stand as their fans, 16 to 1."""
+    cfg = dict(widths=(8, 16, 32), latent_channels=2, shortcut="conv")
+    narrow, wide = (make(init=init, **cfg).encoder.mu.weight for init in ("kaiming", "kaiming_out"))
+    assert wide.var() / narrow.var() == pytest.approx(16, rel=0.15)
+    assert narrow.var() == pytest.approx(2 / (32 * 9), rel=0.15)
 
 
 def test_kaiming_changes_convolutions_but_not_the_attention_output():

@@ -25,7 +25,7 @@ CHOICES = {
     "act_decoder": ("silu", "leaky_relu", "relu"),
     "upsample": ("bilinear", "nearest", "transposed"),
     "convs_per_up": (1, 2),
-    "init": ("default", "kaiming"),
+    "init": ("default", "kaiming", "kaiming_out"),
     "in_channels": (1, 3),
     "recon_reduction": ("mean", "sum"),
     "kl_reduction": ("mean", "sum"),

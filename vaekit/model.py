@@ -262,10 +262,11 @@ class VAE(nn.Module):
         self._initialise(cfg)
 
     def _initialise(self, cfg: Config) -> None:
-        if cfg.init == "kaiming":
+        if cfg.init != "default":  # He et al. 2015; "kaiming_out" by the outgoing connections
+            mode = "fan_out" if cfg.init == "kaiming_out" else "fan_in"
             for name, module in self.named_modules():
                 if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)) and "project" not in name:
-                    nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+                    nn.init.kaiming_normal_(module.weight, mode=mode, nonlinearity="relu")
                     nn.init.zeros_(module.bias)
         if cfg.zero_init_residual:  # the last scale of each main branch (Goyal et al. 2017)
             for block in self.modules():
