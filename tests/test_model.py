@@ -192,9 +192,10 @@ def test_free_shortcuts_keep_the_mean_and_mirror_each_other():
 def test_kaiming_by_the_outgoing_connections_blows_up_a_narrow_head():
     """A head from 32 to 2 channels: the two variances stand as their fans, 16 to 1."""
     cfg = dict(widths=(8, 16, 32), latent_channels=2, shortcut="conv")
-    narrow, wide = (make(init=init, **cfg).encoder.mu.weight for init in ("kaiming", "kaiming_out"))
-    assert wide.var() / narrow.var() == pytest.approx(16, rel=0.15)
-    assert narrow.var() == pytest.approx(2 / (32 * 9), rel=0.15)
+    inits = "kaiming", "kaiming_out"
+    narrow, wide = (make(init=init, **cfg).encoder.mu.weight.var().item() for init in inits)
+    assert wide / narrow == pytest.approx(16, rel=0.15)
+    assert narrow == pytest.approx(2 / (32 * 9), rel=0.15)
 
 
 def test_kaiming_changes_convolutions_but_not_the_attention_output():
