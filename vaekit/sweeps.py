@@ -18,7 +18,7 @@ from torch import Tensor
 from vaekit import metrics
 from vaekit.config import Config, preset
 from vaekit.diagnose import diagnose
-from vaekit.distances import gaussian_frechet, precision_recall, principal_axes
+from vaekit.distances import NEAREST, gaussian_frechet, precision_recall, principal_axes
 from vaekit.sample import decode_batched, encode_all, sample_latents
 
 RESULTS = Path(__file__).parent / "results"
@@ -96,7 +96,7 @@ def _distances(x_hat: Tensor, prior: Tensor, data, judge) -> dict[str, float]:
     floor, recon, sampled = (
         gaussian_frechet(real @ axes, s @ axes) for s in (others, x_hat, prior)
     )
-    precision, _, _, coverage = precision_recall(real, prior, min(metrics.NEAREST, n // 4))
+    precision, _, _, coverage = precision_recall(real, prior, min(NEAREST, n // 4))
     return {"excess": recon - floor, "prior_excess": sampled - floor, "floor": floor,
             "prior_precision": precision, "prior_coverage": coverage}  # fmt: skip
 
@@ -149,6 +149,19 @@ class Sweep:
         error = t.ppf(0.975, n - 1) * gap.std(ddof=1) / n**0.5 if n > 1 else math.inf
         mean = gap.mean().item()
         return Difference(mean, mean - error, mean + error, n)
+
+    def table(self, cases: dict[str, str], metrics: list[str], against: str) -> str:
+        """Markdown: a row a case, {case: what to call it}; the mean over seeds, and in brackets the
+        difference from `against` where it is beyond the spread of the seeds."""
+        lines = ["| | " + " | ".join(metrics) + " |", "|---" * (len(metrics) + 1) + "|"]
+        for case, label in cases.items():
+            cells = []
+            for metric in metrics:
+                gap = self.difference(case, against, metric)
+                told = f" ({gap.value:+.3g})" if gap.word != "no difference" else ""
+                cells.append(f"{self.values(case, metric).mean():.3g}{told}")
+            lines.append(f"| {label} | " + " | ".join(cells) + " |")
+        return "\n".join(lines)
 
     def verdicts(self, case: str) -> list[str]:
         """What `diagnose` said of it, seed by seed."""
