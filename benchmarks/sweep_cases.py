@@ -48,6 +48,9 @@ SWEEPS = {
             "all five undone": {
                 "convs_per_up": 1, "act_decoder": "relu", "attention": (), "num_scales": 1,
                 "spectral_weight": 0.0},
+            # 0.1 and 0.5 at 256 px press as hard as these do here
+            "beta 1.6": {"beta": 1.6},
+            "beta 8": {"beta": 8.0},
         },
     },
 }  # fmt: skip

@@ -144,8 +144,9 @@ class Sweep:
         """Seed by seed: the same seed means the same films, batches and first weights."""
         from scipy.stats import t
 
-        gap = self.values(case, metric) - self.values(against, metric)
-        n = len(gap)
+        a, b = self.values(case, metric), self.values(against, metric)
+        n = min(len(a), len(b))  # a sweep that is not finished has fewer of one
+        gap = a[:n] - b[:n]
         error = t.ppf(0.975, n - 1) * gap.std(ddof=1) / n**0.5 if n > 1 else math.inf
         mean = gap.mean().item()
         return Difference(mean, mean - error, mean + error, n)
