@@ -3,6 +3,7 @@
 # make lint       ruff only
 # make notebooks  execute the notebooks and store them with their outputs
 # make data       redraw the bundled films
+# make stamp REPO=owner/name    write the repository's address into the notebooks and their badges
 
 PYTHON ?= python3
 VENV   := .venv
@@ -12,7 +13,7 @@ OUT    ?= out
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: run test lint notebooks data clean
+.PHONY: run test lint notebooks stamp data clean
 
 # installs again only when what is to be installed has changed
 $(STAMP): requirements.txt requirements-dev.txt pyproject.toml
@@ -37,6 +38,9 @@ test: lint
 
 notebooks: $(STAMP)
 	VAEKIT_PROFILE=quick $(BIN)/python notebooks/execute.py --out $(OUT) --store
+
+stamp: $(STAMP)
+	$(BIN)/python publish/stamp.py $(REPO)
 
 data: $(STAMP)
 	$(BIN)/python -m vaekit.phantom data/chest_xray_phantom

@@ -17,16 +17,19 @@ NOTEBOOK = ROOT / "notebooks" / "01_data_and_clahe.ipynb"
 RUN = "import sys; sys.path = [p for p in sys.path if p != '']; exec(sys.stdin.read())"
 
 
-def set_up(cwd: Path, kaggle: Path, *, installed: bool = False) -> subprocess.CompletedProcess:
+def set_up(cwd: Path, kaggle: Path, *, installed=False, repo="") -> subprocess.CompletedProcess:
     """Run the set-up cell in a fresh Python without the editable install of this checkout."""
     cells = nbformat.read(NOTEBOOK, as_version=4).cells
     code = next(c.source for c in cells if c.cell_type == "code")
-    code = code.replace("/kaggle/input", kaggle.as_posix())
+    code = code.replace('"/kaggle/"', repr(f"{kaggle.as_posix()}/"))
+    code = code.replace('REPO = ""', f'REPO = "{repo}"')
     hide = (
         "import sys; sys.meta_path = [f for f in sys.meta_path"
         " if not getattr(f, '__module__', getattr(f, '__name__', '')).startswith('__editable__')];"
         f"sys.path = [p for p in sys.path if p.rstrip('/') != {str(ROOT)!r}]\n"
     )
+    report = "print(vaekit.hosting.set_up())"  # takes seconds: once is enough
+    code = code if installed else code.replace(report, "")
     code = ("" if installed else hide) + code + "\nprint('found in', vaekit.__file__)"
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     if installed:
@@ -46,35 +49,88 @@ def copy(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "where", ["input/vaekit-repo", "input/datasets/someone/vaekit-repo", "input/vaekit/vaekit-main"]
-)
-def test_set_up_finds_an_attached_data_set(tmp_path, copy, where):
+    "where",
+    ["input/vaekit-repo", "input/vaekit/vaekit-main", "input/datasets/someone/vaekit-repo",
+     "input/datasets/someone/vaekit/vaekit-main", "input/notebooks/someone/vaekit",
+     "usr/lib/notebooks/someone/vaekit", "working/vaekit"],
+)  # fmt: skip
+def test_set_up_finds_what_is_attached(tmp_path, copy, where):
     target = copy(where)
     work = tmp_path / "working"
-    work.mkdir()
-    done = set_up(work, tmp_path / "input")
+    work.mkdir(exist_ok=True)
+    done = set_up(work, tmp_path)
     assert f"found in {target}" in done.stdout, done.stderr
-    assert done.stdout.startswith("vaekit 0.")
 
 
 def test_set_up_finds_the_checkout_above(tmp_path, copy):
     target = copy("repo")
     deep = tmp_path / "repo" / "notebooks"
     deep.mkdir()
-    done = set_up(deep, tmp_path / "no-input")
+    done = set_up(deep, tmp_path / "none")
     assert f"found in {target}" in done.stdout, done.stderr
 
 
 def test_set_up_prefers_the_installed_package(tmp_path, copy):
     copy("input/vaekit-repo")
-    done = set_up(tmp_path, tmp_path / "input", installed=True)
+    done = set_up(tmp_path, tmp_path, installed=True)
     assert f"found in {ROOT / 'vaekit'}" in done.stdout, done.stderr
+    assert done.stdout.startswith("vaekit 0.") and len(done.stdout.splitlines()) == 2
 
 
-def test_set_up_says_what_to_do_when_there_is_nothing(tmp_path):
-    done = set_up(tmp_path, tmp_path / "no-input")
+@pytest.mark.parametrize("repo", ["", "nobody/nothing"])
+def test_set_up_says_what_to_do_when_there_is_nothing(tmp_path, monkeypatch, repo):
+    for name in ("http_proxy", "https_proxy", "HTTPS_PROXY"):  # internet off
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    done = set_up(tmp_path, tmp_path / "none", repo=repo)
     assert done.returncode != 0
-    assert "pip install" in done.stderr and "data set" in done.stderr.splitlines()[-1]
+    message = done.stderr.splitlines()[-1]
+    assert all(way in message for way in ("pip install", "data set", "make bundle", repo))
+
+
+def test_set_up_installs_what_is_missing_and_nothing_else(monkeypatch):
+    there, asked = {"lpips": False, "torchmetrics": False, "tqdm": True}, []
+
+    def pip(command, **_):
+        asked.extend(command)
+        pinned = Path(command[command.index("-c") + 1]).read_text()
+        assert [line.split("==")[0] for line in pinned.split()] == list(hosting.MACHINES_OWN[:3])
+        there["lpips"] = True  # ... and torchmetrics is not to be had
+
+    monkeypatch.setattr(hosting.subprocess, "run", pip)
+    monkeypatch.setattr(hosting, "_absent", lambda names: [n for n in names if not there.get(n, 1)])
+    line = hosting.set_up()
+    assert asked[-2:] == ["lpips", "torchmetrics"] and "\n" not in line
+    assert "installed lpips" in line and "no FID and KID: torchmetrics is missing" in line
+    there["tqdm"] = False
+    with pytest.raises(ModuleNotFoundError, match="could not install tqdm.*Internet"):
+        hosting.set_up()
+    there["torch"] = False
+    with pytest.raises(ModuleNotFoundError, match="torch: not here, and never installed"):
+        hosting.set_up()
+
+
+def test_what_is_needed_is_what_is_required():
+    lines = (ROOT / "requirements.txt").read_text().splitlines()
+    required = {line.split(">=")[0] for line in lines if not line.startswith("#")}
+    own = {"torch", "torchvision", "numpy", "opencv-python"}
+    here = {"jupyter", "nbval", "scikit-image"}  # to work on a machine of one's own, and its tests
+    assert required == own | here | {package for package, _ in hosting.NEEDED.values()}
+
+
+def test_attached_folders_of_both_layouts(monkeypatch, tmp_path):
+    monkeypatch.setattr(hosting, "KAGGLE_INPUT", tmp_path)
+    for name in ("old", "datasets/someone/new", "notebooks/someone/before"):
+        (tmp_path / name).mkdir(parents=True)
+    names = [path.relative_to(tmp_path).as_posix() for path in hosting.attached()]
+    assert names == ["datasets/someone/new", "notebooks/someone/before", "old"]
+
+
+def test_a_training_ends_before_kaggle_does(monkeypatch):
+    monkeypatch.delenv("KAGGLE_KERNEL_RUN_TYPE", raising=False)
+    assert hosting.minutes_left() is None
+    monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Batch")
+    monkeypatch.setattr(hosting, "STARTED", hosting.time.monotonic() - 3600)
+    assert hosting.minutes_left() == pytest.approx(12 * 60 - 30 - 60, abs=1)
 
 
 def test_host(monkeypatch):

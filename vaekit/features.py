@@ -158,16 +158,23 @@ def load_trunk(name: str, path: str | Path | None = None, download: bool = True,
 
 
 def lpips_head(name: str) -> list[Tensor]:
-    """LPIPS v0.1's linear weights, one (C,) per tap, from the `lpips` package's own file.
+    """LPIPS v0.1's linear weights, one (C,) per tap, from the `lpips` package's own file, or from
+    lpips*<head>*.pth where weights are looked for.
 
-    Source: Zhang et al. 2018, arXiv 1801.03924. Raises ValueError for a trunk without a head.
+    Source: Zhang et al. 2018, arXiv 1801.03924. Raises ValueError for a trunk without a head,
+    WeightsMissing where neither is there.
     """
     head = TRUNKS[name].lpips_head
     if not head:
         raise ValueError(f"LPIPS has no linear layers for {name}; it has for vgg16, squeezenet,"
                          f" alexnet")  # fmt: skip
-    folder = Path(importlib.util.find_spec("lpips").origin).parent / "weights" / "v0.1"
-    state = torch.load(folder / f"{head}.pth", map_location="cpu", weights_only=True)
+    package = importlib.util.find_spec("lpips")
+    files = [Path(package.origin).parent / "weights/v0.1" / f"{head}.pth"] if package else []
+    files += [f for place in weight_places() for f in sorted(place.glob(f"lpips*{head}*.pth"))]
+    if not files:
+        raise WeightsMissing(f"LPIPS needs its linear layers: `pip install lpips`, or its file"
+                             f" {head}.pth, as lpips_{head}.pth, in VAEKIT_WEIGHTS")  # fmt: skip
+    state = torch.load(files[0], map_location="cpu", weights_only=True)
     return [state[f"lin{i}.model.1.weight"].flatten() for i in range(len(state))]
 
 
@@ -237,10 +244,10 @@ def feature_loss(cfg: Config, verbose: bool = True) -> FeatureLoss | None:
     wants = {"perceptual": cfg.perceptual_weight > 0, "lpips": cfg.lpips_weight > 0}
     try:
         trunk = load_trunk(name, download=cfg.profile != "smoke")
+        return FeatureLoss(trunk, distance=cfg.perceptual_distance, **wants)
     except WeightsMissing as missing:
         if cfg.features != "auto":
             raise
         if verbose:
             print(f"feature terms are off: {missing}")
         return None
-    return FeatureLoss(trunk, distance=cfg.perceptual_distance, **wants)

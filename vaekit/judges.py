@@ -49,9 +49,11 @@ def at_least(x: Tensor, side: int) -> Tensor:
 _told: set[str] = set()  # a notice is given once a session
 
 
-def _trunk_or_notice(name: str, so: str, download: bool | None) -> Trunk | None:
+def _trunk_or_notice(name: str, so: str, download: bool | None, make=lambda trunk: trunk):
+    """`make` of the trunk `name`; None, with a notice, where weights for either are missing."""
     try:
-        return load_trunk(name, download=profile() != "smoke" if download is None else download)
+        download = profile() != "smoke" if download is None else download
+        return make(load_trunk(name, download=download))
     except WeightsMissing as missing:
         if name not in _told:
             print(f"{so}: {missing}")
@@ -64,8 +66,9 @@ def load_judge(device="cpu", download: bool | None = None) -> FeatureLoss | None
     None, with a notice (once a session) that says how to get them, where its weights are nowhere
     to be had. download: None means in every profile but smoke.
     """
-    trunk = _trunk_or_notice("squeezenet", f"no LPIPS, and distances on {PIXELS}", download)
-    return trunk and FeatureLoss(trunk, perceptual=False, lpips=True).to(device)
+    judge = _trunk_or_notice("squeezenet", f"no LPIPS, and distances on {PIXELS}", download,
+                             lambda trunk: FeatureLoss(trunk, perceptual=False, lpips=True))  # fmt: skip
+    return judge and judge.to(device)
 
 
 def load_judges(judges: Iterable, device="cpu", download: bool | None = None) -> list:

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -129,6 +130,7 @@ def _differences(mine: Config, theirs: Config) -> dict:
 def open_run(out: Path, cfg: Config, data_hash: str, resume: str, say) -> Path:
     """The folder to go on in, or a new one."""
     if resume == "auto":
+        _fetch_attached(out, cfg, data_hash, say)
         for path in find_runs(out, cfg, data_hash):
             with contextlib.suppress(Timeout), FileLock(path / ".lock", timeout=0):
                 return path
@@ -142,6 +144,21 @@ def open_run(out: Path, cfg: Config, data_hash: str, resume: str, say) -> Path:
             cfg.save(path / "config.json")
             return path
     raise FileExistsError(f"{path} and 99 more names are taken")
+
+
+def _fetch_attached(out: Path, cfg: Config, data_hash: str, say) -> None:
+    """Copy the newest such run of an attached notebook's output to `out`: inputs are read-only."""
+    if find_runs(out, cfg, data_hash):
+        return
+    found = [path for place in hosting.attached() for inside in ("runs", "")
+             for path in find_runs(place / inside, cfg, data_hash)]  # fmt: skip
+    for path in sorted(found, key=lambda path: path.name)[-1:]:
+        for file in path.rglob("*"):
+            if file.is_file() and file.name != ".lock":
+                target = out / path.name / file.relative_to(path)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(file, target)  # without its mode, which may be read-only
+        say(f"copied {path.name} from the attached {path.parent}")
 
 
 def _say_what_differs(out: Path, cfg: Config, data_hash: str, say) -> None:

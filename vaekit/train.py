@@ -262,7 +262,8 @@ def fit(cfg: Config, data: Data, out: str | Path | None = None, resume: str = "a
 
     out: folder of runs (default `VAEKIT_RUNS` or "runs"). resume: "auto" continues an unfinished
     run of the same config and data, or loads a finished one, and says so; "never" starts anew.
-    max_minutes: stop before the epoch that would not fit, saved and ready to go on.
+    max_minutes: stop before the epoch that would not fit, saved and ready to go on; on Kaggle the
+    session's end is the limit where none is given.
     on_epoch_end(run): called after every epoch with the run so far, `run.model` the averaged
     weights. Raises FloatingPointError where the loss stops being finite, ValueError where data
     and config disagree.
@@ -271,6 +272,7 @@ def fit(cfg: Config, data: Data, out: str | Path | None = None, resume: str = "a
         raise ValueError(f"resume={resume!r} is not one of auto, never")
     data.check(cfg)
     start, features = time.perf_counter(), feature_loss(cfg, verbose)
+    max_minutes = hosting.minutes_left() if max_minutes is None else max_minutes
     cfg = cfg.replace(features=features.name if features else "none")
     trainer = Trainer(cfg, data, features)
     main = trainer.accelerator.is_main_process
@@ -312,7 +314,7 @@ def _loop(trainer: Trainer, run: Run, writer, start: float, max_minutes: float |
         longest = max(r["seconds"] for r in trainer.history[-3:])
         ahead = time.perf_counter() - start + 1.2 * longest + 2
         if max_minutes and ahead > 60 * max_minutes and not trainer.done:
-            say(f"{max_minutes} minutes are up after epoch {trainer.epoch} of {cfg.num_epochs}:"
+            say(f"{max_minutes:.3g} minutes are up after epoch {trainer.epoch} of {cfg.num_epochs}:"
                 f" saved; the same call goes on from here")  # fmt: skip
             break
     bar.close()
