@@ -4,6 +4,10 @@
 # make notebooks  execute the notebooks and store them with their outputs
 # make data       redraw the bundled films
 # make stamp REPO=owner/name    write the repository's address into the notebooks and their badges
+# make bundle     every notebook as one file, vae_chest_xray.ipynb, folders for `kaggle kernels push`
+# make editions   a student edition without solutions, a teacher edition with them
+# make report RUN=runs/...      one run as HTML and PDF
+# make rehearse   play Kaggle and Colab here (Linux, root, Python 3.12 and 3.13, 16 GB), run it all
 
 PYTHON ?= python3
 VENV   := .venv
@@ -13,7 +17,7 @@ OUT    ?= out
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: run test lint notebooks stamp data clean
+.PHONY: run test lint notebooks stamp bundle editions report rehearse data clean
 
 # installs again only when what is to be installed has changed
 $(STAMP): requirements.txt requirements-dev.txt pyproject.toml
@@ -42,8 +46,21 @@ notebooks: $(STAMP)
 stamp: $(STAMP)
 	$(BIN)/python publish/stamp.py $(REPO)
 
+bundle: $(STAMP)
+	$(BIN)/python publish/bundle.py --out dist $(if $(KAGGLE_USER),--user $(KAGGLE_USER)) \
+	  $(if $(IMAGES),--images $(IMAGES))
+
+editions: $(STAMP)
+	$(BIN)/python publish/editions.py --out dist
+
+report: $(STAMP)
+	$(BIN)/python publish/report.py $(RUN) --out dist/report
+
+rehearse: $(STAMP)
+	$(BIN)/python publish/rehearse.py
+
 data: $(STAMP)
 	$(BIN)/python -m vaekit.phantom data/chest_xray_phantom
 
 clean:
-	rm -rf $(OUT)
+	rm -rf $(OUT) dist

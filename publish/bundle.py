@@ -1,0 +1,138 @@
+"""`make bundle`: every notebook as one file that needs no checkout, and ready for Kaggle.
+
+    python publish/bundle.py [--out dist] [--user KAGGLE_NAME]
+
+DIR/<notebook>.ipynb        the notebook with the whole package in cells of its own
+DIR/vae_chest_xray.ipynb    the main line in one readable notebook (see onefile.py)
+DIR/kaggle/<name>/          the same files, each with the kernel-metadata.json that
+                            `kaggle kernels push -p DIR/kaggle/<name>` wants
+"""
+
+import argparse
+import json
+import re
+from pathlib import Path
+
+import nbformat
+import onefile
+import package
+import stamp
+from nbformat.v4 import new_code_cell, new_markdown_cell
+
+FOLDER = "bundled"  # where a bundle writes the package; never `vaekit`: that may be a checkout
+KERMANY = "paultimothymooney/chest-xray-pneumonia"
+NOBODY = "INSERT_KAGGLE_USERNAME_HERE"
+FOLDED = {"jupyter": {"source_hidden": True}, "_kg_hide-input": True, "tags": ["package"]}
+
+ABOUT = """\
+## The package
+
+This file needs nothing but itself and what Kaggle and Colab have installed. The next {count} cells
+hold the package `vaekit`, file by file, and write it to the folder `{folder}/`; the lesson begins
+after them. Read one when the lesson mentions it. After you change one, run it and restart the
+kernel: Python keeps what it has imported.
+
+{table}"""
+BEGIN = """\
+import pathlib
+import sys
+
+(pathlib.Path("{folder}") / "vaekit").mkdir(parents=True, exist_ok=True)
+sys.path.insert(0, str(pathlib.Path("{folder}").resolve()))"""
+PHANTOMS = """\
+from vaekit import phantom, sources  # the synthetic films, drawn once: a checkout has them as files
+
+if not sources.BUNDLE.is_dir():
+    phantom.write_bundle(sources.BUNDLE)"""
+
+
+def bundle(notebook: nbformat.NotebookNode, outputs: bool = False) -> nbformat.NotebookNode:
+    """The notebook with the whole package in cells before the set-up cell; outputs cleared, or
+    kept where `outputs`."""
+    names = package.reading_order()
+    table = "\n".join(f"- `{name}.py`: {package.summary(name)}" for name in names)
+    about = ABOUT.format(count=len(names), folder=FOLDER, table=table)
+    cells = [new_markdown_cell(about), new_code_cell(BEGIN.format(folder=FOLDER))]
+    for name in names:
+        text = f"%%writefile {FOLDER}/vaekit/{name}.py\n{package.source(name)}"
+        cells.append(new_code_cell(text.rstrip("\n"), metadata=FOLDED))
+    if any("BUNDLE" in cell.source for cell in notebook.cells):
+        cells.append(new_code_cell(PHANTOMS))
+    for i, cell in enumerate(cells):
+        cell.id = f"package-{i:02}"
+    made = blank(notebook, outputs)
+    first = made.cells.index(stamp.first_code(made))
+    made.cells[first:first] = cells
+    return made
+
+
+def blank(notebook: nbformat.NotebookNode, outputs: bool = False) -> nbformat.NotebookNode:
+    """A copy, without outputs if not `outputs`; links to other notebooks become addresses, or
+    plain words where no address was stamped."""
+    copy, repo = nbformat.from_dict(json.loads(json.dumps(notebook))), stamp.stamped_repo(notebook)
+    for cell in copy.cells:
+        if cell.cell_type == "code" and not outputs:
+            cell.outputs, cell.execution_count = [], None
+        elif cell.cell_type == "markdown":
+            cell.source = re.sub(r"\[([^\]]+)\]\((?!https?:|#)([^)]+)\)",
+                                 lambda link: _absolute(link, repo), cell.source)  # fmt: skip
+    return copy
+
+
+def _absolute(link: re.Match, repo: str) -> str:
+    text, target = link.groups()
+    inside = target.removeprefix("../") if target.startswith("../") else f"notebooks/{target}"
+    return f"[{text}](https://github.com/{repo}/blob/HEAD/{inside})" if repo else text
+
+
+def kernel_metadata(name: str, user: str, before: str | None) -> dict:
+    """What `kaggle kernels push` wants to know; `before`: the notebook whose output is attached."""
+
+    def title(stem):
+        return f"vaekit {stem.replace('_', ' ')}"
+
+    def slug(stem):  # Kaggle derives it from the title, so it must be just this
+        return f"{user}/{title(stem).replace(' ', '-').lower()}"
+
+    return {
+        "id": slug(name), "title": title(name), "code_file": f"{name}.ipynb",
+        "language": "python", "kernel_type": "notebook", "is_private": True,
+        "enable_gpu": True, "enable_tpu": False, "machine_shape": "NvidiaTeslaT4",
+        "enable_internet": True, "dataset_sources": [KERMANY], "competition_sources": [],
+        "kernel_sources": [slug(before)] if before else [], "model_sources": [],
+    }  # fmt: skip
+
+
+def write(notebook: nbformat.NotebookNode, out: Path, name: str, metadata: dict) -> None:
+    for folder in (out, out / "kaggle" / name):
+        folder.mkdir(parents=True, exist_ok=True)
+        nbformat.validate(notebook)
+        nbformat.write(notebook, folder / f"{name}.ipynb")
+    text = json.dumps(metadata, indent=2)
+    (out / "kaggle" / name / "kernel-metadata.json").write_text(text + "\n")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("dist"))
+    parser.add_argument("--user", default="", help="on Kaggle; default: owner of the stamped REPO")
+    parser.add_argument("--images", type=Path, help="also write a one-file notebook for them")
+    args = parser.parse_args(arguments)
+    before = None
+    for path in package.notebooks():
+        notebook = nbformat.read(path, as_version=4)
+        user = args.user or stamp.stamped_repo(notebook).split("/")[0] or NOBODY
+        write(bundle(notebook), args.out, path.stem, kernel_metadata(path.stem, user, before))
+        before = path.stem
+    one = onefile.build()
+    write(one, args.out, onefile.NAME, kernel_metadata(onefile.NAME, user, None))
+    if args.images:
+        nbformat.write(onefile.build(args.images), args.out / f"{onefile.OWN}.ipynb")
+    print(f"{len(package.notebooks())} bundles and {onefile.NAME}.ipynb in {args.out};"
+          f" for Kaggle: kaggle kernels push -p {args.out}/kaggle/<name>")  # fmt: skip
+    if user == NOBODY:
+        print(f"say --user, or put your name for {NOBODY} into each kernel-metadata.json")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,135 @@
+"""`make editions`: the same lesson for those who learn and for those who teach.
+
+    python publish/editions.py [--out dist]
+
+DIR/student/   no outputs, no solutions; a hint at every stub, room for answers; runs unfilled
+DIR/teacher/   stored figures, solutions filled in and open, minutes a section, a marking rubric
+
+Both come from the notebooks: the solution is the <details> cell tagged `solution`, the stub the
+cell before it, tagged `exercise`, whose metadata holds the hint. Each is one file (see bundle.py).
+"""
+
+import argparse
+import re
+from pathlib import Path
+
+import bundle
+import nbformat
+import package
+from nbformat.v4 import new_markdown_cell
+
+DETAILS = re.compile(r"<details>.*?</details>\s*", re.S)
+LISTED = re.compile(r"^(\d+)\. (.+?)(?=^\d+\. |\Z)", re.M | re.S)
+READS, READS_CODE, LOOKS, EXERCISE = 150, 10, 2, 10  # words, lines a minute; minutes a figure, each
+POINTS = {  # for an exercise that is filled in, and for one that is predicted and run
+    "fill in": ((2, "the function gives what is expected"), (1, "it works on other input"),
+                (1, "a sentence says why")),
+    "predict": ((1, "a prediction, written before the run"), (1, "the run: figure or numbers"),
+                (2, "the explanation uses them, and says where the prediction was wrong")),
+}  # fmt: skip
+
+
+def tagged(notebook: nbformat.NotebookNode, tag: str) -> nbformat.NotebookNode:
+    (cell,) = [cell for cell in notebook.cells if tag in cell.metadata.get("tags", [])]
+    return cell
+
+
+def exercises(notebook: nbformat.NotebookNode) -> list[tuple[str, str]]:
+    """(number, text) of every exercise."""
+    (text,) = [c.source.split("## Exercises")[1] for c in notebook.cells
+               if "## Exercises" in c.source]  # fmt: skip
+    return [(number, " ".join(words.split())) for number, words in LISTED.findall(text)]
+
+
+def student(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """Without outputs and solutions; with the hint, and a cell for answers."""
+    made = bundle.blank(notebook)
+    stub, solution = tagged(made, "exercise"), tagged(made, "solution")
+    solution.source = DETAILS.sub("", solution.source).strip()
+    answers = "\n".join(f"{number}. ..." for number, _ in exercises(notebook))
+    hint = f"<details><summary>Hint</summary>\n\n{stub.metadata['hint']}\n\n</details>"
+    where = made.cells.index(stub)
+    made.cells.insert(where, new_markdown_cell(hint, id="hint"))
+    made.cells.insert(where + 2, new_markdown_cell(f"### Your answers\n\n{answers}", id="answers"))
+    solution.metadata.tags = []
+    return made
+
+
+def teacher(notebook: nbformat.NotebookNode, name: str) -> nbformat.NotebookNode:
+    """With outputs, the stub filled in, minutes in every heading, and the rubric at the end."""
+    made = bundle.blank(notebook, outputs=True)
+    stub, solution = tagged(made, "exercise"), tagged(made, "solution")
+    stub.source, stub.outputs = filled(stub.source, solution.source), []
+    solution.source = solution.source.replace("<details>", "<details open>")
+    for cell, heading, minutes in sections(notebook):
+        where = made.cells[cell]
+        lines = where.source.split("\n")
+        lines[lines.index(heading)] += f" *({minutes} minutes)*"
+        where.source = "\n".join(lines)
+    made.cells.append(new_markdown_cell(rubric(notebook, name), id="rubric"))
+    return made
+
+
+def filled(stub: str, solution: str) -> str:
+    """The stub's cell with its function as the solution has it."""
+    (code,) = re.findall(r"```python\n(.*?)\n```", solution, re.S)
+    function = re.compile(r"^def .+?(?=\n\n\n)", re.S | re.M)
+    if re.match(r"def \w+\(.*?\):", code)[0] not in stub:
+        raise ValueError(f"the solution is of another function than the stub:\n{code}")
+    return function.sub(lambda _: code, stub, count=1)
+
+
+def sections(notebook: nbformat.NotebookNode) -> list[tuple[int, str, int]]:
+    """(cell, heading, minutes) of every ## heading: reading, code, figures, exercises."""
+    found, costs = [], []
+    for i, cell in enumerate(notebook.cells):
+        for part in re.split(r"^(?=## )", cell.source, flags=re.M):
+            if cell.cell_type == "markdown" and part.startswith("## "):
+                found.append((i, part.splitlines()[0]))
+                costs.append(0.0)
+            if not costs:
+                continue
+            if cell.cell_type == "code":
+                costs[-1] += len(cell.source.splitlines()) / READS_CODE
+                figures = sum("image/png" in o.get("data", {}) for o in cell.outputs)
+                costs[-1] += LOOKS * figures
+            else:
+                costs[-1] += len(DETAILS.sub("", part).split()) / READS
+                costs[-1] += EXERCISE * len(LISTED.findall(part)) * ("## Exercises" in part)
+    return [(*place, max(1, round(cost))) for place, cost in zip(found, costs, strict=True)]
+
+
+def rubric(notebook: nbformat.NotebookNode, name: str) -> str:
+    """What to mark, and for how many points, as Markdown."""
+    lines = ["## For marking", "", "| exercise | points | for |", "|---|---|---|"]
+    total, last = 0, exercises(notebook)[-1][0]
+    for number, _ in exercises(notebook):
+        for points, what in POINTS["fill in" if number == last else "predict"]:
+            lines.append(f"| {number} | {points} | {what} |")
+            total += points
+    minutes = sum(minutes for *_, minutes in sections(notebook))
+    lines += [f"| | **{total}** | |", "",
+              f"{name}: {minutes} minutes in all, reckoned at {READS} words and {READS_CODE} lines"
+              f" of code a minute, {LOOKS} minutes a figure, {EXERCISE} an exercise. The figures"
+              " are those of a stored run on the bundled films, quick profile; expect the same"
+              " shapes on other films, not the same numbers."]  # fmt: skip
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("dist"))
+    args = parser.parse_args()
+    for path in package.notebooks():
+        notebook = nbformat.read(path, as_version=4)
+        for edition, made in (("student", student(notebook)),
+                              ("teacher", teacher(notebook, path.stem))):  # fmt: skip
+            (args.out / edition).mkdir(parents=True, exist_ok=True)
+            whole = bundle.bundle(made, outputs=True)
+            nbformat.validate(whole)
+            nbformat.write(whole, args.out / edition / path.name)
+    print(f"{len(package.notebooks())} notebooks in {args.out}/student and {args.out}/teacher")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,196 @@
+"""Definitions of the package, cut out with everything they need, for a notebook without it.
+
+`Extract().take("losses.vae_loss")` is the text of `vae_loss` and of what it calls, in an order in
+which Python can read it; what an earlier call gave is not repeated. Names that two files share get
+the file's name appended; `hosting.choose_device()` becomes `choose_device()`.
+"""
+
+import ast
+import re
+from dataclasses import dataclass, field
+
+import package
+
+Key = tuple[str, str]  # file, name
+
+
+@dataclass
+class File:
+    name: str
+    text: str
+    definitions: dict[str, ast.stmt] = field(default_factory=dict)
+    internal: dict[str, Key] = field(default_factory=dict)  # local name -> (file, name or "")
+    external: dict[str, str] = field(default_factory=dict)  # local name -> import statement
+
+    @classmethod
+    def read(cls, name: str) -> "File":
+        file = cls(name, package.source(name))
+        for node in ast.parse(file.text).body:
+            if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+                for inner in node.body:  # annotations are evaluated in a notebook
+                    file._add_import(inner)
+            elif isinstance(node, ast.Import | ast.ImportFrom):
+                file._add_import(node)
+            elif isinstance(node, ast.FunctionDef | ast.ClassDef):
+                file.definitions[node.name] = node
+            elif isinstance(node, ast.Assign | ast.AnnAssign):
+                targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+                for target in (n for t in targets for n in ast.walk(t) if isinstance(n, ast.Name)):
+                    file.definitions[target.id] = node
+        return file
+
+    def _add_import(self, node: ast.Import | ast.ImportFrom) -> None:
+        for local, key, statement in imported(node):
+            if key:
+                self.internal[local] = key
+            elif "__future__" not in statement:
+                self.external[local] = statement
+
+    def segment(self, node: ast.stmt) -> tuple[int, int]:
+        """First and last line (from 0, last excluded), with the comments right above."""
+        lines = self.text.splitlines()
+        start = min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", []))]) - 1
+        while start and lines[start - 1].startswith("#") and "----" not in lines[start - 1]:
+            start -= 1
+        return start, node.end_lineno
+
+
+def imported(node: ast.Import | ast.ImportFrom):
+    """(local name, (file, name) within vaekit or None, statement) for every name of an import."""
+    for alias in node.names:
+        local = alias.asname or alias.name.split(".")[0]
+        renamed = f" as {alias.asname}" if alias.asname else ""
+        if isinstance(node, ast.Import):
+            yield local, None, f"import {alias.name}{renamed}"
+        elif (node.module or "").split(".")[0] == "vaekit":
+            file = node.module.split(".")[1:]
+            yield local, (file[0], alias.name) if file else (alias.name, ""), ""
+        else:
+            yield local, None, f"from {node.module} import {alias.name}{renamed}"
+
+
+def _is_field(name: ast.Name, definition: ast.stmt) -> bool:
+    """Whether the name is set inside a class or function, not at the top of its file."""
+    top = isinstance(definition, ast.Assign | ast.AnnAssign)
+    return isinstance(name.ctx, ast.Store) and not top
+
+
+class Extract:
+    """Takes definitions out of the package, each once."""
+
+    def __init__(self, replaced: dict[Key, str] | None = None):
+        self.order = package.reading_order()
+        self.files = {name: File.read(name) for name in self.order}
+        self.replaced = replaced or {}  # other text for what makes no sense in a notebook
+        self.taken: set[Key] = set()
+        self.imports: set[str] = set()
+        self.names: dict[str, Key] = {}  # name in the notebook -> whose it is
+
+    def take(self, *roots: str) -> str:
+        """The text of the roots ("file.name") and of what they need that was not taken before."""
+        wanted: set[Key] = set()
+        todo = [tuple(root.split(".")) for root in roots]
+        while todo:
+            key = self._home(todo.pop())
+            if key not in wanted | self.taken:
+                wanted.add(key)
+                todo += [] if key in self.replaced else self._needs(key)
+        self.taken |= wanted
+        blocks: dict[tuple, str] = {}
+        for file, name in wanted:
+            self._claim((file, name))
+        for file, name in wanted:
+            node = self.files[file].definitions[name]
+            place = self.order.index(file), node.lineno
+            blocks[place] = self.replaced.get((file, name)) or self._text(self.files[file], node)
+        text = ""
+        for _, block in sorted(blocks.items()):
+            short = "\n" not in block and "\n" not in text.rsplit("\n\n", 1)[-1].strip("\n")
+            text += ("\n" if short else "\n\n\n") * bool(text) + block
+        return text
+
+    def _home(self, key: Key) -> Key:
+        """Where a name is defined, through files that only pass it on."""
+        file, name = key
+        while name not in self.files[file].definitions:
+            file, name = self.files[file].internal[name]
+        return file, name
+
+    def _claim(self, key: Key) -> None:
+        name = key[1] if self.names.get(key[1], key) == key else f"{key[1]}_{key[0]}"
+        self.names[name] = key
+
+    def _called(self, key: Key) -> str:
+        """What a definition is called in the notebook."""
+        return next((name for name, owner in self.names.items() if owner == key), key[1])
+
+    def _uses(self, file: File, node: ast.AST):
+        """(node, key or import statement) for every name in `node` that comes from outside it."""
+        local = {name: key for inner in ast.walk(node) if isinstance(inner, ast.ImportFrom)
+                 for name, key, _ in imported(inner) if key}  # fmt: skip
+        internal = file.internal | local
+        for inner in ast.walk(node):
+            if isinstance(inner, ast.Attribute) and isinstance(inner.value, ast.Name):
+                owner, part = internal.get(inner.value.id, ("", "-"))
+                if part == "" and owner in self.files:
+                    yield inner, self._home((owner, inner.attr))
+            elif isinstance(inner, ast.Name) and not _is_field(inner, node):
+                if inner.id in file.definitions:
+                    yield inner, (file.name, inner.id)
+                elif internal.get(inner.id, ("", ""))[1]:
+                    yield inner, self._home(internal[inner.id])
+                elif inner.id in file.external:
+                    yield inner, file.external[inner.id]
+
+    def _needs(self, key: Key) -> list[Key]:
+        file = self.files[key[0]]
+        uses = [use for _, use in self._uses(file, file.definitions[key[1]])]
+        self.imports |= {use for use in uses if isinstance(use, str)}
+        return [use for use in uses if not isinstance(use, str)]
+
+    def _text(self, file: File, node: ast.stmt) -> str:
+        """The definition as written, with names as they are in the notebook."""
+        start, end = file.segment(node)
+        edits = []  # line, first column, last column, new text
+        for inner, use in self._uses(file, node):
+            if isinstance(use, tuple):
+                old, new = ast.get_source_segment(file.text, inner), self._called(use)
+                if old != new:
+                    edits.append((inner.lineno, inner.col_offset, inner.end_col_offset, new))
+        if isinstance(node, ast.FunctionDef) and self._called((file.name, node.name)) != node.name:
+            at = len("def ")
+            called = self._called((file.name, node.name))
+            edits.append((node.lineno, at, at + len(node.name), called))
+        lines = [line.encode() for line in file.text.splitlines()]  # columns count bytes
+        for line, first, last, new in sorted(set(edits), reverse=True):
+            lines[line - 1] = lines[line - 1][:first] + new.encode() + lines[line - 1][last:]
+        for inner in ast.walk(node):
+            if isinstance(inner, ast.ImportFrom) and (inner.module or "").startswith("vaekit"):
+                for line in range(inner.lineno - 1, inner.end_lineno):
+                    lines[line] = b"#-"
+        kept = [line.decode() for line in lines[start:end] if line != b"#-"]
+        text = "\n".join(re.sub(r"\s+# (fmt: skip|noqa.*)$", "", line) for line in kept)
+        return re.sub(r'("""\n)\n+', r"\1", text)
+
+
+def grouped(statements: set[str]) -> str:
+    """Import statements sorted, one line a module; the standard library's first."""
+    import sys
+
+    modules: dict[str, set[str]] = {}
+    plain = set()
+    for statement in statements:
+        if statement.startswith("from "):
+            module, names = statement.removeprefix("from ").split(" import ")
+            modules.setdefault(module, set()).add(names)
+        else:
+            plain.add(statement)
+    lines = [*plain, *(f"from {m} import {', '.join(sorted(n))}" for m, n in modules.items())]
+
+    def place(line: str) -> tuple:
+        top = line.split()[1].split(".")[0]
+        return top not in sys.stdlib_module_names, line.startswith("from"), line
+
+    lines.sort(key=place)
+    cut = sum(not place(line)[0] for line in lines)
+    return "\n".join([*lines[:cut], "", *lines[cut:]])

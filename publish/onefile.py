@@ -1,0 +1,333 @@
+"""The main line in one readable notebook: vae_chest_xray.ipynb, or one for anyone's images.
+
+The text between the cells is here; the code is the package's own, cut out by `extract`, so that
+there is one copy of every formula. Only what a notebook says itself (its configuration, which
+films to show, when to save) is written here.
+"""
+
+import json
+import re
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+
+import extract
+import nbformat
+import package
+import torch
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+
+from vaekit.config import PROFILES, Config, preset
+from vaekit.model import VAE
+from vaekit.own import preset_for
+
+NAME, OWN = "vae_chest_xray", "vae_images"
+FOLDED = {"jupyter": {"source_hidden": True}, "_kg_hide-input": True}
+NO_FILES = {("sources", "BUNDLE"): 'BUNDLE = Path("chest_xray_phantom")  # films drawn earlier'}
+# what the configuration cell shows; everything else stays as Config has it
+SHOWN = (
+    "image_size", "in_channels", "latent_channels", "widths", "attention", "l1_weight",
+    "mse_weight", "ssim_weight", "perceptual_weight", "beta_start", "beta", "beta_warmup",
+    "epochs_phase1", "epochs_phase2", "batch_size", "lr_phase1", "lr_phase2", "clahe_clip", "flip",
+    "seed",
+)  # fmt: skip
+
+# ---- words: {what} is "chest X-rays" or "your images" --------------------------------------------
+
+HEADER = """\
+# A VAE for {what}, in one notebook
+
+*From a folder of images to sharp reconstructions and believable samples, with nothing but this
+file.*
+
+- **Latent space**, {shape}: {places}.
+- **Loss**: {loss}; and a weight on the KL that says how orderly the codes must be.
+- **Two phases**: first learn to copy (beta 0), then to be orderly (beta rises).
+{xray}
+**Run all.** {data} The environment variable `VAEKIT_PROFILE` decides how long it takes: `smoke`
+(seconds), `quick` (a laptop), `full` (a GPU; the default where one works). A second run goes on
+where the first one stopped, also from the attached output of an earlier version. On a bare machine:
+`pip install {packages}`.
+
+Generated from the package `vaekit` by `make bundle`: change it there. Folded cells hold what is
+needed but not new.\
+"""
+XRAY = """\
+- **CLAHE** evens out the exposure of the films; the split is by *patient*, never by film. Nothing
+  here is for clinical use.
+"""
+XRAY_DATA = """\
+On Kaggle attach *Chest X-Ray Images (Pneumonia)* and choose a T4; without it the notebook draws
+synthetic films.\
+"""
+OWN_DATA = "The images are read from `data_path` in the configuration, or from `VAEKIT_DATA`."
+WORDS = {
+    "Configuration": "Every value that shapes a run is a field of `Config`, checked when set.",
+    "Data set": "What is drawn where no images are; where images are looked for, and who belongs"
+    " together; decoding; the split, the cache and the batches.",
+    "Model architecture": "Every halving of the resolution widens the network; the decoder mirrors"
+    " the encoder. Attention lets distant places know of one another.",
+    "Loss functions": "First the pretrained network that listens, then every term, each per image,"
+    " and the total.",
+    "Training functions": "Beta and the learning rate are functions of progress. One epoch depends"
+    " on the seed and its number alone, so an interrupted run repeats what it would have done.",
+    "Training": "Phase 1 learns to copy: beta is 0 and the decoder gets the mean. Phase 2 adds the"
+    " KL; as it begins, the codes get the prior's scale.",
+    "Generate": "From the prior, from a Gaussian fitted to the codes of the training images, and"
+    " from a mixture: one decoder.",
+}
+END = """\
+## What to take away
+
+- **Blur** comes from averaging over what the code does not say. A small KL weight lets it say more,
+  L1 forgives less than a squared error, and SSIM and features ask for structure. The sharpness
+  ratio says how far one got.
+- **Samples** fail for another reason: the codes of images are not the prior. Compare the three rows
+  of new images.
+- **If it is blurry**, lower `beta`. **If samples fall apart**, raise it, or fit more than a
+  Gaussian. **If it is slow**, lower `image_size`. Change one value in the configuration, and run
+  again: a changed configuration starts anew.\
+"""
+
+# ---- this notebook's own code --------------------------------------------------------------------
+
+IMPORTS = """\
+{imports}
+
+torch.manual_seed(0)
+print(f"torch {{torch.__version__}}, numpy {{np.__version__}}, OpenCV {{cv2.__version__}}")\
+"""
+
+LOAD = """\
+data = load_data(cfg)
+print(data.summary())\
+"""
+
+SHOW = """
+
+
+# ---- look before you train ----
+shown = {name: data.train.images[data.train.labels == k] for k, name in enumerate(data.classes[:8])}
+display(show_rows(shown, title="Training images as the network sees them", columns=6))
+display(plot_histogram(shown, title="Values as the network sees them"))\
+"""
+
+INITIALISE = """\
+# ---- initialise: does one batch go through, and in what sizes? ----
+device = choose_device()
+features = feature_loss(cfg)  # None, with a notice, where the network's weights are not to be had
+cfg = cfg.replace(features=features.name if features else "none")
+model = VAE(cfg)
+x = next(batches(data.val, min(4, len(data.val))))
+with torch.no_grad():
+    x_hat, mu, logvar = model(x)
+    loss = vae_loss(x_hat, x, mu, logvar, cfg, cfg.beta, features)
+print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters on {device.type}")
+print(f"images {tuple(x.shape)} -> mu, logvar {tuple(mu.shape)} -> {tuple(x_hat.shape)}")
+print({name: round(value.item(), 4) for name, value in loss.terms.items()})\
+"""
+
+TRAIN = """
+
+
+# ---- this notebook's own: a run in a folder, saved as it goes ----
+RUN = Path("runs") / f"one-file-{data.hash[:8]}"
+RUN.mkdir(parents=True, exist_ok=True)
+trainer = Trainer(cfg, data, features)
+# attached: the output of an earlier version of this notebook
+for folder in (RUN, *(place / RUN for place in attached())):
+    state = newest_valid(folder)
+    if state and state["config"] == cfg.to_dict():
+        trainer.restore(state, newest_valid(folder, "best.pt"))
+        print(f"going on after epoch {trainer.epoch} of {cfg.num_epochs}")
+        break
+left = minutes_left()  # None: nobody ends this session
+ENDS = time.monotonic() + 60 * left if left else math.inf
+
+
+def save():
+    if trainer.best:
+        save_checkpoint(RUN / "best.pt", trainer.best)
+    save_checkpoint(RUN / "last.pt", trainer.state())
+
+
+def train_until(last):
+    \"\"\"Train until `last` epochs are done, or the session is about to end.\"\"\"
+    bar, saved = Progress(cfg.num_epochs, trainer.epoch, True), time.monotonic()
+    while trainer.epoch < last and not trainer.done:
+        row = trainer.run_epoch()
+        bar.show(row)
+        over = time.monotonic() + 1.2 * row["seconds"] > ENDS
+        if over or trainer.epoch == last or trainer.done or time.monotonic() - saved > 60:
+            save()
+            saved = time.monotonic()
+        if over:
+            print(f"the session ends: saved after epoch {trainer.epoch}; run again to go on")
+            break
+    bar.close()\
+"""
+
+PHASE1 = """\
+train_until(cfg.epochs_phase1)
+row = trainer.history[min(cfg.epochs_phase1, len(trainer.history)) - 1]
+print(f"phase 1 ends: PSNR {row['val_psnr']:.1f} dB, KL {row['val_kl']:.0f} nats")\
+"""
+
+PHASE2 = """\
+# ---- phase 2: beta rises, z is sampled ----
+train_until(cfg.num_epochs)
+print(f"{trainer.epoch} of {cfg.num_epochs} epochs are done")\
+"""
+
+CURVES = """
+
+
+# ---- curves: solid is validation, dotted training, phase 1 is shaded ----
+display(plot_history(trainer.history))\
+"""
+
+GENERATE = """\
+model = trainer.result().eval()  # averaged weights of the best epoch
+mu, logvar = encode_all(model, data.train)
+rebuilt = decode_batched(model, encode_all(model, data.test)[0])
+rows = {"test image": data.test.images, "reconstruction": rebuilt}
+for kind in ("prior", "gaussian", "gmm"):
+    z = fit_sampler(mu, logvar, kind, cfg.seed).sample(16, seed=cfg.seed)
+    rows[kind] = decode_batched(model, z)
+figure = show_rows(rows, columns=8, title="Test images, reconstructions, new images")
+figure.savefig(RUN / "generated.png")
+display(figure)\
+"""
+
+SUMMARY = """
+
+
+# ---- summary: reconstructions of test images, which the network has never seen ----
+x, x_hat = as_float(data.test.images), rebuilt
+found = {"PSNR, dB": psnr(x_hat, x), "SSIM": ssim(x_hat, x),
+         "sharpness ratio (1 is best)": sharpness_ratio(x_hat, x)}
+print(f"{data.source}; profile {cfg.profile}; mean and deviation over {len(x)} test images")
+for name, values in found.items():
+    values = torch.as_tensor(values, dtype=torch.float32)
+    spread = f" +- {values.std():.2f}" if values.numel() > 1 else ""
+    print(f"{name:28} {values.mean():6.2f}{spread}")
+print(f"saved in {RUN}: {', '.join(sorted(file.name for file in RUN.iterdir()))}")\
+"""
+
+
+def comments() -> dict[str, str]:
+    """The comment that Config has to the right of a field, for the fields that have one."""
+    text = package.source("config")
+    return dict(re.findall(r"^    (\w+): \w+ = [^#\n]+  # (.+)$", text, re.M))
+
+
+def differences(values: dict, base: Config) -> dict:
+    return {name: value for name, value in values.items() if getattr(base, name) != value}
+
+
+def configuration(make: Callable[[str], Config]) -> str:
+    """The configuration cell: `full` in a column, what the other profiles change below it.
+
+    make: profile -> Config.
+    """
+    full, base, notes = make("full"), Config(), comments()
+    values = {name: getattr(full, name) for name in SHOWN}
+    hidden = differences({k: getattr(full, k) for k in full.to_dict() if k not in SHOWN}, base)
+    lines = ["cfg = Config("]
+    for name, value in (values | hidden).items():
+        lines.append(f"    {name}={value!r}," + (f"  # {notes[name]}" if name in notes else ""))
+    lines += [")", "PROFILES_CHANGE = {  # what a shorter run does to the knobs that cost time"]
+    for name in PROFILES:
+        changed = make(name)
+        changes = differences({k: getattr(changed, k) for k in full.to_dict()}, full)
+        changes.pop("profile", None)
+        pairs = ", ".join(f'"{k}": {json.dumps(v)}' for k, v in changes.items())
+        lines += textwrap.wrap(f'"{name}": {{{pairs}}},', 98, initial_indent=" " * 4,
+                               subsequent_indent=" " * 8)  # fmt: skip
+    lines += ["}", "cfg = cfg.replace(profile=profile(), **PROFILES_CHANGE[profile()])",
+              'print(f"profile {cfg.profile}: {cfg.image_size} px, {cfg.epochs_phase1} +'
+              ' {cfg.epochs_phase2} epochs")']  # fmt: skip
+    return "\n".join(lines)
+
+
+def header(cfg: Config) -> str:
+    """The title cell, true for this configuration."""
+    own, spatial = cfg.dataset == "images", cfg.latent == "spatial"
+    terms = {"L1": cfg.l1_weight, "squared error": cfg.mse_weight, "SSIM": cfg.ssim_weight,
+             "the features of a pretrained network": cfg.perceptual_weight + cfg.lpips_weight,
+             "the spectrum": cfg.spectral_weight}  # fmt: skip
+    with torch.device("meta"):  # shapes without memory
+        shape = VAE(cfg).latent_shape
+    return HEADER.format(
+        what="your images" if own else "chest X-rays", shape="×".join(map(str, shape)),
+        places="the code of an image keeps its places" if spatial else "one flat code an image",
+        loss=", ".join(name for name, weight in terms.items() if weight),
+        xray="" if own else XRAY, data=OWN_DATA if own else XRAY_DATA,
+        packages="torch torchvision opencv-python scikit-learn accelerate matplotlib tqdm",
+    )  # fmt: skip
+
+
+def build(images: Path | None = None) -> nbformat.NotebookNode:
+    """The notebook, in the order of the table of contents, without outputs.
+
+    images: a folder of anyone's images, for which size and channels are chosen; default X-rays.
+    """
+
+    def make(name: str) -> Config:
+        return preset_for(images, profile=name) if images else preset("chest_xray", profile=name)
+
+    cut = extract.Extract(NO_FILES)
+
+    def text(heading: str):
+        return new_markdown_cell(f"## {heading}\n\n{WORDS[heading]}")
+
+    def code(*roots: str, then: str = "", folded: bool = False):
+        return new_code_cell((cut.take(*roots) if roots else "") + then,
+                             metadata=FOLDED if folded else {})  # fmt: skip
+
+    cells = [
+        text("Configuration"),
+        code("config.Config", "config.profile", "hosting.minutes_left", "hosting.attached",
+             "hosting.choose_device"),
+        new_code_cell(configuration(make)),
+        text("Data set"),
+        code("phantom.write_bundle", folded=True),
+        code("sources.find_dataset", "sources.list_images", "patients.group_patients",
+             "patients.split_by_patient", folded=True),
+        code("images.decode", "images.prepare"),
+        code("data.load_data", "data.batches", folded=True),
+        code(then=LOAD),
+        code("plots.show_rows", "plots.plot_histogram", then=SHOW),
+        text("Model architecture"),
+        code("model.VAE"),
+        text("Loss functions"),
+        code("features.feature_loss", folded=True),
+        code("losses.vae_loss", "losses.beta_elbo"),
+        code(then=INITIALISE),
+        text("Training functions"),
+        code("schedules.beta_at", "schedules.lr_factor", "train.Trainer",
+             "checkpoint.save_checkpoint", "checkpoint.newest_valid", "hosting.Progress",
+             then=TRAIN),
+        text("Training"),
+        code(then=PHASE1),
+        code(then=PHASE2),
+        code("plots.plot_history", then=CURVES),
+        text("Generate"),
+        code("sample.fit_sampler", "sample.encode_all", "sample.decode_batched", folded=True),
+        code(then=GENERATE),
+        code("metrics.psnr", "metrics.ssim", "metrics.sharpness_ratio", "metrics.as_float",
+             then=SUMMARY),
+        new_markdown_cell(END),
+    ]  # fmt: skip
+    cut.imports |= {"from IPython.display import display", "import time", "import math"}
+    imports = IMPORTS.format(imports=extract.grouped(cut.imports))
+    cells = [new_markdown_cell(header(make("full"))), new_code_cell(imports), *cells]
+    notebook = new_notebook(cells=cells)
+    for i, cell in enumerate(notebook.cells):
+        cell.id = f"one-{i:02}"
+        cell.source = cell.source.strip("\n")
+    notebook.metadata = nbformat.from_dict({
+        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+        "language_info": {"name": "python"},
+    })  # fmt: skip
+    return notebook

@@ -1,0 +1,50 @@
+"""Anyone's images: which preset, and does it train on them."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import vaekit
+
+
+def fill(folder, size, colour, n=12, mode="RGB"):
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(0)
+    for i in range(n):
+        pixels = rng.integers(0, 255, (size, size + 7, 3 if colour else 1), np.uint8)
+        pixels = np.broadcast_to(pixels, (size, size + 7, 3))
+        Image.fromarray(np.ascontiguousarray(pixels)).convert(mode).save(folder / f"{i}.png")
+
+
+@pytest.mark.parametrize(
+    ("size", "colour", "name"),
+    [(28, False, "fashion_mnist"), (32, True, "cifar10"), (64, False, "celeba64"),
+     (150, True, "chest_xray"), (300, False, "medical256"), (300, True, "celeba256")],
+)  # fmt: skip
+def test_size_and_channels_decide(tmp_path, size, colour, name):
+    fill(tmp_path / "a", size, colour, n=3)
+    cfg = vaekit.preset_for(tmp_path)
+    assert (cfg.preset, cfg.in_channels) == (name, 3 if colour else 1)
+    assert cfg.dataset == "images" and cfg.clahe_clip == 0 and cfg.patient_key == "none"
+
+
+def test_grey_pictures_saved_as_rgb_are_grey_and_changes_win(tmp_path):
+    fill(tmp_path, 40, colour=False, mode="RGB")
+    assert vaekit.preset_for(tmp_path).in_channels == 1
+    assert vaekit.preset_for(tmp_path, beta=0.5, in_channels=3).in_channels == 3
+
+
+def test_it_loads_what_it_was_made_for(tmp_path):
+    for name in ("cats", "dogs"):
+        fill(tmp_path / name, 40, colour=True)
+    (tmp_path / "cats" / "broken.png").write_bytes(b"no image")
+    data = vaekit.load_data(vaekit.preset_for(tmp_path), verbose=False)
+    assert data.classes == ["cats", "dogs"] and data.train.images.shape[1:] == (3, 32, 32)
+
+
+def test_no_images_is_an_error(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        vaekit.preset_for(tmp_path)
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    with pytest.raises(FileNotFoundError, match="not one of 1"):
+        vaekit.preset_for(tmp_path)

@@ -1,0 +1,211 @@
+"""What `publish/` makes of the notebooks. That it runs where it is meant to: `make rehearse`."""
+
+import ast
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "publish"))
+
+import bundle  # noqa: E402
+import editions  # noqa: E402
+import extract  # noqa: E402
+import onefile  # noqa: E402
+import package  # noqa: E402
+import stamp  # noqa: E402
+
+NOTEBOOKS = package.notebooks()
+each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+
+
+def read(path: Path) -> nbformat.NotebookNode:
+    return nbformat.read(path, as_version=4)
+
+
+def code_of(notebook) -> str:
+    return "\n".join(c.source for c in notebook.cells if c.cell_type == "code")
+
+
+# ---- stamp ---------------------------------------------------------------------------------------
+
+
+@each
+def test_the_set_up_cell_is_the_stamped_one(path):
+    notebook = read(path)
+    assert stamp.first_code(notebook).source == stamp.SETUP.format(
+        repo=stamp.stamped_repo(notebook)
+    ).rstrip()  # fmt: skip
+
+
+def test_stamping_writes_cell_and_badges_and_keeps_outputs():
+    notebook, before = read(NOTEBOOKS[0]), read(NOTEBOOKS[0])
+    stamp.stamp(notebook, "01_data_and_clahe.ipynb", "someone/something")
+    assert stamp.stamped_repo(notebook) == "someone/something"
+    title = notebook.cells[0].source
+    assert title.count("someone/something/blob/HEAD/notebooks/01_data_and_clahe.ipynb)") == 2
+    assert [c.get("outputs") for c in notebook.cells] == [c.get("outputs") for c in before.cells]
+    stamp.stamp(notebook, "01_data_and_clahe.ipynb", "")
+    assert notebook.cells[0].source.count("](#)") == 2
+
+
+# ---- bundle --------------------------------------------------------------------------------------
+
+
+def test_a_bundle_holds_the_package_and_imports_it_without_a_checkout(tmp_path):
+    made = bundle.bundle(read(NOTEBOOKS[3]))
+    nbformat.validate(made)
+    assert not any(c.get("outputs") for c in made.cells)
+    for cell in made.cells:
+        if cell.source.startswith("%%writefile"):
+            head, text = cell.source.split("\n", 1)
+            file = tmp_path / head.split()[1]
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(text + "\n")
+    written = {path.name: path.read_text() for path in (tmp_path / "bundled/vaekit").iterdir()}
+    assert written == {path.name: path.read_text() for path in (ROOT / "vaekit").glob("*.py")}
+    begin = next(c.source for c in made.cells if c.source.startswith("import pathlib"))
+    code = f"{begin}\nimport vaekit\nprint(vaekit.__file__)"
+    run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert run.stdout.strip() == str(tmp_path / "bundled/vaekit/__init__.py"), run.stderr
+
+
+def test_files_come_after_what_they_import():
+    order = package.reading_order()
+    assert order[-1] == "__init__" and order.index("config") < order.index("train")
+
+
+@pytest.mark.parametrize("repo", ["", "someone/something"])
+def test_links_lead_somewhere_or_are_words(repo):
+    cell = nbformat.v4.new_markdown_cell("[next](02_model.ipynb), [back](../README.md), [x](#a)")
+    notebook = nbformat.v4.new_notebook(cells=[cell, nbformat.v4.new_code_cell()])
+    stamp.stamp(notebook, "01.ipynb", repo)
+    text = bundle.blank(notebook).cells[0].source
+    here = "https://github.com/someone/something/blob/HEAD"
+    wanted = f"[next]({here}/notebooks/02_model.ipynb), [back]({here}/README.md), [x](#a)"
+    assert text == (wanted if repo else "next, back, [x](#a)")
+
+
+def test_a_push_to_kaggle_says_all_that_matters(tmp_path):
+    bundle.main(["--out", str(tmp_path), "--user", "me"])
+    folders = sorted((tmp_path / "kaggle").iterdir())
+    assert [f.name for f in folders] == [*(p.stem for p in NOTEBOOKS), onefile.NAME]
+    found = [json.loads((folder / "kernel-metadata.json").read_text()) for folder in folders]
+    for folder, metadata in zip(folders, found, strict=True):
+        assert (folder / metadata["code_file"]).is_file()
+        assert metadata["id"] == "me/" + re.sub(r"\W+", "-", metadata["title"].lower())
+        assert metadata["machine_shape"] == "NvidiaTeslaT4" and metadata["enable_gpu"] is True
+        assert metadata["enable_internet"] is True and metadata["is_private"] is True
+        assert metadata["dataset_sources"] == ["paultimothymooney/chest-xray-pneumonia"]
+    chain = [metadata["kernel_sources"] for metadata in found[:-1]]
+    assert chain == [[], *([metadata["id"]] for metadata in found[:-2])]
+
+
+# ---- one file ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def one():
+    return onefile.build()
+
+
+def test_one_file_has_the_main_line_in_order(one):
+    text = "\n".join(cell.source for cell in one.cells)
+    order = ("# A VAE", "import torch", "## Configuration", "class Config", "## Data set",
+             "def apply_clahe", "def load_data", "display(show_rows(shown", "## Model arch",
+             "class VAE(", "## Loss", "def vae_loss", "model = VAE(cfg)", "## Training func",
+             "class Trainer", "train_until(cfg.epochs_phase1)", "train_until(cfg.num_epochs)",
+             "display(plot_history", "## Generate", "z = fit_sampler(mu", "\"PSNR, dB\":",
+             "## What to take")  # fmt: skip
+    places = [text.index(mark) for mark in order]
+    assert places == sorted(places) and 24 <= len(one.cells) <= 30
+    nbformat.validate(one)
+
+
+def test_one_file_knows_every_name_it_uses(one):
+    """ruff finds names that nobody defines, as running every branch would."""
+    check = ["-m", "ruff", "check", "--isolated", "--select", "F821,F811,E9", "--stdin-filename"]
+    code = code_of(one)
+    run = subprocess.run([sys.executable, *check, "one.py", "-"], input=code, text=True,
+                         capture_output=True)  # fmt: skip
+    assert run.returncode == 0, run.stdout
+    assert "vaekit import" not in code and "import vaekit" not in code
+
+
+def test_one_file_has_no_formula_of_its_own(one):
+    """Every function and class in it is the package's, but for the two that save and go on."""
+    ours = {node.name for name in package.reading_order() for node in
+            ast.parse(package.source(name)).body if hasattr(node, "name")}  # fmt: skip
+    theirs = {node.name for node in ast.parse(code_of(one)).body if hasattr(node, "name")}
+    renamed = {name for name in theirs if re.sub(r"_[a-z]+$", "", name) in ours}
+    assert theirs - ours - renamed == {"save", "train_until"}
+
+
+def test_one_file_for_other_images_does_not_talk_of_lungs(tmp_path):
+    for i in range(3):
+        Image.new("RGB", (70, 64), (250, 20 * i, 0)).save(tmp_path / f"{i}.png")
+    made = onefile.build(tmp_path)
+    words = "\n".join(c.source for c in made.cells if c.cell_type == "markdown")
+    assert not re.search(r"film|lung|patient|X-ray|chest|clinical|CLAHE", words)
+    (config,) = [c.source for c in made.cells if c.source.startswith("cfg = Config(")]
+    assert "in_channels=3" in config and "image_size=64" in config and str(tmp_path) in config
+    ast.parse(code_of(made))
+
+
+def test_extract_renames_what_two_files_share():
+    cut = extract.Extract()
+    text = cut.take("sources.find_dataset", "features.find_weights")
+    assert len(set(re.findall(r"def (_download\w*)\(", text))) == 2
+    assert cut.take("sources.find_dataset") == ""  # nothing twice
+    assert "hosting." not in text and "from vaekit" not in text
+
+
+# ---- editions ------------------------------------------------------------------------------------
+
+
+@each
+def test_a_student_gets_no_solution_and_a_hint(path):
+    source, made = read(path), editions.student(read(path))
+    nbformat.validate(made)
+    (solution,) = re.findall(r"```python\n(.*?)\n```", editions.tagged(source, "solution").source,
+                             re.S)  # fmt: skip
+    text = "\n".join(cell.source for cell in made.cells)
+    body = solution.split("\n", 1)[1]
+    assert body not in text and "Solution" not in text and "Hint" in text
+    assert not any(c.get("outputs") for c in made.cells)
+    assert editions.tagged(source, "exercise").source in text  # the stub, which runs unfilled
+    assert len(editions.exercises(source)) >= 3
+
+
+@each
+def test_a_teacher_gets_figures_minutes_solutions_and_a_rubric(path):
+    made = editions.teacher(read(path), path.stem)
+    nbformat.validate(made)
+    assert any("image/png" in o.get("data", {}) for c in made.cells for o in c.get("outputs", []))
+    stub, source = editions.tagged(made, "exercise").source, editions.tagged(read(path), "exercise")
+    assert stub != source.source and "yours" in stub and "your turn" not in stub
+    ast.parse(stub)
+    text = "\n".join(cell.source for cell in made.cells if cell.cell_type == "markdown")
+    headings = re.findall(r"^## .+$", text, re.M)
+    assert all(re.search(r"\*\(\d+ minutes\)\*$", h) for h in headings[:-1]), headings
+    assert "| points |" in made.cells[-1].source
+
+
+def test_a_solution_of_another_function_is_an_error():
+    with pytest.raises(ValueError, match="another function"):
+        editions.filled("def mine():\n    pass\n\n\n", "```python\ndef yours():\n    pass\n```")
+
+
+# ---- weights -------------------------------------------------------------------------------------
+
+
+def test_the_list_of_weights_is_current():
+    import weights
+
+    assert weights.table() in weights.README.read_text()
