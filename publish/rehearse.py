@@ -183,7 +183,7 @@ def teacher(pythons: dict, only: tuple) -> None:
     (world / "content").mkdir()
     for path in files:
         text = play(pythons["kaggle"], world, "/content", [path])
-        pairs = re.findall(r"yours (.+?) / expected (.+)", text)
+        pairs = re.findall(r"yours +(.+?)(?: / |\n)expected (.+)", text)
         if not pairs or any(yours != expected for yours, expected in pairs):
             raise SystemExit(f"{path.name}: the solution does not give what is expected: {pairs}")
 

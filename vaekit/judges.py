@@ -3,6 +3,7 @@
 import time
 import warnings
 from collections.abc import Iterable, Iterator
+from functools import partial
 
 import numpy as np
 import torch
@@ -66,8 +67,9 @@ def load_judge(device="cpu", download: bool | None = None) -> FeatureLoss | None
     None, with a notice (once a session) that says how to get them, where its weights are nowhere
     to be had. download: None means in every profile but smoke.
     """
-    judge = _trunk_or_notice("squeezenet", f"no LPIPS, and distances on {PIXELS}", download,
-                             lambda trunk: FeatureLoss(trunk, perceptual=False, lpips=True))  # fmt: skip
+    so = f"no LPIPS, and distances on {PIXELS}"
+    judge = _trunk_or_notice("squeezenet", so, download, partial(FeatureLoss, perceptual=False,
+                                                                 lpips=True))  # fmt: skip
     return judge and judge.to(device)
 
 
