@@ -8,10 +8,11 @@ kaggle-batch        3.12; the bundles under the old mounts, notebook N+1 with th
 kaggle-interactive  3.12; the plain notebooks under the new mounts, the repository as a data set
 colab               3.13; bundles in /content, the films in kagglehub's cache, ipywidgets 7
 one-file            3.12; vae_chest_xray.ipynb in an empty folder, twice: the second goes on
+oldest              3.11; the lower bounds of requirements.txt, torch 2.4, ipywidgets 7, cv2 4
 teacher             3.12; the teacher edition, stubs filled: every solution gives what is expected
 
-Needs Linux, root, `unshare` and `ip` (for the sandbox), Python 3.12 and 3.13, and 8 GB of disk a
-Python. The profile is smoke: minutes, not hours.
+Needs Linux, root and `unshare` (for the sandbox), Python 3.11 to 3.13, and 8 GB of disk for each
+of them. The profile is smoke: minutes, not hours.
 """
 
 import argparse
@@ -31,7 +32,7 @@ import package
 OUT = package.ROOT / "out" / "rehearse"
 FILMS = package.ROOT / "data" / "chest_xray_phantom"
 SLUG = bundle.KERMANY.split("/")[1]
-PYTHONS = {"kaggle": "3.12", "colab": "3.13"}
+PYTHONS = {"kaggle": "3.12", "colab": "3.13", "oldest": "3.11"}
 # Inside a namespace of its own: the world's folders in place, its inputs read-only, no network.
 SANDBOX = """\
 set -e
@@ -163,6 +164,14 @@ def colab(pythons: dict, only: tuple) -> None:
            "data: kagglehub cache")  # fmt: skip
 
 
+def oldest(pythons: dict, only: tuple) -> None:
+    world = fresh("oldest")
+    (world / "content").mkdir()
+    files = [*bundles(world, only), world / "dist" / f"{onefile.NAME}.ipynb"]
+    text = play(pythons["oldest"], world, "/content", files)
+    expect(text, r"· local · Python 3\.11.* · torch 2\.4\.", "data: bundled phantoms")
+
+
 def one_file(pythons: dict, only: tuple) -> None:
     world = fresh("one-file")
     bundle.main(["--out", str(world / "dist")])
@@ -189,7 +198,7 @@ def teacher(pythons: dict, only: tuple) -> None:
 
 
 WORLDS = {"kaggle-batch": kaggle_batch, "kaggle-interactive": kaggle_interactive, "colab": colab,
-          "one-file": one_file, "teacher": teacher}  # fmt: skip
+          "oldest": oldest, "one-file": one_file, "teacher": teacher}  # fmt: skip
 
 
 def main() -> None:
@@ -203,7 +212,7 @@ def main() -> None:
     given = {kind: Path(folder) for kind, folder in (text.split("=") for text in args.venv)}
     pythons = {}
     for name in args.worlds or WORLDS:
-        kind = "colab" if name == "colab" else "kaggle"
+        kind = name if name in PYTHONS else "kaggle"
         pythons[kind] = pythons.get(kind) or python_of(kind, given)
         print(f"{name}:", flush=True)
         WORLDS[name](pythons, tuple(args.only))

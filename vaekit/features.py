@@ -82,8 +82,8 @@ def weight_places() -> list[Path]:
     """Folders that are searched for weight files, in order; those that do not exist left out."""
     given = os.environ.get("VAEKIT_WEIGHTS")
     places = [Path(given)] if given else []
-    for depth in ("*", "*/*", "*/*/*"):
-        places += sorted(hosting.KAGGLE_INPUT.glob(depth))
+    for root in hosting.attached():
+        places += [root, *sorted(root.glob("*/")), *sorted(root.glob("*/*/"))]
     return [p for p in (*places, hub_folder()) if p.is_dir()]
 
 
@@ -108,6 +108,8 @@ def find_weights(name: str, path: str | Path | None = None, download: bool = Tru
             return found[0]
     if download and _download(file):
         return hub_folder() / file
+    roots = set(hosting.attached())  # in words, attached inputs by their own names only
+    places = [p for p in places if not roots & set(p.parents)]
     home, tried = Path.home(), " and tried to download it" if download else ""
     places = [f"~/{p.relative_to(home)}" if p.is_relative_to(home) else str(p) for p in places]
     raise WeightsMissing(
