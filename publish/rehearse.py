@@ -90,10 +90,11 @@ def play(python: Path, world: Path, cwd: str, notebooks: list[Path], **environme
              "CHECKOUT": str(package.ROOT / "vaekit"), "HOME": str(world / "home"),
              "VAEKIT_PROFILE": "smoke",
              "PYDEVD_DISABLE_FILE_VALIDATION": "1"} | environment  # fmt: skip
-    command = ["unshare", "--mount", "--net", "bash", "-c", SANDBOX, "sandbox", python,
+    command = ["unshare", "--mount", "--net", "--fork", "--kill-child", "bash", "-c", SANDBOX, "sandbox", python,
                world / "tools" / "play.py", world / "outputs", *notebooks]  # fmt: skip
     try:
-        subprocess.run(command, env=keep, check=True)
+        if subprocess.run(command, env=keep).returncode:
+            raise SystemExit(f"as far as it came: {world / 'outputs'}")
     finally:
         for place in made:
             place.rmdir()
