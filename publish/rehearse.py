@@ -90,7 +90,8 @@ def play(python: Path, world: Path, cwd: str, notebooks: list[Path], **environme
              "CHECKOUT": str(package.ROOT / "vaekit"), "HOME": str(world / "home"),
              "VAEKIT_PROFILE": "smoke",
              "PYDEVD_DISABLE_FILE_VALIDATION": "1"} | environment  # fmt: skip
-    command = ["unshare", "--mount", "--net", "--fork", "--kill-child", "bash", "-c", SANDBOX, "sandbox", python,
+    command = ["unshare", "--mount", "--net", "--fork", "--kill-child",
+               "bash", "-c", SANDBOX, "sandbox", python,
                world / "tools" / "play.py", world / "outputs", *notebooks]  # fmt: skip
     try:
         if subprocess.run(command, env=keep).returncode:
