@@ -147,8 +147,9 @@ class Sweep:
         a, b = self.values(case, metric), self.values(against, metric)
         n = min(len(a), len(b))  # a sweep that is not finished has fewer of one
         gap = a[:n] - b[:n]
-        error = t.ppf(0.975, n - 1) * gap.std(ddof=1) / n**0.5 if n > 1 else math.inf
-        mean = gap.mean().item()
+        mean, error = float(gap.mean()), math.inf
+        if n > 1:
+            error = float(t.ppf(0.975, n - 1) * gap.std(ddof=1) / n**0.5)
         return Difference(mean, mean - error, mean + error, n)
 
     def table(self, cases: dict[str, str], metrics: list[str], against: str) -> str:
