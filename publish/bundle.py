@@ -9,8 +9,10 @@ DIR/kaggle/<name>/          the same files, each with the kernel-metadata.json t
 """
 
 import argparse
+import base64
 import json
 import re
+import zlib
 from pathlib import Path
 
 import nbformat
@@ -45,6 +47,16 @@ from vaekit import phantom, sources  # the synthetic films, drawn once: a checko
 if not sources.BUNDLE.is_dir():
     phantom.write_bundle(sources.BUNDLE)"""
 
+RESULTS = """\
+import base64
+import zlib
+
+# What many runs measured, as `vaekit.sweeps` reads it: files, compressed, in letters
+for name, text in {files!r}.items():
+    path = pathlib.Path("{folder}/vaekit/results") / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(zlib.decompress(base64.b85decode(text)))"""
+
 
 def bundle(notebook: nbformat.NotebookNode, outputs: bool = False) -> nbformat.NotebookNode:
     """The notebook with the whole package in cells before the set-up cell; outputs cleared, or
@@ -56,6 +68,11 @@ def bundle(notebook: nbformat.NotebookNode, outputs: bool = False) -> nbformat.N
     for name in names:
         text = f"%%writefile {FOLDER}/vaekit/{name}.py\n{package.source(name)}"
         cells.append(new_code_cell(text.rstrip("\n"), metadata=FOLDED))
+    if any("sweeps." in cell.source for cell in notebook.cells):
+        files = {name: base64.b85encode(zlib.compress(content, 9)).decode()
+                 for name, content in package.results().items()}  # fmt: skip
+        text = RESULTS.format(files=files, folder=FOLDER)
+        cells.append(new_code_cell(text, metadata=FOLDED))
     if any("BUNDLE" in cell.source for cell in notebook.cells):
         cells.append(new_code_cell(PHANTOMS))
     for i, cell in enumerate(cells):

@@ -37,3 +37,9 @@ def summary(name: str) -> str:
 
 def notebooks() -> list[Path]:
     return sorted(NOTEBOOKS.glob("[0-9]*.ipynb"))
+
+
+def results() -> dict[str, bytes]:
+    """{file name: content} of the measured results that the notebooks on sweeps draw."""
+    files = sorted(f for f in (PACKAGE / "results").iterdir() if f.suffix in (".json", ".png"))
+    return {file.name: file.read_bytes() for file in files}

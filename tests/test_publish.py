@@ -76,6 +76,18 @@ def test_a_bundle_holds_the_package_and_imports_it_without_a_checkout(tmp_path):
     assert run.stdout.strip() == str(tmp_path / "bundled/vaekit/__init__.py"), run.stderr
 
 
+def test_a_bundle_of_a_notebook_on_sweeps_holds_what_they_measured(tmp_path, monkeypatch):
+    (path,) = [p for p in NOTEBOOKS if p.stem == "07_stability_clinic"]
+    (cell,) = [c for c in bundle.bundle(read(path)).cells if "zlib.decompress" in c.source]
+    (tmp_path / "bundled/vaekit").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    exec(cell.source, {"pathlib": __import__("pathlib")})
+    written = {p.name: p.read_bytes() for p in (tmp_path / "bundled/vaekit/results").iterdir()}
+    assert written == package.results() and "clinic.png" in written
+    others = [c for c in bundle.bundle(read(NOTEBOOKS[3])).cells if "zlib" in c.source]
+    assert not others
+
+
 def test_files_come_after_what_they_import():
     order = package.reading_order()
     assert order[-1] == "__init__" and order.index("config") < order.index("train")
