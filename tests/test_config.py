@@ -57,7 +57,7 @@ def test_profile_comes_from_the_environment(monkeypatch):
         ({"flip": 1}, "should be bool"),
         ({"betta": 1}, "the fields are"),
         ({"widths": []}, "positive integers"),
-        ({"widths": [32, 0]}, "positive integers"),
+        ({"widths": [32, 0]}, r"outside \[1"),
         ({"beta_warmup": 2, "epochs_phase2": 2}, "no epoch at the final beta"),
         ({"l1_weight": 0, "ssim_weight": 0}, "l1_weight or mse_weight"),
     ],
