@@ -55,7 +55,9 @@ class Stop:
         return bool(self.signal or self.minutes and used > max(60 * self.minutes, least))
 
     def __str__(self) -> str:
-        return signal.Signals(self.signal).name if self.signal else f"{self.minutes} minutes are up"
+        return (
+            signal.Signals(self.signal).name if self.signal else f"{self.minutes:g} minutes are up"
+        )
 
 
 class Tally:

@@ -55,7 +55,7 @@ class RunWriter:
         from torch.utils.tensorboard import SummaryWriter
 
         self.run, self.trainer, self.main, self.good = run, trainer, main, trainer.epoch
-        self.saved, self.board = time.perf_counter(), None
+        self.saved, self.board, self.best = time.perf_counter(), None, trainer.best
         if main:
             with self._disk():
                 checkpoint.write_json(run.path / "run.json", run.info)
@@ -110,8 +110,9 @@ class RunWriter:
     def save(self) -> None:
         path, trainer, start = self.run.path, self.trainer, time.perf_counter()
         with self._disk():
-            if trainer.best:  # first: a run that dies in between trains the same epochs again
+            if trainer.best is not self.best:  # first: who dies in between trains it again
                 checkpoint.save_checkpoint(path / "best.pt", trainer.best)
+                self.best = trainer.best
             checkpoint.save_checkpoint(path / "last.pt", state_of(trainer))
             self.good = trainer.epoch
             checkpoint.write_history(path / "history.csv", trainer.history)
@@ -124,7 +125,8 @@ class RunWriter:
 
         if not self.main:
             return
-        self.save()
+        if self.good < self.trainer.epoch or self.trainer.partial:
+            self.save()
         weights = {k: v.contiguous() for k, v in self.run.model.state_dict().items()}
         with self._disk():
             checkpoint.write_atomic(self.run.path / "model.safetensors", save(weights))
