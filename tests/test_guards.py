@@ -4,6 +4,7 @@ import contextlib
 import json
 import math
 import os
+import shutil
 import signal
 import warnings
 from functools import partial
@@ -173,15 +174,21 @@ def test_the_clock_cuts_an_epoch_that_would_end_too_late(data, whole, tmp_path, 
 # ---- torn, full, foreign ---------------------------------------------------------------------
 
 
-@pytest.fixture
-def unfinished(data, tmp_path):
-    """A run with last.pt after epoch 2 and previous.last.pt after epoch 1, and its folder."""
+@pytest.fixture(scope="module")
+def template(data, tmp_path_factory):
+    out = tmp_path_factory.mktemp("unfinished")
     with pytest.MonkeyPatch.context() as patch, contextlib.suppress(Killed):
+        patch.setenv("VAEKIT_PROFILE", "smoke")
         patch.setattr(runs, "SAVE_SECONDS", 0)
         patch.setattr(train.Trainer, "begin_phase2", lambda self: kill())
-        vaekit.fit(small(), data, out=tmp_path / "runs", verbose=False)
-    (path,) = (tmp_path / "runs").iterdir()
-    return path
+        vaekit.fit(small(), data, out=out, verbose=False)
+    return next(out.iterdir())
+
+
+@pytest.fixture
+def unfinished(template, tmp_path):
+    """A run with last.pt after epoch 2 and previous.last.pt after epoch 1: its folder."""
+    return shutil.copytree(template, tmp_path / "runs" / template.name)
 
 
 def spoil(path, how: str) -> None:

@@ -18,8 +18,9 @@ CHOICES = {
     "preset": tuple(PRESETS), "profile": PROFILES,
     "dataset": ("chest_xray", "fashion_mnist", "cifar10", "celeba", "images"),
     "fit": ("squash", "pad", "frame", "crop"), "patient_key": ("subtype", "number", "none"),
-    "latent": ("spatial", "vector"), "block": ("residual", "plain"),
-    "shortcut": ("conv", "free"), "norm": ("group", "batch", "none"),
+    "stem_kernel": (0, *range(1, 16, 2)), "latent": ("spatial", "vector"),
+    "block": ("residual", "plain"), "shortcut": ("conv", "free"),
+    "norm": ("group", "batch", "none"),
     "act_encoder": ACTIVATIONS, "act_decoder": ACTIVATIONS,
     "upsample": ("bilinear", "nearest", "transposed"), "convs_per_up": (1, 2),
     "init": ("default", "kaiming"), "in_channels": (1, 3), "recon_reduction": ("mean", "sum"),
@@ -39,7 +40,7 @@ RANGES = {  # inclusive limits; of a tuple, for each of its numbers
     "cycle_cooldown": (1, 100_000), "cycle_reduction": (0.0, 1.0), "kl_share_low": (1e-6, 1.0),
     "kl_share_high": (1e-6, 1.0), "num_scales": (1, 5), "seed": (0, 2**31 - 1),
     "clahe_clip": (0.0, 100.0), "clahe_tiles": (1, 64), "crop": (0.05, 1.0),
-    "stem_kernel": (0, 15), "latent_init_gain": (0.0, 10.0), "logvar_clamp": (0.0, 80.0),
+    "latent_init_gain": (0.0, 10.0), "logvar_clamp": (0.0, 80.0),
     "val_fraction": (0.01, 0.5), "ema": (0.0, 0.99999), "lr_phase1": (0.0, 1.0),
     "lr_phase2": (0.0, 1.0), "lr_warmup": (0.0, 0.9),
 }  # fmt: skip
@@ -77,7 +78,7 @@ class Config:
     latent: str = "spatial"  # "vector": one flat code of `latent_channels` numbers
     latent_channels: int = 64
     widths: tuple = (32, 64, 128, 256, 512)  # one entry per halving of the resolution
-    stem_kernel: int = 7  # first halving by one strided convolution of this size; 0: by a block
+    stem_kernel: int = 7  # first halving by one strided convolution, odd; 0: by a block
     block: str = "residual"
     shortcut: str = "free"  # pixel-unshuffle + mean down, repeat + pixel-shuffle up; or "conv"
     norm: str = "group"
@@ -153,8 +154,8 @@ class Config:
              f" cycle_epochs={self.cycle_epochs}"),
             (self.kl_share_low >= self.kl_share_high, f"kl_share_low={self.kl_share_low} must be"
              f" below kl_share_high={self.kl_share_high}"),
-            (not 1 <= len(self.widths) <= 11,
-             f"widths={self.widths} should be 1 to 11 positive integers"),
+            (not 0 < len(self.widths) <= (self.image_size - 1).bit_length(), f"widths={self.widths}"
+             f" needs positive integers, one per halving of image_size={self.image_size}"),
             (pixel == 0 and (self.calibrated or self.ssim_weight + self.spectral_weight == 0),
              "the reconstruction needs l1_weight or mse_weight above 0"),
         ):  # fmt: skip
