@@ -44,7 +44,7 @@ def valid(name: str):
     default = FIELDS[name].default
     low, high = RANGES.get(name, (0, 1e6))
     if name in CHOICES:
-        return st.sampled_from(CHOICES[name])
+        return st.sampled_from(list(CHOICES[name]))
     if isinstance(default, bool):
         return st.booleans()
     if isinstance(default, str):

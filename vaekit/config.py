@@ -15,7 +15,7 @@ LR_SCHEDULES = ("constant", "cosine", "cosine_restarts", "plateau")
 EPOCHS = (0, 100_000)
 # What each field may be. Everything else is checked by its type, and numbers to be 0 or more.
 CHOICES = {
-    "preset": tuple(PRESETS), "profile": PROFILES,
+    "preset": PRESETS, "profile": PROFILES,
     "dataset": ("chest_xray", "fashion_mnist", "cifar10", "celeba", "images"),
     "fit": ("squash", "pad", "frame", "crop"), "patient_key": ("subtype", "number", "none"),
     "stem_kernel": (0, *range(1, 16, 2)), "latent": ("spatial", "vector"),
