@@ -278,7 +278,9 @@ def test_a_full_disk_leaves_the_last_good_state_and_names_it(data, whole, tmp_pa
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(runs, "SAVE_SECONDS", 0)
         patch.setattr(os, "fsync", at_call(call, full)(os.fsync))
-        with pytest.raises(CheckpointError, match="No space left.*after epoch . is whole"):
+        with pytest.raises(
+            CheckpointError, match="No space left.*, is (nothing|the state)"
+        ):
             vaekit.fit(small(), data, out=tmp_path, verbose=False)
     assert not list(tmp_path.glob("*/.*.tmp"))
     assert same(vaekit.fit(small(), data, out=tmp_path, verbose=False), whole)

@@ -61,30 +61,21 @@ class Stop:
 
 
 class Tally:
-    """Means of the loss terms over an epoch, each over its finite values, and the skipped steps.
+    """Sums of the loss terms over an epoch's steps, each over its finite values; the gradient's
+    norm is the last of them. All of it stays on the device: no step waits for another."""
 
-    `grad_norm` comes last. All of it stays on the device: no step waits for another.
-    """
-
-    def __init__(self, streak=0, names=(), sums=0, finite=0):
-        self.streak, self.names, self.sums, self.finite = streak, names, sums, finite
+    def __init__(self, streak=0, sums=0, finite=0):
+        self.streak, self.sums, self.finite = streak, sums, finite
 
     def add(self, terms: dict[str, Tensor]) -> None:
         values = torch.stack(list(terms.values()))
         ok = values.isfinite()
-        self.names, self.finite = list(terms), self.finite + ok
-        self.sums = self.sums + torch.where(ok, values, 0)
-        self.streak = (self.streak + 1) * ~ok[-1]  # steps in a row, up to now
+        self.sums, self.finite = self.sums + torch.where(ok, values, 0), self.finite + ok
+        self.streak = (self.streak + 1) * ~ok[-1]  # steps skipped in a row, up to now
 
     def check(self) -> None:
         if self.streak >= MAX_SKIPPED:
             raise NotFinite(f"{MAX_SKIPPED} steps in a row were not finite")
-
-    def means(self, steps: int, accelerator) -> dict[str, float]:
-        """NaN for a term that was never finite; `skipped` steps only where there were any."""
-        means = accelerator.reduce(self.sums / self.finite, "mean").tolist()
-        skipped = steps - int(self.finite[-1])
-        return dict(zip(self.names, means, strict=True)) | ({"skipped": skipped} if skipped else {})
 
 
 def poison(loss: Tensor) -> Tensor:

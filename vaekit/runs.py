@@ -54,13 +54,14 @@ class RunWriter:
     def __init__(self, run: Run, trainer, main: bool):
         from torch.utils.tensorboard import SummaryWriter
 
-        self.run, self.trainer, self.main, self.good = run, trainer, main, trainer.epoch
+        self.run, self.trainer, self.main = run, trainer, main
+        self.good = trainer.epoch if (run.path / "last.pt").exists() else None
         self.saved, self.board, self.best = time.perf_counter(), None, trainer.best
         if main:
             with self._disk():
                 checkpoint.write_json(run.path / "run.json", run.info)
                 self.board = SummaryWriter(str(run.path), purge_step=trainer.epoch + 1)
-            if not (run.path / "last.pt").exists():  # a bad disk is found before the work is done
+            if self.good is None:  # a bad disk is found before the work is done
                 self.save()
 
     def close(self) -> None:
@@ -73,9 +74,10 @@ class RunWriter:
         try:
             yield
         except OSError as error:
+            good = "nothing" if self.good is None else f"the state after epoch {self.good}"
             raise checkpoint.CheckpointError(
-                f"{self.run.path} cannot be written: {error}. The state after epoch {self.good} is"
-                " whole: make room, and the same call goes on from there"
+                f"{self.run.path} cannot be written: {error}. On disk, and whole, is {good}: make"
+                " room, and the same call goes on from there"
             ) from error
 
     def epoch(self, row: dict) -> None:

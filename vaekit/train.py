@@ -176,7 +176,8 @@ class Trainer:
             order, flip = order[done * size :], flip[done * size :]
             stream = batches(split, size, self.device, order, flip, channels_last=cfg.channels_last)
             for x in stream:
-                tally.add(self.train_step(x, self.epoch + done / steps))
+                terms = self.train_step(x, self.epoch + done / steps)
+                tally.add(terms)
                 done += 1
                 if done % guards.LOOK_EVERY == 0 or done == steps:
                     tally.check()
@@ -184,8 +185,10 @@ class Trainer:
                     rng = [generator.get_rng_state() for generator in generators]
                     self.partial = {"steps": done, "rng": rng, "sums": list(vars(tally).values())}
                     return None
-        self.streak = tally.streak
-        return tally.means(steps, acc)
+        self.streak, skipped = tally.streak, steps - int(tally.finite[-1])
+        means = acc.reduce(tally.sums / tally.finite, "mean").tolist()  # NaN if never finite
+        means = dict(zip(terms, means, strict=True))
+        return means | ({"skipped": skipped} if skipped else {})
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
