@@ -54,6 +54,11 @@ def test_profile_comes_from_the_environment(monkeypatch):
         ({"image_size": 4}, r"outside \[8"),
         ({"image_size": "64"}, "should be int"),
         ({"beta": float("nan")}, "outside"),
+        ({"beta": float("inf")}, "beta=inf is outside"),
+        ({"beta": 10**400}, "beta=10"),
+        ({"epochs_phase2": 10**9}, "epochs_phase2=1000000000 is outside"),
+        ({"stem_kernel": 4}, "stem_kernel=4"),  # would give 33 px another size than the law says
+        ({"widths": [8] * 6}, "one per halving of image_size=32"),
         ({"flip": 1}, "should be bool"),
         ({"betta": 1}, "the fields are"),
         ({"widths": []}, "positive integers"),
