@@ -585,21 +585,27 @@ def test_out_of_memory_keeps_the_batch_and_says_so_once(data, tmp_path, monkeypa
 
 def test_out_of_memory_three_times_at_most(data, monkeypatch):
     for most, batch, parts in ((3, 20, 8), (1, 40, 8), (1, 4, 2)):
-        monkeypatch.undo()
-        monkeypatch.setenv("VAEKIT_PROFILE", "smoke")
-        trainer = train.Trainer(small(norm="batch"), data, None)
-        before = {k: v.clone() for k, v in trainer.raw.named_buffers()}
-        monkeypatch.setattr(train.VAE, "forward", crowded(most))
-        x = data.train.images[:batch] / 255
-        with warnings.catch_warnings(record=True) as said:
+        with monkeypatch.context() as patch, warnings.catch_warnings(record=True) as said:
+            patch.setattr(train.VAE, "forward", crowded(most))
             warnings.simplefilter("always")
+            trainer, x = train.Trainer(small(), data, None), data.train.images[:batch] / 255
             if most == 3:
                 trainer.train_step(x, 0.0)
             else:
                 with pytest.raises(torch.OutOfMemoryError):
                     trainer.train_step(x, 0.0)
-                assert all(torch.equal(before[k], v) for k, v in trainer.raw.named_buffers())
         assert trainer.parts == parts == 2 ** len(said)
+
+
+def test_what_failed_for_memory_leaves_no_trace_in_the_statistics(data, monkeypatch):
+    trainers = [train.Trainer(small(norm="batch"), data, None) for _ in range(2)]
+    trainers[1].parts, x = 2, data.train.images[:20] / 255
+    trainers[1].train_step(x, 0.0)
+    monkeypatch.setattr(train.VAE, "forward", crowded(10))
+    with pytest.warns(UserWarning, match="memory"):
+        trainers[0].train_step(x, 0.0)
+    a, b = (trainer.raw.state_dict() for trainer in trainers)
+    assert all(torch.equal(a[name], b[name]) for name in a)
 
 
 def test_other_errors_are_not_taken_for_memory(data, monkeypatch):

@@ -254,24 +254,22 @@ def preset(name: str = "chest_xray", **changes) -> Config:
     their share of the run when only the number of epochs changes. Raises ValueError for an
     unknown preset, field or value, listing the choices.
     """
-    if name not in PRESETS:
-        raise ValueError(f"unknown preset {name!r}; there are {', '.join(PRESETS)}")
     _known(changes)
+    given = {"preset": name} | {k: v for k, v in changes.items() if v is not None}
+    for key, value in given.items():  # what was given is named, not what follows from it
+        _checked(FIELDS[key], value)
     noted = Config(**{"preset": name, **PRESETS[name]})
-    given = {k: v for k, v in changes.items() if v is not None}
     current = given.pop("profile", None) or profile()
-    if current not in PROFILES:
-        raise ValueError(f"profile={current!r} is not one of {', '.join(PROFILES)}")
     limits = dict(PROFILE_CHANGES[current])
     if given.get("dataset", noted.dataset) != "chest_xray":
         limits |= LARGE_SETS[current]
     limits |= {k: _at_most(getattr(noted, k), limits[k]) for k in AT_MOST if k in limits}
     values = {"profile": current, "widths": noted.widths, **limits, **given}
     size = values.get("image_size", noted.image_size)
-    if "widths" not in given and isinstance(size, int):  # no halving of a single pixel
+    if "widths" not in given:  # no halving of a single pixel
         values["widths"] = values["widths"][: max(1, size.bit_length() - 1)]
     epochs = values.get("epochs_phase2", noted.epochs_phase2)
-    share = epochs / max(noted.epochs_phase2, 1) if isinstance(epochs, (int, float)) else 1
+    share = epochs / max(noted.epochs_phase2, 1)
     for key, floor in DURATIONS.items():
         if key not in values:
             values[key] = max(floor, round(getattr(noted, key) * share))
