@@ -1,14 +1,12 @@
 """Files of a run: written whole or not at all, read without ever executing what they hold."""
 
-import contextlib
 import csv
 import io
 import json
 import os
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
 
 import torch
 
@@ -20,14 +18,13 @@ class CheckpointError(RuntimeError):
     """A checkpoint that cannot be used or written; the message names the file and the reason."""
 
 
-@contextlib.contextmanager
-def replacing(path: Path, keep: Path | None = None) -> Iterator[BinaryIO]:
-    """A file that takes the place of `path` once all of it is on disk: a reader sees the old one
-    or the new. The old one is renamed to `keep`. After an OSError it is still where it was."""
+def write_atomic(path: Path, content: bytes | memoryview, keep: Path | None = None) -> None:
+    """Write under a temporary name, flush to disk, rename: a reader sees the old file or the new.
+    The old one becomes `keep`. Raises OSError (disk full, read-only); it is then still in place."""
     temporary = path.with_name(f".{path.name}.tmp")  # one name: what a kill leaves is overwritten
     try:
         with open(temporary, "wb") as file:
-            yield file
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         if keep and path.exists():
@@ -35,11 +32,6 @@ def replacing(path: Path, keep: Path | None = None) -> Iterator[BinaryIO]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def write_atomic(path: Path, content: bytes) -> None:
-    with replacing(path) as file:
-        file.write(content)
 
 
 def write_json(path: Path, value: dict) -> None:
@@ -72,8 +64,9 @@ def save_checkpoint(path: Path, state: dict) -> None:
     Raises FloatingPointError, and leaves the files alone, where a weight is not finite.
     """
     check_finite(state)
-    with replacing(path, keep=path.with_name(f"previous.{path.name}")) as file:
-        torch.save({"format": FORMAT, **state}, file)
+    buffer = io.BytesIO()  # straight into a file, torch would make other errors of a full disk
+    torch.save({"format": FORMAT, **state}, buffer)
+    write_atomic(path, buffer.getbuffer(), keep=path.with_name(f"previous.{path.name}"))
 
 
 def load_checkpoint(path: Path, use: Callable[[dict], None] | None = None) -> dict:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -19,8 +20,8 @@ import vaekit
 from vaekit import resume, runs, train
 
 WHERE = {  # the moments: where the n-th call dies, and how many calls there are
-    "in a step": (train.Trainer, "backward", 45), "in a checkpoint": (os, "fsync", 30),
-    "between the renames": (os, "replace", 30),
+    "in a step": (train.Trainer, "backward", 45), "in a checkpoint": (os, "fsync", 12),
+    "between the renames": (os, "replace", 12),
     "in the sample grid": (runs.RunWriter, "_samples", 9),
     "between the phases": (train.Trainer, "begin_phase2", 1),
     "in validation": (train.Trainer, "validate", 9), "at any time": (None, "", 0),
@@ -127,34 +128,34 @@ def stop_notebook() -> dict:
     """Ctrl-C (the stop button) in a real kernel: saved, said, raised; the next cell goes on."""
     from jupyter_client.manager import start_new_kernel
 
-    here = str(Path(__file__).parents[1])
+    said: list = []
+
+    def run(code: str) -> dict:
+        hook = lambda message: said.append(message["content"].get("text", ""))  # noqa: E731
+        return client.execute_interactive(code, output_hook=hook, timeout=120)["content"]
+
+    def interrupt() -> None:
+        while not list(Path(out).glob("*/history.csv")):
+            time.sleep(0.1)
+        time.sleep(1)
+        manager.interrupt_kernel()
+
     with tempfile.TemporaryDirectory() as out:
         manager, client = start_new_kernel(env=os.environ | {"VAEKIT_PROGRESS": "lines"})
-        told: list = []
-        hook = lambda message: told.append(message["content"])  # noqa: E731
+        call = f"vaekit.fit(small(epochs_phase2=500), shapes(), {out!r}, max_minutes="
         try:
-            client.execute_interactive(
-                f"import sys; sys.path.insert(0, {here!r})\nfrom tiny import *\n"
-                f"fit = lambda: vaekit.fit(small(epochs_phase2=500), shapes(), out={out!r})",
-                output_hook=hook, timeout=120)  # fmt: skip
-            client.execute("run = fit()")
-            while not list(Path(out).glob("*/history.csv")):
-                time.sleep(0.1)
-            time.sleep(1)
-            manager.interrupt_kernel()
-            reply = client.get_shell_msg(timeout=60)["content"]
-            client.execute_interactive("print('on it')", output_hook=hook, timeout=60)
+            run(f"import sys; sys.path.insert(0, {str(Path(__file__).parents[1])!r})")
+            run("from tiny import *")
+            threading.Thread(target=interrupt).start()
+            reply = run(f"run = {call}None)")
             (file,) = Path(out).glob("*/last.pt")
             saved = torch.load(file, weights_only=True)
-            client.execute_interactive(
-                "fit = lambda: vaekit.fit(small(epochs_phase2=500), shapes(), max_minutes=1e-9,"
-                f" out={out!r})\nrun = fit(); print('epochs', len(run.history))",
-                output_hook=hook, timeout=60)  # fmt: skip
+            run(f"run = {call}1e-9); print('epochs', len(run.history))")
         finally:
             client.stop_channels()
             manager.shutdown_kernel(now=True)
-    text = "".join(content.get("text", "") for content in told)
-    assert reply["ename"] == "KeyboardInterrupt" and "SIGINT after epoch" in text, (reply, text)
+    text = "".join(said)
+    assert reply["ename"] == "KeyboardInterrupt" and "SIGINT after epoch" in text, text
     assert f"epochs {saved['epoch'] + 1}" in text, text
     return {"Ctrl-C in a kernel": 1, "saved after steps": saved["step"]}
 
@@ -181,6 +182,7 @@ def spoil(trials: int, seed: int = 0) -> dict:
                 content[at] ^= rng.randint(1, 255)
             (path / "last.pt").write_bytes(content if trial % 2 else content[:at])
             trainer = train.Trainer(small(**CFG, features="none"), shapes(), None)
-            assert resume.go_on_from(trainer, path) and trainer.epoch in (2, 3)
+            with contextlib.redirect_stdout(None):
+                assert resume.go_on_from(trainer, path) and trainer.epoch in (2, 3)
             count["the one before" if trainer.epoch == 2 else "harmless"] += 1
     return {"seed": seed, "spoiled": trials, **count}
