@@ -1,6 +1,7 @@
 # make run        install, execute notebooks 01-06 on the bundled films, write an HTML report
 # make test       install, lint, unit tests, every notebook in the smoke profile
 # make lint       ruff only
+# make torture    kills, full disks, fuzzing and an hour of training (MINUTES=60)
 # make notebooks  execute the notebooks and store them with their outputs
 # make data       redraw the bundled films
 # make stamp REPO=owner/name    write the repository's address into the notebooks and their badges
@@ -17,7 +18,7 @@ OUT    ?= out
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: run test lint notebooks stamp bundle editions report rehearse data clean
+.PHONY: run test lint torture notebooks stamp bundle editions report rehearse data clean
 
 # installs again only when what is to be installed has changed
 $(STAMP): requirements.txt requirements-dev.txt pyproject.toml
@@ -39,6 +40,10 @@ test: lint
 	rm -rf $(OUT)/test-runs
 	VAEKIT_PROFILE=smoke VAEKIT_PROGRESS=lines VAEKIT_RUNS=$(abspath $(OUT))/test-runs \
 	  $(BIN)/python -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=120 notebooks
+
+# what must not be lost or let in, at length; writes what it saw
+torture: $(STAMP)
+	$(BIN)/python tests/torture/run.py --minutes $${MINUTES:-60} --store benchmarks/torture.json
 
 notebooks: $(STAMP)
 	VAEKIT_PROFILE=quick $(BIN)/python notebooks/execute.py --out $(OUT) --store

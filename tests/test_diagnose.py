@@ -6,7 +6,7 @@ from importlib import import_module
 import matplotlib.pyplot as plt
 import pytest
 import torch
-from test_train import SMALL, blobs
+from tiny import SMALL, blobs
 
 import vaekit
 from vaekit.data import Data

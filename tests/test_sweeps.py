@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from test_train import SMALL, blobs
+from tiny import SMALL, blobs
 
 import vaekit
 from vaekit import sweeps

@@ -5,28 +5,30 @@ import io
 import json
 import os
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 FORMAT = 1  # of the checkpoints; raise it when their keys change
+FINITE = ("model", "ema", "optimizer", "scaler")  # must hold no NaN and no infinity
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint that cannot be used; the message names the file and the reason."""
+    """A checkpoint that cannot be used or written; the message names the file and the reason."""
 
 
-def write_atomic(path: Path, content: bytes) -> None:
+def write_atomic(path: Path, content: bytes | memoryview, keep: Path | None = None) -> None:
     """Write under a temporary name, flush to disk, rename: a reader sees the old file or the new.
-
-    Raises OSError (disk full, read-only); the old file is then still whole.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    The old one becomes `keep`. Raises OSError (disk full, read-only); it is then still in place."""
+    temporary = path.with_name(f".{path.name}.tmp")  # one name: what a kill leaves is overwritten
     try:
         with open(temporary, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
+        if keep and path.exists():
+            os.replace(path, keep)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -46,54 +48,71 @@ def write_history(path: Path, history: list[dict]) -> None:
     write_atomic(path, text.getvalue().encode())
 
 
+def check_finite(value, name: str = "") -> None:
+    """FloatingPointError for a NaN or infinity among the weights of a checkpoint's state."""
+    if isinstance(value, dict):
+        for key in value if name else (key for key in FINITE if key in value):
+            check_finite(value[key], f"{name}.{key}" if name else key)
+    elif isinstance(value, (float, torch.Tensor)) and not torch.as_tensor(value).isfinite().all():
+        raise FloatingPointError(f"{name} is not finite")
+
+
 def save_checkpoint(path: Path, state: dict) -> None:
     """Save tensors, plain numbers, strings, lists and dicts; the file before is kept as
-    `previous.<name>`, so that one torn by a failing disk costs one interval and not the run."""
-    buffer = io.BytesIO()
-    torch.save({"format": FORMAT, **state}, buffer)
-    if path.exists():
-        os.replace(path, path.with_name(f"previous.{path.name}"))
-    write_atomic(path, buffer.getvalue())
+    `previous.<name>`, so that one torn by a failing disk costs one interval and not the run.
 
-
-def load_checkpoint(path: Path) -> dict:
-    """The saved dict, on the CPU. Never unpickles objects (`weights_only=True`).
-
-    Raises CheckpointError for a file that is missing, torn, foreign, or of another format.
+    Raises FloatingPointError, and leaves the files alone, where a weight is not finite.
     """
-    if not path.is_file():
-        raise CheckpointError(f"{path} does not exist")
+    check_finite(state)
+    buffer = io.BytesIO()  # straight into a file, torch would make other errors of a full disk
+    torch.save({"format": FORMAT, **state}, buffer)
+    write_atomic(path, buffer.getbuffer(), keep=path.with_name(f"previous.{path.name}"))
+
+
+def load_checkpoint(path: Path, use: Callable[[dict], None] | None = None) -> dict:
+    """The saved dict, on the CPU, given to `use`. Never unpickles objects (`weights_only=True`).
+
+    Raises CheckpointError for a file that is missing, torn, foreign or of another format, whose
+    weights are not finite, or that `use` raises anything at.
+    """
     try:
         with zipfile.ZipFile(path) as archive:  # every part of a torch file carries a CRC
-            damaged = archive.testzip()
-        if damaged:
-            raise CheckpointError(f"{path} is damaged (at {damaged})")
+            # torch compresses nothing: what is compressed may be a bomb
+            if any(part.compress_type for part in archive.infolist()) or archive.testzip():
+                raise ValueError("damaged")
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except CheckpointError:
-        raise
-    except Exception as error:  # zipfile, pickle and torch each raise kinds of their own
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"{path} cannot be read: {reason}") from error
-    if not isinstance(state, dict) or state.get("format") != FORMAT:
         found = state.get("format") if isinstance(state, dict) else type(state).__name__
-        raise CheckpointError(f"{path} has format {found}, this vaekit reads {FORMAT}")
+        if found != FORMAT:
+            raise ValueError(f"it has format {found}, this vaekit reads {FORMAT}")
+        check_finite(state)
+        if use:
+            use(state)
+    except Exception as error:  # zipfile, pickle, torch and models each raise kinds of their own
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(f"{path} cannot be used: {reason}") from error
     return state
 
 
-def newest_valid(folder: Path, name: str = "last.pt") -> dict | None:
-    """The newest readable of `name` and the one before it; None where neither was ever written.
+def newest_valid(folder: Path, name: str = "last.pt", use: Callable[[dict], None] | None = None,
+                 repair: bool = False) -> dict | None:  # fmt: skip
+    """`load_checkpoint` of `name` or else the one before it; None where neither was ever written.
 
-    Says which file was passed over; raises CheckpointError when files are there and none is good.
+    Says which file was passed over; `repair` puts the good one in its place, lest the next save
+    keep the bad one. Raises CheckpointError when files are there, or were, and none is good.
     """
-    problems = []
-    for path in (folder / name, folder / f"previous.{name}"):
+    files, problems = (folder / name, folder / f"previous.{name}"), []
+    for path in files:
         try:
-            state = load_checkpoint(path)
-            if problems:
-                print(f"{problems[-1]}; going on from {path.name}")
-            return state
+            state = load_checkpoint(path, use)
         except CheckpointError as error:
             problems.append(error)
-    if any((folder / n).exists() for n in (name, f"previous.{name}")):
+            continue
+        if problems:
+            print(f"{problems[0]}; going on from {path.name}")
+            if repair:
+                os.replace(path, folder / name)
+        return state
+    lost = name == "last.pt" and (folder / "history.csv").exists()  # written after the first
+    if lost or any(path.exists() for path in files):
         raise problems[0]
     return None

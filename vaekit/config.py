@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,62 +10,41 @@ from vaekit.presets import AT_MOST, DURATIONS, LARGE_SETS, PRESETS, PROFILE_CHAN
 
 PROFILES = ("smoke", "quick", "full")
 
-# What each field may be. Everything else is checked as a number in `RANGES` or by its type.
+ACTIVATIONS = ("silu", "leaky_relu", "relu")
+LR_SCHEDULES = ("constant", "cosine", "cosine_restarts", "plateau")
+EPOCHS = (0, 100_000)
+# What each field may be. Everything else is checked by its type, and numbers to be 0 or more.
 CHOICES = {
-    "profile": PROFILES,
+    "preset": PRESETS, "profile": PROFILES,
     "dataset": ("chest_xray", "fashion_mnist", "cifar10", "celeba", "images"),
-    "fit": ("squash", "pad", "frame", "crop"),
-    "patient_key": ("subtype", "number", "none"),
-    "latent": ("spatial", "vector"),
-    "block": ("residual", "plain"),
-    "shortcut": ("conv", "free"),
+    "fit": ("squash", "pad", "frame", "crop"), "patient_key": ("subtype", "number", "none"),
+    "stem_kernel": (0, *range(1, 16, 2)), "latent": ("spatial", "vector"),
+    "block": ("residual", "plain"), "shortcut": ("conv", "free"),
     "norm": ("group", "batch", "none"),
-    "act_encoder": ("silu", "leaky_relu", "relu"),
-    "act_decoder": ("silu", "leaky_relu", "relu"),
-    "upsample": ("bilinear", "nearest", "transposed"),
-    "convs_per_up": (1, 2),
-    "init": ("default", "kaiming", "kaiming_out"),
-    "in_channels": (1, 3),
-    "recon_reduction": ("mean", "sum"),
-    "kl_reduction": ("mean", "sum"),
+    "act_encoder": ACTIVATIONS, "act_decoder": ACTIVATIONS,
+    "upsample": ("bilinear", "nearest", "transposed"), "convs_per_up": (1, 2),
+    "init": ("default", "kaiming", "kaiming_out"), "in_channels": (1, 3),
+    "recon_reduction": ("mean", "sum"), "kl_reduction": ("mean", "sum"),
     "perceptual_distance": ("l1", "squared"),
     "free_bits_kind": ("element", "batch"),
     "beta_schedule": ("constant", "warmup", "cyclical", "adaptive", "adaptive_cyclical"),
     "optimizer": ("adamw", "adam"),
-    "lr_schedule_phase1": ("constant", "cosine", "cosine_restarts", "plateau"),
-    "lr_schedule_phase2": ("constant", "cosine", "cosine_restarts", "plateau"),
+    "lr_schedule_phase1": LR_SCHEDULES, "lr_schedule_phase2": LR_SCHEDULES,
     "features": ("auto", "none", "vgg16", "vgg19", "squeezenet", "alexnet"),
     "precision": ("auto", "fp32", "bf16", "fp16"),
-}
-RANGES = {  # inclusive limits
-    "image_size": (8, 2048),
-    "latent_channels": (1, 65536),
-    "batch_size": (1, 65536),
-    "epochs_phase1": (0, 100_000),
-    "epochs_phase2": (0, 100_000),
-    "beta_warmup": (0, 100_000),
-    "cycle_epochs": (2, 100_000),
-    "cycle_cooldown": (1, 100_000),
-    "cycle_reduction": (0.0, 1.0),
-    "kl_share_low": (1e-6, 1.0),
-    "kl_share_high": (1e-6, 1.0),
-    "num_scales": (1, 5),
-    "early_stop": (0, 100_000),
-    "plateau_patience": (0, 100_000),
-    "sample_every": (1, 100_000),
-    "seed": (0, 2**31 - 1),
-    "clahe_clip": (0.0, 100.0),
-    "clahe_tiles": (1, 64),
-    "crop": (0.05, 1.0),
-    "stem_kernel": (0, 15),
-    "latent_init_gain": (0.0, 10.0),
-    "logvar_clamp": (0.0, 80.0),
-    "val_fraction": (0.01, 0.5),
-    "ema": (0.0, 0.99999),
-    "lr_phase1": (0.0, 1.0),
-    "lr_phase2": (0.0, 1.0),
-    "lr_warmup": (0.0, 0.9),
-}
+}  # fmt: skip
+RANGES = {  # inclusive limits; of a tuple, for each of its numbers
+    "image_size": (8, 2048), "latent_channels": (1, 65536), "widths": (1, 8192),
+    "attention": (1, 2048), "batch_size": (1, 65536), "epochs_phase1": EPOCHS,
+    "epochs_phase2": EPOCHS, "beta_warmup": EPOCHS, "early_stop": EPOCHS,
+    "plateau_patience": EPOCHS, "sample_every": (1, 100_000), "cycle_epochs": (2, 100_000),
+    "cycle_cooldown": (1, 100_000), "cycle_reduction": (0.0, 1.0), "kl_share_low": (1e-6, 1.0),
+    "kl_share_high": (1e-6, 1.0), "num_scales": (1, 5), "seed": (0, 2**31 - 1),
+    "clahe_clip": (0.0, 100.0), "clahe_tiles": (1, 64), "crop": (0.05, 1.0),
+    "latent_init_gain": (0.0, 10.0), "logvar_clamp": (0.0, 80.0),
+    "val_fraction": (0.01, 0.5), "ema": (0.0, 0.99999), "lr_phase1": (0.0, 1.0),
+    "lr_phase2": (0.0, 1.0), "lr_warmup": (0.0, 0.9),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -101,7 +79,7 @@ class Config:
     latent: str = "spatial"  # "vector": one flat code of `latent_channels` numbers
     latent_channels: int = 64
     widths: tuple = (32, 64, 128, 256, 512)  # one entry per halving of the resolution
-    stem_kernel: int = 7  # first halving by one strided convolution of this size; 0: by a block
+    stem_kernel: int = 7  # first halving by one strided convolution, odd; 0: by a block
     block: str = "residual"
     shortcut: str = "free"  # pixel-unshuffle + mean down, repeat + pixel-shuffle up; or "conv"
     norm: str = "group"
@@ -167,22 +145,23 @@ class Config:
     def __post_init__(self):
         for field in dataclasses.fields(self):
             object.__setattr__(self, field.name, _checked(field, getattr(self, field.name)))
-        if self.beta_schedule == "warmup" and 0 < self.epochs_phase2 <= self.beta_warmup:
-            raise ValueError(
-                f"beta_warmup={self.beta_warmup} leaves no epoch at the final beta: it must be"
-                f" below epochs_phase2={self.epochs_phase2}"
-            )
-        if self.cycle_cooldown >= self.cycle_epochs:
-            raise ValueError(f"cycle_cooldown={self.cycle_cooldown} leaves no epoch at beta: it"
-                             f" must be below cycle_epochs={self.cycle_epochs}")  # fmt: skip
-        if self.kl_share_low >= self.kl_share_high:
-            raise ValueError(f"kl_share_low={self.kl_share_low} must be below"
-                             f" kl_share_high={self.kl_share_high}")  # fmt: skip
-        if not self.widths or any(w < 1 for w in (*self.widths, *self.attention)):
-            raise ValueError(f"widths needs positive integers, one per halving: {self.widths}")
         pixel = self.l1_weight + self.mse_weight
-        if pixel + self.ssim_weight + self.spectral_weight == 0 or self.calibrated and pixel == 0:
-            raise ValueError("the reconstruction needs l1_weight or mse_weight above 0")
+        for wrong, why in (
+            (self.beta_schedule == "warmup" and 0 < self.epochs_phase2 <= self.beta_warmup,
+             f"beta_warmup={self.beta_warmup} leaves no epoch at the final beta: it must be below"
+             f" epochs_phase2={self.epochs_phase2}"),
+            (self.cycle_cooldown >= self.cycle_epochs,
+             f"cycle_cooldown={self.cycle_cooldown} leaves no epoch at beta: it must be below"
+             f" cycle_epochs={self.cycle_epochs}"),
+            (self.kl_share_low >= self.kl_share_high, f"kl_share_low={self.kl_share_low} must be"
+             f" below kl_share_high={self.kl_share_high}"),
+            (not 0 < len(self.widths) <= (self.image_size - 1).bit_length(), f"widths={self.widths}"
+             f" needs positive integers, one per halving of image_size={self.image_size}"),
+            (pixel == 0 and (self.calibrated or self.ssim_weight + self.spectral_weight == 0),
+             "the reconstruction needs l1_weight or mse_weight above 0"),
+        ):  # fmt: skip
+            if wrong:
+                raise ValueError(why)
 
     def replace(self, **changes) -> "Config":
         """A copy with `changes`; an unknown field is a ValueError that lists the fields."""
@@ -201,8 +180,6 @@ class Config:
 
     @classmethod
     def from_dict(cls, values: dict) -> "Config":
-        if not isinstance(values, dict):
-            raise ValueError(f"a config is a JSON object, not {type(values).__name__}")
         _known(values)
         return cls(**values)
 
@@ -211,7 +188,10 @@ class Config:
 
     @classmethod
     def load(cls, path: str | Path) -> "Config":
-        return cls.from_dict(json.loads(Path(path).read_text()))
+        try:
+            return cls.from_dict(json.loads(Path(path).read_text()))
+        except RecursionError as error:
+            raise ValueError(f"{path} is nested too deeply") from error
 
     def differences(self, other: "Config") -> dict:
         """{field: (mine, theirs)} for the fields that differ."""
@@ -223,6 +203,8 @@ FIELDS = {field.name: field for field in dataclasses.fields(Config)}
 
 
 def _known(changes: dict) -> None:
+    if not isinstance(changes, dict):
+        raise ValueError(f"a config is a JSON object, not {type(changes).__name__}")
     unknown = sorted(set(changes) - set(FIELDS))
     if unknown:
         raise ValueError(f"unknown config field {unknown}; the fields are {', '.join(FIELDS)}")
@@ -233,15 +215,16 @@ def _checked(field: dataclasses.Field, value):
     name, kind = field.name, type(field.default)
     if kind is tuple and isinstance(value, (list, tuple)) and all(type(v) is int for v in value):
         value = tuple(value)
-    elif kind is float and type(value) is int:
+    elif kind is float and type(value) is int and abs(value) < 1e300:  # larger ones have no float
         value = float(value)
     if type(value) is not kind:
-        raise ValueError(f"{name}={value!r} should be {kind.__name__}, like {field.default!r}")
-    if name in CHOICES and value not in CHOICES[name]:
-        raise ValueError(f"{name}={value!r} is not one of {', '.join(map(str, CHOICES[name]))}")
-    low, high = RANGES.get(name, (0, math.inf))
-    if kind in (int, float) and not low <= value <= high:
-        raise ValueError(f"{name}={value!r} is outside [{low}, {high}]")
+        raise ValueError(f"{name}={value!r:.60} should be {kind.__name__}, like {field.default!r}")
+    if value not in CHOICES.get(name, (value,)):
+        raise ValueError(f"{name}={value!r:.60} is not one of {', '.join(map(str, CHOICES[name]))}")
+    low, high = RANGES.get(name, (0, 1e30))
+    numbers = {tuple: value, int: (value,), float: (value,)}.get(kind, ())
+    if not all(low <= number <= high for number in numbers):
+        raise ValueError(f"{name}={value!r:.60} is outside [{low}, {high}]")
     return value
 
 
@@ -272,24 +255,22 @@ def preset(name: str = "chest_xray", **changes) -> Config:
     their share of the run when only the number of epochs changes. Raises ValueError for an
     unknown preset, field or value, listing the choices.
     """
-    if name not in PRESETS:
-        raise ValueError(f"unknown preset {name!r}; there are {', '.join(PRESETS)}")
     _known(changes)
+    given = {"preset": name} | {k: v for k, v in changes.items() if v is not None}
+    for key, value in given.items():  # what was given is named, not what follows from it
+        _checked(FIELDS[key], value)
     noted = Config(**{"preset": name, **PRESETS[name]})
-    given = {k: v for k, v in changes.items() if v is not None}
     current = given.pop("profile", None) or profile()
-    if current not in PROFILES:
-        raise ValueError(f"profile={current!r} is not one of {', '.join(PROFILES)}")
     limits = dict(PROFILE_CHANGES[current])
     if given.get("dataset", noted.dataset) != "chest_xray":
         limits |= LARGE_SETS[current]
     limits |= {k: _at_most(getattr(noted, k), limits[k]) for k in AT_MOST if k in limits}
     values = {"profile": current, "widths": noted.widths, **limits, **given}
     size = values.get("image_size", noted.image_size)
-    if "widths" not in given and isinstance(size, int):  # no halving of a single pixel
+    if "widths" not in given:  # no halving of a single pixel
         values["widths"] = values["widths"][: max(1, size.bit_length() - 1)]
     epochs = values.get("epochs_phase2", noted.epochs_phase2)
-    share = epochs / max(noted.epochs_phase2, 1) if isinstance(epochs, (int, float)) else 1
+    share = epochs / max(noted.epochs_phase2, 1)
     for key, floor in DURATIONS.items():
         if key not in values:
             values[key] = max(floor, round(getattr(noted, key) * share))

@@ -272,7 +272,7 @@ class VAE(nn.Module):
             for block in self.modules():
                 if isinstance(block, (DownBlock, UpBlock)) and block.skip is not None:
                     norms = [m for m in block.main if getattr(m, "weight", None) is not None]
-                    if not isinstance(norms[-1], nn.Conv2d):  # norm="none" has no such scale
+                    if norms and not isinstance(norms[-1], nn.Conv2d):  # norm="none" has none
                         nn.init.zeros_(norms[-1].weight)
         if cfg.latent_init_gain:  # mu and logvar start near 0: the latents start at N(0, 1)
             for head in (self.encoder.mu, self.encoder.logvar):

@@ -1,6 +1,7 @@
 """Runs on disk: the folder, what is written into it, finding and loading one again."""
 
 import contextlib
+import itertools
 import json
 import shutil
 import time
@@ -17,11 +18,12 @@ from vaekit import checkpoint, hosting
 from vaekit.config import Config
 from vaekit.data import batches
 from vaekit.model import VAE
+from vaekit.resume import differences, same_config, state_of
 
 SAVE_SECONDS = 30  # between checkpoints of short epochs; the end of a phase always saves
 
 
-@dataclass
+@dataclass(repr=False)
 class Run:
     """A training run: `model` (averaged weights of the best epoch, evaluation mode), `history`
     (one dict per epoch), `path`, `cfg`, and `info` (versions, data, device, finished or not)."""
@@ -36,25 +38,61 @@ class Run:
     def finished(self) -> bool:
         return bool(self.info.get("finished"))
 
+    def __repr__(self) -> str:
+        """What was trained, on what and with what, a line each."""
+        changed = self.cfg.differences(Config(preset=self.cfg.preset))
+        facts = {"epochs": f"{len(self.history)} of {self.cfg.num_epochs}", **self.info}
+        facts["config"] = {name: mine for name, (mine, _) in changed.items()}
+        return "\n  ".join([self.path.name, *(f"{name}: {value}" for name, value in facts.items())])
+
 
 class RunWriter:
-    """What a run leaves on disk; only the main process has one."""
+    """What a run leaves on disk; only the `main` process writes.
 
-    def __init__(self, run: Run, trainer):
+    Raises CheckpointError, which names the last good state, where the disk is full or read-only.
+    """
+
+    def __init__(self, run: Run, trainer, main: bool):
         from torch.utils.tensorboard import SummaryWriter
 
-        self.run, self.trainer, self.saved = run, trainer, time.perf_counter()
-        self.board = SummaryWriter(str(run.path), purge_step=trainer.epoch + 1)
-        checkpoint.write_json(run.path / "run.json", run.info)
+        self.run, self.trainer, self.main = run, trainer, main
+        self.good = trainer.epoch if (run.path / "last.pt").exists() else None
+        self.saved, self.board, self.best = time.perf_counter(), None, trainer.best
+        if main:
+            with self._disk():
+                checkpoint.write_json(run.path / "run.json", run.info)
+                self.board = SummaryWriter(str(run.path), purge_step=trainer.epoch + 1)
+            if self.good is None:  # a bad disk is found before the work is done
+                self.save()
+
+    def close(self) -> None:
+        if self.board:
+            with contextlib.suppress(OSError):  # of a full disk has been told already
+                self.board.close()
+
+    @contextlib.contextmanager
+    def _disk(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            good = "nothing" if self.good is None else f"the state after epoch {self.good}"
+            raise checkpoint.CheckpointError(
+                f"{self.run.path} cannot be written: {error}. On disk, and whole, is {good}: make"
+                " room, and the same call goes on from there"
+            ) from error
 
     def epoch(self, row: dict) -> None:
+        """Log it and draw samples; save where a phase or half a minute is over."""
         cfg, trainer = self.run.cfg, self.trainer
-        for name, value in row.items():
-            self.board.add_scalar(name.replace("_", "/", 1), value, row["epoch"])
-        if row["epoch"] % cfg.sample_every == 0 or trainer.done:
-            self.board.add_image("samples", self._samples(row["epoch"]), row["epoch"])
-        turn = trainer.epoch in (cfg.epochs_phase1, cfg.num_epochs) or trainer.done
-        if turn or time.perf_counter() - self.saved > SAVE_SECONDS:
+        if not self.main:
+            return
+        with self._disk():
+            for name, value in row.items():
+                self.board.add_scalar(name.replace("_", "/", 1), value, row["epoch"])
+            if row["epoch"] % cfg.sample_every == 0 or trainer.done:
+                self.board.add_image("samples", self._samples(row["epoch"]), row["epoch"])
+        late = time.perf_counter() - self.saved > SAVE_SECONDS
+        if late or trainer.done or trainer.epoch == cfg.epochs_phase1:
             self.save()
 
     def _samples(self, epoch: int) -> Tensor:
@@ -73,20 +111,38 @@ class RunWriter:
         return grid.cpu()
 
     def save(self) -> None:
-        path, trainer = self.run.path, self.trainer
-        if trainer.best:  # first: a run that dies in between trains the same epochs again
-            checkpoint.save_checkpoint(path / "best.pt", trainer.best)
-        checkpoint.save_checkpoint(path / "last.pt", trainer.state())
-        checkpoint.write_history(path / "history.csv", trainer.history)
-        checkpoint.write_json(path / "run.json", self.run.info)
+        path, trainer, start = self.run.path, self.trainer, time.perf_counter()
+        with self._disk():
+            if trainer.best is not self.best:  # first: who dies in between trains it again
+                checkpoint.save_checkpoint(path / "best.pt", trainer.best)
+                self.best = trainer.best
+            checkpoint.save_checkpoint(path / "last.pt", state_of(trainer))
+            self.good = trainer.epoch
+            checkpoint.write_history(path / "history.csv", trainer.history)
         self.saved = time.perf_counter()
+        trainer.stop.reserve = 2 + 2 * (self.saved - start)
 
-    def close(self, run: Run) -> None:
+    def finish(self) -> None:
+        """All that it has, the weights for other tools, and only then that it has finished."""
         from safetensors.torch import save
 
-        weights = {k: v.contiguous() for k, v in run.model.state_dict().items()}
-        checkpoint.write_atomic(run.path / "model.safetensors", save(weights))
-        self.board.close()
+        if not self.main:
+            return
+        if self.good < self.trainer.epoch or self.trainer.partial:
+            self.save()
+        weights = {k: v.contiguous() for k, v in self.run.model.state_dict().items()}
+        with self._disk():
+            checkpoint.write_atomic(self.run.path / "model.safetensors", save(weights))
+            self.run.info["finished"] = self.trainer.done
+            checkpoint.write_json(self.run.path / "run.json", self.run.info)
+
+
+def read_info(path: Path) -> dict:
+    """What `run.json` says of a run; {} where it says nothing."""
+    with contextlib.suppress(OSError, ValueError, RecursionError):
+        info = json.loads((path / "run.json").read_text())
+        return info if isinstance(info, dict) and isinstance(info.get("data"), dict) else {}
+    return {}
 
 
 def load_run(path: str | Path) -> Run:
@@ -97,53 +153,69 @@ def load_run(path: str | Path) -> Run:
     path = Path(path)
     try:
         cfg = Config.load(path / "config.json")
-        info = json.loads((path / "run.json").read_text())
+        with torch.random.fork_rng():
+            model = VAE(cfg)
     except (OSError, ValueError) as error:
         raise checkpoint.CheckpointError(f"{path} holds no readable run: {error}") from error
-    last = checkpoint.newest_valid(path)
+
+    def use(state: dict) -> None:
+        same_config(state, cfg)
+        model.load_state_dict(state["ema"] if "ema" in state else state["model"])
+
+    last = checkpoint.newest_valid(path, use=use)
     if last is None:
         raise checkpoint.CheckpointError(f"{path} holds no checkpoint yet")
-    best = checkpoint.newest_valid(path, "best.pt")
-    with torch.random.fork_rng():
-        model = VAE(cfg)
-    model.load_state_dict(best["model"] if best else last["ema"])
+    checkpoint.newest_valid(path, "best.pt", use)
     model = model.to(hosting.choose_device()).eval().requires_grad_(False)
-    return Run(model, last["history"], path, cfg, info)
+    return Run(model, last["history"], path, cfg, read_info(path))
 
 
 def find_runs(out: str | Path, cfg: Config, data_hash: str) -> list[Path]:
     """Folders below `out` with a run of exactly this config and data, newest first."""
-    found = []
+    return [path for path, changed in _runs(out, cfg, data_hash) if not changed]
+
+
+def _runs(out: str | Path, cfg: Config, data_hash: str) -> Iterator[tuple[Path, str]]:
+    """(folder, what differs from `cfg` and the data) of every readable run, newest first."""
     for file in sorted(Path(out).glob("*/run.json"), reverse=True):
-        with contextlib.suppress(OSError, ValueError, KeyError):
-            same = not _differences(Config.load(file.parent / "config.json"), cfg)
-            if same and json.loads(file.read_text())["data"]["hash"] == data_hash:
-                found.append(file.parent)
-    return found
+        with contextlib.suppress(OSError, ValueError):
+            changed = differences(Config.load(file.parent / "config.json"), cfg)
+            same_data = read_info(file.parent).get("data", {}).get("hash") == data_hash
+            texts = changed, "" if same_data else "other data"
+            yield file.parent, "; ".join(filter(None, texts))
 
 
-def _differences(mine: Config, theirs: Config) -> dict:
-    """Differences that matter: where the data lies does not, its hash says what it is."""
-    return {k: v for k, v in mine.differences(theirs).items() if k != "data_path"}
-
-
-def open_run(out: Path, cfg: Config, data_hash: str, resume: str, say) -> Path:
-    """The folder to go on in, or a new one."""
+@contextlib.contextmanager
+def open_run(out: Path, cfg: Config, data_hash: str, resume: str, say) -> Iterator[Path]:
+    """The folder of a finished run, or one to go on in, or a new one: no other process trains in
+    it for as long as it is open."""
     if resume == "auto":
         _fetch_attached(out, cfg, data_hash, say)
-        for path in find_runs(out, cfg, data_hash):
-            with contextlib.suppress(Timeout), FileLock(path / ".lock", timeout=0):
-                return path
-            say(f"{path.name} is being trained by another process: starting a new run")
-        _say_what_differs(out, cfg, data_hash, say)
+    found = list(_runs(out, cfg, data_hash)) if resume == "auto" else []
+    same = [path for path, changed in found if not changed]
+    for path, changed in [(p, c) for p, c in found if cfg.preset in p.name and not same][:1]:
+        say(f"new run; against {path.name}: {changed}")
+    for path in (*same, None):
+        path = path or _new_folder(out, cfg)
+        with contextlib.ExitStack() as stack:
+            if not read_info(path).get("finished"):  # a finished one may lie on a read-only disk
+                try:
+                    stack.enter_context(FileLock(path / ".lock", timeout=0))
+                except Timeout:
+                    say(f"{path.name} is being trained by another process: starting a new run")
+                    continue
+            yield path
+            return
+
+
+def _new_folder(out: Path, cfg: Config) -> Path:
     stamp = datetime.now().strftime("%Y%m%d_%H%M%S")
-    for attempt in range(100):
+    for attempt in itertools.count():
         path = out / f"{stamp}-{cfg.preset}{f'-{attempt}' if attempt else ''}"
         with contextlib.suppress(FileExistsError):
             path.mkdir(parents=True)
             cfg.save(path / "config.json")
             return path
-    raise FileExistsError(f"{path} and 99 more names are taken")
 
 
 def _fetch_attached(out: Path, cfg: Config, data_hash: str, say) -> None:
@@ -159,26 +231,3 @@ def _fetch_attached(out: Path, cfg: Config, data_hash: str, say) -> None:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(file, target)  # without its mode, which may be read-only
         say(f"copied {path.name} from the attached {path.parent}")
-
-
-def _say_what_differs(out: Path, cfg: Config, data_hash: str, say) -> None:
-    for file in sorted(out.glob(f"*-{cfg.preset}*/run.json"), reverse=True)[:1]:
-        with contextlib.suppress(OSError, ValueError, KeyError):
-            changed = _differences(Config.load(file.parent / "config.json"), cfg)
-            text = ", ".join(f"{k} {a!r} -> {b!r}" for k, (a, b) in changed.items())
-            if json.loads(file.read_text())["data"]["hash"] != data_hash:
-                text += ("; " if text else "") + "other data"
-            say(f"new run; against {file.parent.name}: {text}")
-
-
-@contextlib.contextmanager
-def held(path: Path, main: bool) -> Iterator[None]:
-    """Keep other processes out of this run folder for as long as we train in it."""
-    if not main:
-        yield
-        return
-    try:
-        with FileLock(path / ".lock", timeout=0):
-            yield
-    except Timeout as error:
-        raise RuntimeError(f"another process trains in {path}") from error

@@ -12,18 +12,22 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list, send_to_device
+from accelerate.utils.memory import clear_device_cache
 from torch import Tensor
 
-from vaekit import checkpoint, hosting
+from vaekit import guards, hosting
 from vaekit.config import Config, preset, runs_dir
 from vaekit.data import Data, batches, load_data
 from vaekit.features import FeatureLoss, feature_loss
 from vaekit.losses import beta_elbo, kl_share, vae_loss
 from vaekit.model import VAE
-from vaekit.runs import Run, RunWriter, held, load_run, open_run
+from vaekit.resume import go_back, go_on_from
+from vaekit.runs import Run, RunWriter, load_run, open_run, read_info
 from vaekit.schedules import BetaBand, Plateau, annealed, beta_at, ema_decay, lr_factor
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def epoch_order(cfg: Config, n: int, epoch: int, rank: int = 0, world: int = 1):
@@ -52,8 +56,6 @@ class Trainer:
     """What a run needs from step to step. `fit` is the way in."""
 
     def __init__(self, cfg: Config, data: Data, features: FeatureLoss | None):
-        from accelerate import Accelerator
-
         device = hosting.choose_device()
         if device.type == "cpu":
             hosting.keep_freed_memory()
@@ -73,8 +75,12 @@ class Trainer:
         self.optimizer = self.make_optimizer()
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
         self.plateau, self.band = Plateau(cfg.plateau_patience), BetaBand(cfg)
-        self.best, self.best_loss = None, math.inf
-        self.epoch, self.step, self.history, self.bad_epochs = 0, 0, [], 0
+        self.best, self.best_loss, self.bad_epochs = None, math.inf, 0
+        self.epoch, self.step, self.history = 0, 0, []
+        # of guards: what may stop it, times gone back, parts of a batch, skipped steps in a row,
+        # and of an epoch that was stopped, how far it had come
+        self.stop, self.setbacks, self.parts, self.streak = guards.Stop(), 0, 1, 0
+        self.partial = None
 
     def make_optimizer(self) -> torch.optim.Optimizer:
         kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[self.cfg.optimizer]
@@ -95,114 +101,140 @@ class Trainer:
         self.optimizer = self.make_optimizer()
 
     def autocast(self):
-        if self.precision == "fp32":
-            return contextlib.nullcontext()
-        return torch.autocast(self.device.type, dtype=DTYPES[self.precision])
+        half = DTYPES.get(self.precision)
+        return torch.autocast(self.device.type, dtype=half, enabled=half is not None)
 
     def learning_rate(self, epoch: float) -> float:
         """Rate at a fractional epoch: the phase's own, times its schedule."""
-        cfg = self.cfg
-        if epoch < cfg.epochs_phase1:
-            lr, kind, progress = cfg.lr_phase1, cfg.lr_schedule_phase1, epoch / cfg.epochs_phase1
-        else:
-            lr, kind = cfg.lr_phase2, cfg.lr_schedule_phase2
-            progress = (epoch - cfg.epochs_phase1) / cfg.epochs_phase2
-        return lr * lr_factor(kind, progress, cfg.lr_warmup) * self.plateau.scale
+        cfg, phase = self.cfg, 1 + (epoch >= self.cfg.epochs_phase1)
+        names = (f"{name}_phase{phase}" for name in ("lr", "lr_schedule", "epochs"))
+        lr, kind, length = (getattr(cfg, name) for name in names)
+        progress = (epoch - (phase - 1) * cfg.epochs_phase1) / length
+        return lr * lr_factor(kind, progress, cfg.lr_warmup) * self.plateau.scale / 2**self.setbacks
 
     def train_step(self, x: Tensor, epoch: float) -> dict[str, Tensor]:
-        """One optimiser step on a batch x (B, C, H, W) in [0, 1]; the detached loss terms."""
-        cfg, beta = self.cfg, beta_at(self.cfg, epoch, self.band.level)
-        self.beta = beta
+        """One optimiser step on a batch x (B, C, H, W) in [0, 1]; the detached loss terms.
+
+        Where the loss or a gradient is not finite, the step is skipped: `grad_norm` says so.
+        """
+        self.beta = beta_at(self.cfg, epoch, self.band.level)
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate(epoch)
-        with self.autocast():
-            # phase 1 decodes the mean: a plain autoencoder, no noise to average over
-            x_hat, mu, logvar = self.model(x, sample=epoch >= cfg.epochs_phase1)
-            loss = vae_loss(x_hat, x, mu, logvar, cfg, beta, self.features)
-        self.optimizer.zero_grad(set_to_none=True)
-        self.accelerator.backward(self.scaler.scale(loss.total))
+        buffers = [(b, b.clone()) for b in self.raw.buffers()]  # BatchNorm's; most have none
+        while (terms := self.backward(x, epoch)) is None:
+            clear_device_cache(garbage_collection=True)
+            for now, before in buffers:
+                now.copy_(before)
         self.scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.clip_grad_norm_(
-            self.raw.parameters(), cfg.grad_clip or math.inf, foreach=True
+            self.raw.parameters(), self.cfg.grad_clip or math.inf, foreach=True
         )
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
+        guards.step_if(norm.isfinite(), self.optimizer, self.scaler, buffers)
         self.step += 1
-        update_ema(self.ema, self.raw, ema_decay(cfg, self.step))
-        return loss.terms | {"grad_norm": norm}
+        update_ema(self.ema, self.raw, ema_decay(self.cfg, self.step))
+        return terms | {"grad_norm": norm}
 
-    def train_epoch(self) -> dict[str, float]:
-        """Every training image once; means of the loss terms over the epoch."""
+    def backward(self, x: Tensor, epoch: float) -> dict[str, Tensor] | None:
+        """Gradients of the batch's mean loss, summed over `parts` of it; None, and twice the
+        parts, where memory ran out. BatchNorm then sees the parts, not the batch."""
+        cfg, means = self.cfg, {}
+        self.optimizer.zero_grad(set_to_none=True)
+        try:
+            for part in x.tensor_split(self.parts):
+                with self.autocast():
+                    # phase 1 decodes the mean: a plain autoencoder, no noise to average over
+                    x_hat, mu, logvar = self.model(part, sample=epoch >= cfg.epochs_phase1)
+                    loss = vae_loss(x_hat, part, mu, logvar, cfg, self.beta, self.features)
+                share = len(part) / len(x)
+                total = loss.total * guards.poison(loss.total) * share
+                self.accelerator.backward(self.scaler.scale(total))
+                means = {k: means.get(k, 0) + v * share for k, v in loss.terms.items()}
+            return means
+        except RuntimeError as error:
+            processes = self.accelerator.num_processes
+            self.parts = guards.more_parts(error, self.parts, len(x), processes)
+        return None  # only now, without the error, is what it held let go
+
+    def train_epoch(self) -> dict[str, float] | None:
+        """Every training image once; means of the loss terms over the epoch. None where a stop
+        was asked for: `partial` then remembers how far it came."""
         cfg, acc, split = self.cfg, self.accelerator, self.data.train
         rank, world = acc.process_index, acc.num_processes
         order, flip = epoch_order(cfg, len(split), self.epoch, rank, world)
         size = min(cfg.batch_size, len(split)) // world
-        steps, sums = len(order) // size, {}
+        steps, done, tally = len(order) // size, 0, guards.Tally(self.streak)
+        generators = [torch, torch.cuda][: 1 + (self.device.type == "cuda")]
         self.model.train()
-        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+        with torch.random.fork_rng(devices=[self.device] if len(generators) > 1 else []):
             # the noise of an epoch depends on seed and epoch alone: a resumed run repeats it
             torch.manual_seed((cfg.seed * 1_000_003 + self.epoch) * 64 + rank)
+            if self.partial:
+                done, rng, sums = self.partial.values()
+                tally, self.partial = guards.Tally(*send_to_device(sums, self.device)), None
+                for generator, state in zip(generators, rng, strict=False):
+                    generator.set_rng_state(state)
+            order, flip = order[done * size :], flip[done * size :]
             stream = batches(split, size, self.device, order, flip, channels_last=cfg.channels_last)
-            for i, x in enumerate(stream):
-                terms = self.train_step(x, self.epoch + i / steps)
-                for name, value in terms.items():  # stays on the device: no wait in the loop
-                    sums[name] = sums.get(name, 0) + value
-        return {name: acc.reduce(s / steps, "mean").item() for name, s in sums.items()}
+            for x in stream:
+                terms = self.train_step(x, self.epoch + done / steps)
+                tally.add(terms)
+                done += 1
+                if done % guards.LOOK_EVERY == 0 or done == steps:
+                    tally.check()
+                if done < steps and world == 1 and self.stop.now():
+                    rng = [generator.get_rng_state() for generator in generators]
+                    self.partial = {"steps": done, "rng": rng, "sums": list(vars(tally).values())}
+                    return None
+        self.streak, skipped = tally.streak, steps - int(tally.finite[-1])
+        means = acc.reduce(tally.sums / tally.finite, "mean").tolist()  # NaN if never finite
+        means = dict(zip(terms, means, strict=True))
+        return means | ({"skipped": skipped} if skipped else {})
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
         """Loss terms on the validation films at the *final* beta, averaged weights, z sampled
         with fixed noise (phase 1: the mean, as it trains). `loss` is the negative ELBO that "best"
         and the plateau watch."""
-        cfg, acc, split, sums = self.cfg, self.accelerator, self.data.val, {}
+        cfg, acc, split, sums = self.cfg, self.accelerator, self.data.val, 0
         generator = torch.Generator().manual_seed(cfg.seed)
         no_floor, noise = cfg.replace(free_bits=0.0), float(self.epoch >= cfg.epochs_phase1)
-        for i, x in enumerate(batches(split, cfg.batch_size, self.device,
-                                      channels_last=cfg.channels_last)):  # fmt: skip
+        for x in batches(split, cfg.batch_size, self.device, channels_last=cfg.channels_last):
             eps = noise * torch.randn(len(x), *self.raw.latent_shape, generator=generator)
-            if i % acc.num_processes != acc.process_index:
-                continue
             with self.autocast():
                 mu, logvar = self.ema.encode(x)
                 x_hat = self.ema.decode(mu + (0.5 * logvar).exp() * eps.to(self.device))
                 loss = vae_loss(x_hat, x, mu, logvar, no_floor, cfg.beta, self.features)
-            for name, value in loss.terms.items():
-                sums[name] = sums.get(name, 0) + value * len(x)
-        names = sorted(sums) if acc.num_processes == 1 else self._same_names(sums)
-        zero = torch.zeros((), device=self.device)
-        totals = {n: acc.reduce(sums.get(n, zero), "sum").item() / len(split) for n in names}
+            sums = sums + torch.stack(list(loss.terms.values())) * len(x)
+        # every process has measured all of it; a mean, so that none decides for itself
+        totals = [total / len(split) for total in acc.reduce(sums, "mean").tolist()]
+        totals = dict(zip(loss.terms, totals, strict=True))
         return totals | {"psnr": -10 * math.log10(max(totals["mse"], 1e-10))}
 
-    def _same_names(self, sums: dict) -> list[str]:
-        """Every process must reduce the same terms in the same order, also one without a batch."""
-        from accelerate.utils import gather_object
-
-        return sorted({name for names in gather_object([list(sums)]) for name in names})
-
-    def run_epoch(self) -> dict[str, float]:
-        """Train, validate, remember the best; the epoch's row of the history."""
+    def run_epoch(self) -> dict[str, float] | None:
+        """Train, validate, remember the best; the epoch's row of the history. None where a stop
+        was asked for within it. Raises NotFinite where there is no going on."""
         cfg, start, epoch = self.cfg, time.perf_counter(), self.epoch
-        if cfg.rescale_latents and epoch == cfg.epochs_phase1 > 0:
+        phase = 1 + (epoch >= cfg.epochs_phase1)
+        if cfg.rescale_latents and epoch == cfg.epochs_phase1 > 0 and not self.partial:
             self.begin_phase2()
-        train, val = self.train_epoch(), self.validate()
+        if (train := self.train_epoch()) is None:
+            return None
+        val = self.validate()
         if not math.isfinite(train["loss"] + val["loss"]):
-            raise FloatingPointError(
-                f"epoch {epoch + 1}: the loss is not finite. The last checkpoint is good; lower"
-                f" lr_phase{1 + (epoch >= cfg.epochs_phase1)}, or set grad_clip, logvar_clamp"
-            )
+            raise guards.NotFinite("the loss is not finite")
         sizes = self.data.train.images[0].numel(), math.prod(self.raw.latent_shape)
         row = {
-            "epoch": epoch + 1, "phase": 1 + (epoch >= cfg.epochs_phase1), "beta": self.beta,
+            "epoch": epoch + 1, "phase": phase, "beta": self.beta,
             "beta_elbo": beta_elbo(cfg, self.beta, train["l1"], train["mse"], *sizes),
             "kl_share": kl_share(cfg, self.beta, train["recon"], train["kl"], *sizes),
             "lr": self.learning_rate(epoch),
         }  # fmt: skip
         row |= {f"train_{k}": v for k, v in train.items()} | {f"val_{k}": v for k, v in val.items()}
         row["seconds"] = round(time.perf_counter() - start, 3)
-        kind = cfg.lr_schedule_phase1 if row["phase"] == 1 else cfg.lr_schedule_phase2
-        if kind == "plateau" and (row["phase"] == 1 or annealed(cfg, epoch)):
+        plateau = getattr(cfg, f"lr_schedule_phase{phase}") == "plateau"
+        if plateau and (phase == 1 or annealed(cfg, epoch)):
             self.plateau.step(val["loss"])
-        if "adaptive" in cfg.beta_schedule and row["phase"] == 2:
+        if "adaptive" in cfg.beta_schedule and phase == 2:
             level = self.band.level  # in a cooldown too, the share that the full level would have
             share = kl_share(cfg, level, train["recon"], train["kl"], *sizes)
             elbo = beta_elbo(cfg, level, train["l1"], train["mse"], *sizes)
@@ -221,38 +253,24 @@ class Trainer:
         if loss < self.best_loss:
             self.best_loss, self.bad_epochs = loss, 0
             weights = {k: v.detach().cpu().clone() for k, v in self.ema.state_dict().items()}
-            self.best = {"model": weights, "epoch": epoch + 1, "loss": loss}
+            self.best = {"model": weights, "epoch": epoch + 1, "loss": loss,
+                         "config": self.cfg.to_dict()}  # fmt: skip
+
+    def any_process(self, yes: bool) -> bool:
+        """Whether it is so for one of them: all have to leave the loop together."""
+        return self.accelerator.reduce(torch.tensor(float(yes), device=self.device)).item() > 0
 
     @property
     def done(self) -> bool:
         stopped = self.cfg.early_stop and self.bad_epochs >= self.cfg.early_stop
         return self.epoch >= self.cfg.num_epochs or bool(stopped)
 
-    def state(self) -> dict:
-        return {
-            "model": self.raw.state_dict(), "ema": self.ema.state_dict(),
-            "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(),
-            "plateau": self.plateau.state(), "band": self.band.state(),
-            "epoch": self.epoch, "step": self.step,
-            "phase": 1 + (self.epoch >= self.cfg.epochs_phase1), "best_loss": self.best_loss,
-            "bad_epochs": self.bad_epochs, "history": self.history, "config": self.cfg.to_dict(),
-        }  # fmt: skip
-
-    def restore(self, state: dict, best: dict | None) -> None:
-        self.raw.load_state_dict(state["model"])
-        self.ema.load_state_dict(state["ema"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
-        self.plateau.restore(state["plateau"])
-        self.band.restore(state["band"])
-        self.epoch, self.step, self.history = state["epoch"], state["step"], state["history"]
-        self.best_loss, self.bad_epochs, self.best = state["best_loss"], state["bad_epochs"], best
-
     def result(self) -> VAE:
         """The averaged weights of the best epoch, or of the last before annealing has ended."""
+        model = copy.deepcopy(self.ema)
         if self.best:
-            self.ema.load_state_dict(self.best["model"])
-        return self.ema
+            model.load_state_dict(self.best["model"])
+        return model
 
 
 def fit(cfg: Config, data: Data, out: str | Path | None = None, resume: str = "auto",
@@ -271,60 +289,50 @@ def fit(cfg: Config, data: Data, out: str | Path | None = None, resume: str = "a
     if resume not in ("auto", "never"):
         raise ValueError(f"resume={resume!r} is not one of auto, never")
     data.check(cfg)
-    start, features = time.perf_counter(), feature_loss(cfg, verbose)
     max_minutes = hosting.minutes_left() if max_minutes is None else max_minutes
-    cfg = cfg.replace(features=features.name if features else "none")
-    trainer = Trainer(cfg, data, features)
-    main = trainer.accelerator.is_main_process
-    say = print if verbose and main else lambda *_: None
-    out = Path(out) if out else runs_dir()
-    path = open_run(out, cfg, data.hash, resume, say) if main else None
-    path = _share(trainer.accelerator, path)
-    with held(path, main):
-        info = _run_info(cfg, data, trainer)
-        if resume == "auto" and (state := checkpoint.newest_valid(path)):
-            trainer.restore(state, checkpoint.newest_valid(path, "best.pt"))
-            if trainer.done:
-                say(f"finished run found: {path.name}, {trainer.epoch} epochs; loaded, not trained")
-                return load_run(path)
+    with guards.Stop(max_minutes) as stop, contextlib.ExitStack() as stack:
+        features = feature_loss(cfg, verbose)
+        cfg = cfg.replace(features=features.name if features else "none")
+        trainer = Trainer(cfg, data, features)
+        main, trainer.stop = trainer.accelerator.is_main_process, stop
+        say = print if verbose and main else lambda *_: None
+        out = Path(out) if out else runs_dir()
+        path = stack.enter_context(open_run(out, cfg, data.hash, resume, say)) if main else None
+        path = Path(broadcast_object_list([str(path)])[0])  # the main process's, told to the others
+        if read_info(path).get("finished"):
+            run = load_run(path)
+            say(f"finished run found: {path.name}, {len(run.history)} epochs; loaded, not trained")
+            return run
+        if go_on_from(trainer, path):
             say(f"going on with {path.name} after epoch {trainer.epoch} of {cfg.num_epochs}")
-        run = Run(trainer.ema, trainer.history, path, cfg, info)
-        writer = RunWriter(run, trainer) if main else None
-        _loop(trainer, run, writer, start, max_minutes, on_epoch_end, say)
-        if writer:
-            writer.save()  # before the best weights take the place of the last
-        run.model = trainer.result()
-        if writer:
-            writer.close(run)
-    return run
+        run = Run(trainer.ema, trainer.history, path, cfg, _run_info(cfg, data, trainer))
+        while True:
+            try:
+                with contextlib.closing(RunWriter(run, trainer, main)) as writer:
+                    _loop(trainer, run, writer, on_epoch_end, say)
+                return run
+            except guards.NotFinite as error:
+                go_back(trainer, path, error, say)
 
 
-def _loop(trainer: Trainer, run: Run, writer, start: float, max_minutes: float | None,
-          on_epoch_end, say) -> None:  # fmt: skip
-    cfg = trainer.cfg
-    bar = hosting.Progress(cfg.num_epochs, trainer.epoch, say is print)
-    while not trainer.done:
-        row = trainer.run_epoch()
-        bar.show(row)
-        run.info["finished"] = trainer.done
-        if writer:
+def _loop(trainer: Trainer, run: Run, writer: RunWriter, on_epoch_end, say) -> None:
+    """Epoch after epoch until the run is done or has to stop; saved either way."""
+    cfg, stop = trainer.cfg, trainer.stop
+    with contextlib.closing(hosting.Progress(cfg.num_epochs, trainer.epoch, say is print)) as bar:
+        while not trainer.done and (row := trainer.run_epoch()):
+            bar.show(row)
             writer.epoch(row)
-        if on_epoch_end:
-            on_epoch_end(run)
-        longest = max(r["seconds"] for r in trainer.history[-3:])
-        ahead = time.perf_counter() - start + 1.2 * longest + 2
-        if max_minutes and ahead > 60 * max_minutes and not trainer.done:
-            say(f"{max_minutes:.3g} minutes are up after epoch {trainer.epoch} of {cfg.num_epochs}:"
-                f" saved; the same call goes on from here")  # fmt: skip
-            break
-    bar.close()
-
-
-def _share(accelerator, path: Path | None) -> Path:
-    """The main process's folder, told to the others."""
-    from accelerate.utils import broadcast_object_list
-
-    return Path(broadcast_object_list([str(path)])[0]) if accelerator.num_processes > 1 else path
+            if on_epoch_end:
+                on_epoch_end(run)
+            ahead = 1.2 * max(row["seconds"] for row in trainer.history[-3:])
+            if trainer.any_process(stop.now(ahead, least=0)):
+                break
+    run.model = trainer.result()
+    writer.finish()
+    if not trainer.done:
+        steps = f" and {trainer.partial['steps']} steps" if trainer.partial else ""
+        say(f"{stop} after epoch {trainer.epoch}{steps} of {cfg.num_epochs}: saved in {run.path};"
+            " the same call goes on from here")  # fmt: skip
 
 
 def _run_info(cfg: Config, data: Data, trainer: Trainer) -> dict:
@@ -332,7 +340,7 @@ def _run_info(cfg: Config, data: Data, trainer: Trainer) -> dict:
 
     return {
         "vaekit": __version__, "torch": torch.__version__, "python": platform.python_version(),
-        "command": " ".join(sys.argv[:1] and [Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "device": trainer.device.type, "precision": trainer.precision, "features": cfg.features,
         "processes": trainer.accelerator.num_processes, "finished": False,
         "data": {"source": data.source, "hash": data.hash, "train": len(data.train),
@@ -347,10 +355,9 @@ def parse_changes(arguments: list[str]) -> dict:
         key, equals, text = argument.partition("=")
         if not equals:
             raise ValueError(f"{argument!r} is not key=value")
-        try:
+        changes[key] = text
+        with contextlib.suppress(json.JSONDecodeError):
             changes[key] = json.loads(text)
-        except json.JSONDecodeError:
-            changes[key] = text
     return changes
 
 
@@ -362,8 +369,7 @@ def main(arguments: list[str]) -> Run:
     cfg, speaks = preset(name, **changes), os.environ.get("RANK", "0") == "0"  # torchrun's rank
     run = fit(cfg, load_data(cfg, verbose=speaks), out=out, max_minutes=minutes)
     if speaks:
-        finished = "finished" if run.finished else "unfinished"
-        print(f"{run.path}: {len(run.history)} epochs, {finished}")
+        print(f"{run.path}: {len(run.history)} epochs, {'' if run.finished else 'un'}finished")
     if torch.distributed.is_initialized():
         torch.distributed.barrier()  # nobody leaves while another still writes
         torch.distributed.destroy_process_group()
