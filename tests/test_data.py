@@ -57,7 +57,8 @@ def make(root, train=20, val=4, test=6, seed=0):
 
 
 def config(root="", **changes):
-    return Config(**{"data_path": str(root), "image_size": 16, "clahe_tiles": 4, **changes})
+    small = {"image_size": 16, "widths": (8, 16), "clahe_tiles": 4}
+    return Config(**{"data_path": str(root), **small, **changes})
 
 
 def load(root="", **changes):

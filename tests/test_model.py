@@ -250,26 +250,11 @@ def test_rescaling_changes_units_and_nothing_else(latent):
     torch.testing.assert_close((0.5 * logvar).exp(), torch.full_like(mu, 0.2))
 
 
-@pytest.mark.parametrize("block", ["plain", "residual"])
-def test_gradients_are_right_in_bf16_where_a_block_meets_a_single_pixel(block):
-    """On a CPU with native bf16, oneDNN leaves most of a strided kernel's gradient unwritten."""
-    model = make(image_size=8, widths=[8, 8, 8, 8], block=block, stem_kernel=0, attention=[])
-    model = model.to(memory_format=torch.channels_last)
-    # 8 -> 4 -> 2 -> 1 -> 1: what lies in that memory is chance, the stride is not
-    assert [stage[0].main[0].stride[0] for stage in model.encoder.stages] == [2, 2, 2, 1]
-    grads = []
-    for enabled in (False, True):
-        model.zero_grad()
-        torch.manual_seed(1)
-        x = torch.rand(4, 1, 8, 8).contiguous(memory_format=torch.channels_last)
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
-            x_hat, mu, logvar = model(x)
-        freed = [torch.full((n,), float("nan")) for n in [288, 576] * 64]  # left in memory
-        del freed
-        (mu.square().sum() + logvar.square().sum() + x_hat.sum()).backward()
-        grads.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
-    assert grads[1].isfinite().all()
-    assert torch.cosine_similarity(*grads, dim=0) > 0.99
+def test_a_single_pixel_is_not_halved():
+    """On a CPU with native bf16, oneDNN leaves most of such a kernel's gradient unwritten."""
+    assert make(image_size=8, widths=[8, 8, 8], attention=[]).latent_shape[1:] == (1, 1)
+    with pytest.raises(ValueError, match="one per halving"):
+        make(image_size=8, widths=[8, 8, 8, 8], attention=[])
 
 
 def test_group_norm_takes_any_width():

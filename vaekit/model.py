@@ -148,18 +148,18 @@ def conv_skip(in_channels: int, out_channels: int, cfg: Config, stride: int = 1)
 class DownBlock(Block):
     """Halves the resolution: (B, in, 2H, 2W) -> (B, out, H, W). A plain one is one strided conv.
 
-    stride: 1 for a single pixel, to the same effect: oneDNN's bf16 kernel (torch 2.15) leaves the
+    Never of a single pixel, which Config refuses: oneDNN's bf16 kernel (torch 2.15) leaves the
     gradient of a strided convolution unwritten where its weights only ever see padding.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, cfg: Config, stride: int = 2):
+    def __init__(self, in_channels: int, out_channels: int, cfg: Config):
         act, residual, skip = ACTIVATIONS[cfg.act_encoder], cfg.block == "residual", None
-        first = conv3x3(in_channels, out_channels, stride)
+        first = conv3x3(in_channels, out_channels, stride=2)
         main = main_branch(first, out_channels, 1 + residual, act, cfg.norm)
         if residual and cfg.shortcut == "free":
             skip = FreeDown(in_channels, out_channels)
         elif residual:
-            skip = conv_skip(in_channels, out_channels, cfg, stride)
+            skip = conv_skip(in_channels, out_channels, cfg, stride=2)
         super().__init__(main, skip, act())
 
 
@@ -196,13 +196,13 @@ class Encoder(nn.Module):
     def __init__(self, cfg: Config):
         super().__init__()
         sizes, channels, stages = stage_sizes(cfg), cfg.in_channels, []
-        for width, before, size in zip(cfg.widths, sizes, sizes[1:], strict=False):
+        for width, size in zip(cfg.widths, sizes[1:], strict=True):
             if not stages and (k := cfg.stem_kernel):  # 128x128 => 64x64
                 stem = nn.Conv2d(channels, width, k, stride=2, padding=(k - 1) // 2)
                 act = ACTIVATIONS[cfg.act_encoder]()
                 block = nn.Sequential(stem, make_norm(cfg.norm, width), act)
             else:
-                block = DownBlock(channels, width, cfg, min(before, 2))
+                block = DownBlock(channels, width, cfg)
             stages.append(nn.Sequential(block, *attention_at(size, width, cfg)))
             channels = width
         self.stages, self.vector = nn.Sequential(*stages), cfg.latent == "vector"
