@@ -25,6 +25,7 @@ from vaekit.config import CHOICES, FIELDS, RANGES, Config
 CASES = int(os.environ.get("VAEKIT_CASES", 40))
 cases = settings(max_examples=CASES, deadline=None, derandomize=CASES == 40, database=None,
                  suppress_health_check=list(HealthCheck))  # fmt: skip
+pytestmark = pytest.mark.filterwarnings("ignore")  # what Pillow and torch say of such files
 COUNT: Counter = Counter()  # cases by test and by what came of them
 
 
@@ -201,7 +202,6 @@ def damaged(draw, originals):
     return bytes(content)
 
 
-@pytest.mark.filterwarnings("ignore")  # Pillow's, about what it finds in there
 @cases
 @given(st.binary(max_size=300) | damaged(PICTURES), st.sampled_from([1, 3]))
 def test_any_bytes_as_image(tmp_path_factory, content, channels):
