@@ -139,10 +139,25 @@ def main_branch(first: nn.Module, channels: int, convs: int, act, norm: str) -> 
     return nn.Sequential(*layers)
 
 
+class PointwiseConv(nn.Conv2d):
+    """A 1x1 convolution; what a stride would skip is left out before it, which comes to the same.
+
+    oneDNN (torch 2.15) writes beyond its memory in the weights' gradient of a strided one over
+    few channels, channels_last, from 128 pixels up: at 256 the process dies.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int = 1):
+        super().__init__(in_channels, out_channels, 1)
+        self.every = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x[..., :: self.every, :: self.every])
+
+
 def conv_skip(in_channels: int, out_channels: int, cfg: Config, stride: int = 1) -> nn.Sequential:
     """shortcut="conv": a 1x1 convolution, and its norm where `norm_skip` asks for one."""
     norm = [make_norm(cfg.norm, out_channels)] if cfg.norm_skip else []
-    return nn.Sequential(nn.Conv2d(in_channels, out_channels, 1, stride), *norm)
+    return nn.Sequential(PointwiseConv(in_channels, out_channels, stride), *norm)
 
 
 class DownBlock(Block):
