@@ -3,9 +3,9 @@
     python benchmarks/own_data.py fashion_mnist --data DIR --minutes 10 --runs out/own_data
 
 Trains in slices: stop and give the same command again to go on. A row that is finished replaces
-the one of the same name in benchmarks/own_data.json. The recipe is the preset's `full` one, with
-fewer epochs where the minutes do not suffice; --set FIELD=VALUE changes more. Nothing else should
-run meanwhile.
+the one of the same name in benchmarks/own_data.json; `--table` prints them for README.md. The
+recipe is the preset's `full` one, with fewer epochs where the minutes do not suffice; --set
+FIELD=VALUE changes more. Nothing else should run meanwhile.
 """
 
 import argparse
@@ -66,16 +66,45 @@ def score(run, data: Data) -> tuple[list[dict], dict]:
     return rows, {"real": x, "reconstructed": model.reconstruct(x).cpu(), **samples}
 
 
+COLUMNS = ("preset", "images to train on / to judge by", "minutes", "epochs", "PSNR", "MSE", "SSIM",
+           "LPIPS", "sharpness ratio",
+           "Fréchet above the floor: reconstructions / prior / mixture", "floor (N)")  # fmt: skip
+DIGITS = {"psnr": 2, "mse": 4, "ssim": 3, "lpips": 3, "sharpness ratio": 2}
+
+
+def markdown(results: list[dict]) -> str:
+    """The rows as README.md has them; a dash where there was no network to judge by."""
+    lines = [f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
+    for result in results:
+        rows = {(r["metric"], r["subject"]): r for r in result["rows"]}
+        own = {key: rows.get((key, "reconstruction")) for key in DIGITS}
+        distances = [rows.get(("frechet", s)) for s in ("reconstruction", "prior", "gmm")]
+        floor = next((f"{r['floor']:,.0f} ({r['n']:,})" for r in distances if r), "–")
+        cells = [f"`{result['name']}`", f"{result['train']:,} / {result['test']:,}",
+                 f"{result['minutes']:.1f}", f"{result['epochs']} of {result['of']}",
+                 *(f"{r['value']:.{DIGITS[key]}f}" if r else "–" for key, r in own.items()),
+                 " / ".join(f"{r['value'] - r['floor']:,.0f}" if r else "–" for r in distances),
+                 floor]  # fmt: skip
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("preset")
+    parser.add_argument("preset", nargs="?")
     parser.add_argument("--data", default="", help="the data set's folder or file")
-    parser.add_argument("--minutes", type=float, required=True)
-    parser.add_argument("--runs", type=Path, required=True)
+    parser.add_argument("--minutes", type=float)
+    parser.add_argument("--runs", type=Path)
     parser.add_argument("--name", help="of the row; else the preset's")
     parser.add_argument("--out", type=Path, default=HERE / "own_data.json")
     parser.add_argument("--set", nargs="*", default=[], metavar="FIELD=VALUE")
+    parser.add_argument("--table", action="store_true", help="print the rows that are there")
     given = parser.parse_args()
+    if given.table:
+        print(markdown(json.loads(given.out.read_text())))
+        return
+    if not (given.preset and given.minutes and given.runs):
+        parser.error("a preset, --minutes and --runs are needed, or --table")
     name, folder = given.name or given.preset, given.runs / (given.name or given.preset)
     changes = {"profile": "full", "data_path": given.data, **parse_changes(given.set)}
     cfg = preset(given.preset, **changes)
@@ -91,7 +120,8 @@ def main() -> None:
     plots.show_rows({k: v[:8] for k, v in pictures.items()}).savefig(folder / "grid.png", dpi=110)
     print(metrics.format_table(rows))
     seconds = sum(epoch["seconds"] for epoch in run.history)
-    command = " ".join(["python", *(a.replace(given.data, "DIR") for a in sys.argv)])
+    hidden = {given.data: "DIR", str(given.runs): "OUT"}
+    command = " ".join(["python", *(hidden.get(a, a) if a else a for a in sys.argv)])
     noted = preset(given.preset, profile="full")
     result = {
         "name": name, "preset": given.preset, "command": command, "seed": cfg.seed,

@@ -1,11 +1,15 @@
 """The benchmark scripts run from a shell and write what they promise; no numbers here."""
 
 import json
+import math
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
+import torch
 
 import vaekit
 
@@ -58,3 +62,52 @@ def test_throughput_measures_both_engines(tmp_path, monkeypatch):
     rows = json.loads((tmp_path / "rows.json").read_text())
     assert [r["engine"] for r in rows] == ["vaekit", "plain"]
     assert all(r["images_per_second"] > 0 for r in rows)
+
+
+def test_own_data_shortens_scores_and_prints_its_table(tmp_path):
+    out, runs = tmp_path / "own.json", tmp_path / "runs"
+    call = ["own_data.py", "chest_xray", "--name", "films", "--data", FILMS, "--minutes", 0.02,
+            "--runs", runs, "--out", out, "--set", "profile=smoke", "widths=[8,16]",
+            "epochs_phase2=3", "features=none"]  # fmt: skip
+    run(*call)
+    (row,) = json.loads(out.read_text())
+    found = {(r["metric"], r["subject"]): r["value"] for r in row["rows"]}
+    mse = found["mse", "reconstruction"]
+    # Jensen: the mean of -log is at least -log of the mean
+    assert 0 < mse < 0.5 and found["psnr", "reconstruction"] >= -10 * math.log10(mse) - 1e-6
+    assert row["train"] == 24 and row["epochs"] <= 4 and row["changed"]["widths"] == [8, 16]
+    assert "--data DIR" in row["command"] and str(tmp_path) not in row["command"].split("--out")[0]
+    said = run("own_data.py", "--table", "--out", out)
+    assert f"| `films` | 24 / {row['test']:,} |" in said and f"| {mse:.4f} |" in said
+    assert len({line.count("|") for line in said.splitlines()}) == 1  # as many cells in every line
+    (run_folder,) = [p for p in (runs / "films").iterdir() if p.is_dir()]
+    run(*call)  # a finished run is scored again, not trained again, and its row is replaced
+    assert [p for p in (runs / "films").iterdir() if p.is_dir()] == [run_folder]
+    assert len(json.loads(out.read_text())) == 1
+
+
+def test_large_takes_real_steps(tmp_path):
+    """256 px and channels_last: where a strided 1x1 convolution used to end the process."""
+    run("large.py", "medical256", "--batch", 4, "--steps", 1, "--data", FILMS,
+        "--images", 8, "--out", tmp_path / "large.json")  # fmt: skip
+    (row,) = json.loads((tmp_path / "large.json").read_text())
+    assert len(row["losses"]) == 1 and 0 < row["loss_last"] < 10
+    assert (row["batch"], row["preset_batch"], row["size"]) == (4, 16, 256)
+    assert 0.5 < row["grown_gb"] / row["estimated_gb"] < 4
+
+
+def test_large_counts_what_a_real_step_saves(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import large
+
+    cfg = vaekit.preset("celeba256", profile="smoke", widths=(8, 16), features="none")
+    model, x = vaekit.VAE(cfg), torch.rand(3, 3, 32, 32).contiguous(
+        memory_format=torch.channels_last)  # fmt: skip
+    found = [large.step_bytes(cfg, batch, None) for batch in (1, 2, 3)]
+    real = large.forward(model, x, cfg, None)[1]
+    assert real == pytest.approx(found[2]["saved"], rel=1e-3)  # a few scalars apart
+    each = found[1]["saved"] - found[0]["saved"]
+    assert found[2]["saved"] - found[1]["saved"] == each > x[0].nbytes
+    weights = sum(p.nbytes for p in model.parameters())
+    assert found[2]["fixed"] == pytest.approx(5 * weights, rel=0.02)  # gradients, two moments, EMA
+    assert found[2]["peak"] > found[2]["saved"] + 4 * weights
