@@ -69,6 +69,7 @@ def write(sweep: sweeps.Sweep, row: dict, pictures) -> None:
     path = sweeps.RESULTS / f"{sweep.name}.json"
     with FileLock(path.with_suffix(".lock")):
         rows = json.loads(path.read_text())["rows"] if path.exists() else []
+        rows = [r for r in rows if (r["case"], r["seed"]) != (row["case"], row["seed"])]
         rows.append({k: rounded(v) for k, v in row.items()})
         order = list(sweep.cases)
         rows.sort(key=lambda r: (order.index(r["case"]), r["seed"]))
