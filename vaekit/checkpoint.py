@@ -66,7 +66,9 @@ def save_checkpoint(path: Path, state: dict) -> None:
     check_finite(state)
     buffer = io.BytesIO()  # straight into a file, torch would make other errors of a full disk
     torch.save({"format": FORMAT, **state}, buffer)
-    write_atomic(path, buffer.getbuffer(), keep=path.with_name(f"previous.{path.name}"))
+    # let go of the view: one left to the garbage collector crashes Python 3.12.1
+    with buffer.getbuffer() as content:
+        write_atomic(path, content, keep=path.with_name(f"previous.{path.name}"))
 
 
 def load_checkpoint(path: Path, use: Callable[[dict], None] | None = None) -> dict:
