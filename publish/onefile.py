@@ -138,7 +138,7 @@ trainer = Trainer(cfg, data, features)
 for folder in (RUN, *(place / RUN for place in attached())):
     state = newest_valid(folder)
     if state and state["config"] == cfg.to_dict():
-        trainer.restore(state, newest_valid(folder, "best.pt"))
+        go_on_from(trainer, folder)
         print(f"going on after epoch {trainer.epoch} of {cfg.num_epochs}")
         break
 left = minutes_left()  # None: nobody ends this session
@@ -148,7 +148,7 @@ ENDS = time.monotonic() + 60 * left if left else math.inf
 def save():
     if trainer.best:
         save_checkpoint(RUN / "best.pt", trainer.best)
-    save_checkpoint(RUN / "last.pt", trainer.state())
+    save_checkpoint(RUN / "last.pt", state_of(trainer))
 
 
 def train_until(last):
@@ -306,8 +306,8 @@ def build(images: Path | None = None) -> nbformat.NotebookNode:
         code(then=INITIALISE),
         text("Training functions"),
         code("schedules.beta_at", "schedules.lr_factor", "train.Trainer",
-             "checkpoint.save_checkpoint", "checkpoint.newest_valid", "hosting.Progress",
-             then=TRAIN),
+             "checkpoint.save_checkpoint", "checkpoint.newest_valid", "resume.state_of",
+             "resume.go_on_from", "hosting.Progress", then=TRAIN),
         text("Training"),
         code(then=PHASE1),
         code(then=PHASE2),

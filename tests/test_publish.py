@@ -2,6 +2,7 @@
 
 import ast
 import json
+import os
 import re
 import subprocess
 import sys
@@ -148,6 +149,18 @@ def test_one_file_knows_every_name_it_uses(one):
                          capture_output=True)  # fmt: skip
     assert run.returncode == 0, run.stdout
     assert "vaekit import" not in code and "import vaekit" not in code
+
+
+def test_one_file_runs_in_an_empty_folder_and_goes_on_where_it_ended(one, tmp_path):
+    """In the smoke profile; the second time it finds its own run and trains nothing."""
+    (tmp_path / "one.py").write_text(f"from IPython.display import display\n{code_of(one)}")
+    (tmp_path / "vaekit.py").write_text("raise ImportError('the one file needs no package')")
+    given = {"VAEKIT_PROFILE": "smoke", "VAEKIT_PROGRESS": "lines", "MPLBACKEND": "Agg",
+             "VAEKIT_CACHE": str(tmp_path / "cache"), "PYTHONPATH": str(tmp_path)}  # fmt: skip
+    for said in ("phase 1 ends", "going on after epoch 3 of 3"):
+        run = subprocess.run([sys.executable, "one.py"], cwd=tmp_path, capture_output=True,
+                             text=True, env={**os.environ, **given})  # fmt: skip
+        assert run.returncode == 0 and said in run.stdout, run.stdout[-500:] + run.stderr[-2000:]
 
 
 def test_one_file_has_no_formula_of_its_own(one):
