@@ -54,8 +54,8 @@ def measure(model, data, seed: int = 0) -> tuple[dict[str, Any], Tensor]:
     """(numbers of one model, (2 * SHOWN, C, H, W) reconstructions and prior samples).
 
     Reconstructions are of the test films and from the mean; N prior samples for N test films.
-    Ratios are to the real test films. Distances are Fréchet's on SqueezeNet (without its weights
-    on pixels), less the distance of training from test films: their `excess`.
+    Ratios are to the real test films. `prior_excess` is the samples' Fréchet distance from the
+    test films on SqueezeNet (without its weights on pixels), less the training films' own, `floor`.
     """
     real = metrics.as_float(data.test.images)
     mu, logvar = encode_all(model, real)
@@ -75,7 +75,7 @@ def measure(model, data, seed: int = 0) -> tuple[dict[str, Any], Tensor]:
         "lattice": lattice(x_hat), "prior_lattice": lattice(prior),
         "prior_variety": variety(prior) / variety(real),
         **{k.replace("range ", ""): v.mean().item() for k, v in looks.items() if k != "sharpness"},
-        **_distances(x_hat, prior, data, judge), "verdict": found.verdict,
+        **_distances(prior, data, judge), "verdict": found.verdict,
     }  # fmt: skip
     wanted = ("kl", "active_share", "idle_share", "sigma", "gap_share", "mmd_share", "noise_price")
     numbers |= {name: found.numbers[name] for name in wanted}
@@ -85,19 +85,15 @@ def measure(model, data, seed: int = 0) -> tuple[dict[str, Any], Tensor]:
     return numbers, torch.cat([x_hat[:SHOWN], prior[:SHOWN]])
 
 
-def _distances(x_hat: Tensor, prior: Tensor, data, judge) -> dict[str, float]:
+def _distances(prior: Tensor, data, judge) -> dict[str, float]:
     trunk, n = judge and judge.trunk, len(data.test)
     drawn = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(0))
     others = data.train.images[drawn[:n]]
-    real, others, x_hat, prior = (
-        metrics.feature_vectors(s, trunk) for s in (data.test, others, x_hat, prior)
-    )
+    real, others, prior = (metrics.feature_vectors(x, trunk) for x in (data.test, others, prior))
     axes = principal_axes(real, len(real))
-    floor, recon, sampled = (
-        gaussian_frechet(real @ axes, s @ axes) for s in (others, x_hat, prior)
-    )
+    floor, sampled = (gaussian_frechet(real @ axes, x @ axes) for x in (others, prior))
     precision, _, _, coverage = precision_recall(real, prior, min(NEAREST, n // 4))
-    return {"excess": recon - floor, "prior_excess": sampled - floor, "floor": floor,
+    return {"prior_excess": sampled - floor, "floor": floor,
             "prior_precision": precision, "prior_coverage": coverage}  # fmt: skip
 
 
