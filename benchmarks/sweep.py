@@ -1,6 +1,7 @@
 """Many short runs, one value changed at a time, for the notebooks 07 to 09.
 
-    python benchmarks/sweep.py clinic
+    python benchmarks/sweep.py clinic|sharp
+    VAEKIT_DATA=ROOT python benchmarks/sweep.py beta|cifar|faces
 
 Goes on where vaekit/results/NAME.json ends: stop it at will. Several may run side by side on
 cases of their own (--only). Results do not depend on how many do; the seconds do.
@@ -19,6 +20,8 @@ from vaekit import sweeps
 from vaekit.train import fit
 
 from sweep_cases import SWEEPS  # isort: skip
+
+CURVE = ("beta", "val_kl", "val_psnr", "val_loss", "kl_share", "train_recon", "train_grad_norm")
 
 
 def train(cfg, data, select: str):
@@ -52,9 +55,24 @@ def one(sweep: sweeps.Sweep, case: str, seed: int, data) -> tuple[dict, torch.Te
     numbers |= {"beta_elbo": last["beta_elbo"], "val_loss": last["val_loss"],
                 "grad_norm": max(h["train_grad_norm"] for h in history),
                 "seconds": sum(h["seconds"] for h in history)}  # fmt: skip
-    numbers["curve"] = [[h["beta"], h["val_kl"], h["val_psnr"], h["val_loss"]]
+    numbers["curve"] = [[h[name] for name in CURVE]
                         for h in history[:: max(1, len(history) // 25)]]  # fmt: skip
     return row | numbers, pictures
+
+
+def load(cfg, judged: int | None) -> vaekit.Data:
+    """The data of `cfg`, with `judged` images at most to validate and to test by."""
+    data = vaekit.load_data(cfg, verbose=False)
+    if judged is None:
+        return data
+    keep = [torch.arange(len(data.train))]
+    for split in (data.val, data.test):
+        keep.append(torch.randperm(len(split), generator=torch.Generator().manual_seed(0))[:judged])
+    splits = list(zip((data.train, data.val, data.test), keep, strict=True))
+    fewer = vaekit.Data.from_tensors(*(s.images[i] for s, i in splits),
+                                     [s.labels[i] for s, i in splits], data.classes)  # fmt: skip
+    fewer.source = data.source
+    return fewer
 
 
 def rounded(value):
@@ -104,7 +122,7 @@ def main() -> None:
     cases, seeds = spec["cases"], given.seeds or range(spec["seeds"])
     about = {
         "command": f"python benchmarks/sweep.py {given.name}", "preset": spec["preset"],
-        "base": spec["base"], "seeds": spec["seeds"], "torch": torch.__version__,
+        "base": spec["base"], "seeds": spec["seeds"], "torch": torch.__version__, "curve": CURVE,
     }  # fmt: skip
     sweep, data, key = sweeps.Sweep(given.name, about, cases, []), None, None
     path = sweeps.RESULTS / f"{given.name}.json"
@@ -114,11 +132,11 @@ def main() -> None:
             if any(r["case"] == case and r["seed"] == seed for r in done):
                 continue
             cfg = sweep.config(case)  # the films and their split are those of seed 0
-            if key != (key := (cfg.image_size, cfg.clahe_clip, cfg.data_path)):
-                data = vaekit.load_data(cfg, verbose=False)
+            if key != (key := (cfg.image_size, cfg.clahe_clip)):
+                data = load(cfg, spec.get("judged"))
                 about |= {"train": len(data.train), "test": len(data.test), "data": data.source}
             row, pictures = one(sweep, case, seed, data)
-            write(sweep, row, pictures)
+            write(sweep, row, pictures if spec.get("pictures", True) else None)
             shown = {k: rounded(row.get(k)) for k in ("psnr", "sharpness", "kl", "verdict")}
             print(f"seed {seed}  {case:28} {shown}", flush=True)
 

@@ -44,6 +44,13 @@ def lattice(images) -> float:
     return torch.stack(ratios).mean().exp().item()
 
 
+def explained(x_hat: Tensor, x: Tensor) -> float:
+    """Share of what sets the images apart from their mean that x_hat has: 1 all, 0 no more than
+    the mean has. Comparable where PSNR is not, between images of different contrast."""
+    left = (x_hat - x).square().mean() / (x - x.mean(0)).square().mean()
+    return 1 - left.item()
+
+
 def variety(images: Tensor) -> float:
     """Mean absolute difference of two images of the set, over pixels and pairs, in [0, 1]."""
     return torch.pdist(images.flatten(1), 1).mean().item() / images[0].numel()
@@ -69,6 +76,7 @@ def measure(model, data, seed: int = 0) -> tuple[dict[str, Any], Tensor]:
     looks = metrics.appearance(x_hat)
     numbers |= {
         "mse": (x_hat - real).square().mean().item(),
+        "explained": explained(x_hat, real),
         "psnr_sampled": metrics.psnr(x_noisy, real).mean().item(),
         "sharpness": metrics.sharpness_ratio(x_hat, real),
         "prior_sharpness": metrics.sharpness_ratio(prior, real),
