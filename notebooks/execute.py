@@ -13,6 +13,7 @@ import re
 import shutil
 import sys
 import time
+from base64 import b64decode
 from pathlib import Path
 
 import nbformat
@@ -75,6 +76,15 @@ def objections(notebook: nbformat.NotebookNode) -> list[str]:
     return found
 
 
+def keep_figures(notebook: nbformat.NotebookNode) -> None:
+    """The figure of a cell tagged `readme:NAME.png` as notebooks/NAME.png."""
+    for cell in notebook.cells:
+        for tag in cell.metadata.get("tags", []):
+            if tag.startswith("readme:"):
+                shown = next(o.data for o in cell.outputs if "image/png" in o.get("data", {}))
+                (HERE / tag.removeprefix("readme:")).write_bytes(b64decode(shown["image/png"]))
+
+
 def report(notebooks: dict[str, nbformat.NotebookNode], path: Path) -> None:
     """Text and figures of all notebooks in one HTML file, code left out."""
     from nbconvert import HTMLExporter
@@ -118,6 +128,7 @@ def main() -> int:
                 print(f"{path.name} is not fit to be stored: {'; '.join(found)}")
                 return 1
             nbformat.write(notebook, path)
+            keep_figures(notebook)
     report(done, out / "report.html")
     galleries = sorted(Path(os.environ["VAEKIT_RUNS"]).glob("*/samples/gallery.png"))
     if args.store and galleries:  # the README's picture

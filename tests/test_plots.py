@@ -164,3 +164,14 @@ def test_every_metric_of_every_judge_has_a_scale_of_its_own():
     assert heads[2:4] == ["Fréchet distance\npixels 32x32, 2 PCs",
                           "Fréchet distance\nCNN on 2 labels, 2 PCs"]  # fmt: skip
     assert kilobytes(figure) < 200
+
+
+def test_gaps_have_an_interval_each_and_are_hollow_where_it_holds_zero():
+    from vaekit.sweeps import Difference
+
+    clear, none = Difference(1.0, 0.5, 1.5, 5), Difference(0.1, -0.2, 0.4, 5)
+    figure = plots.plot_gaps({"psnr": {"a": {"alone": clear, "with": none}, "b": {"alone": none}}})
+    (axis,) = figure.axes
+    dots = [line for line in axis.lines if line.get_marker() == "o"]
+    assert [dot.get_markerfacecolor() for dot in dots] == [plots.COLOURS[0], "white", "white"]
+    assert [t.get_text() for t in axis.get_yticklabels()] == ["a", "b"]

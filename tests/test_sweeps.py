@@ -38,6 +38,13 @@ def test_lattice_is_of_the_checkerboard_that_uneven_weights_paint():
     assert sweeps.lattice(painted) > 1.3 > sweeps.lattice(noise())
 
 
+def test_explained_share_of_the_films_of_their_mean_and_of_half_the_way():
+    x = torch.rand(6, 1, 8, 8)
+    mean = x.mean(0).expand_as(x)
+    shares = [sweeps.explained(guess, x) for guess in (x, mean, (x + mean) / 2)]
+    assert shares == pytest.approx([1, 0, 0.75], abs=1e-5)
+
+
 def test_variety_is_the_mean_distance_of_pairs():
     images = torch.zeros(3, 1, 4, 4)
     images[2] = 0.6

@@ -79,7 +79,7 @@ def find_dataset(cfg: Config, download: bool = False) -> Found:
         found = _search(name)
     if not found and name != "chest_xray":
         raise FileNotFoundError(_nowhere(name))
-    return found or _phantoms()
+    return found or bundled()
 
 
 def _search(name: str) -> Found | None:
@@ -152,7 +152,7 @@ def _kagglehub_versions(name: str) -> list[Path]:
     return sorted(versions, key=lambda folder: not (root / f"{folder.name}.complete").exists())
 
 
-def _phantoms() -> Found:
+def bundled() -> Found:
     """The bundle; where vaekit is installed without its checkout, drawn once into the cache."""
     from vaekit.phantom import write_bundle
 

@@ -17,12 +17,20 @@ from torch import Tensor
 
 from vaekit import metrics
 from vaekit.config import Config, preset
+from vaekit.data import Data, load_data
 from vaekit.diagnose import diagnose
 from vaekit.distances import NEAREST, gaussian_frechet, precision_recall, principal_axes
 from vaekit.sample import decode_batched, encode_all, sample_latents
+from vaekit.sources import bundled
 
 RESULTS = Path(__file__).parent / "results"
 SHOWN = 6  # reconstructions, and as many prior samples, of each case in the picture
+
+
+def bundled_data(size: int = 64) -> Data:
+    """The bundled films, whatever data this machine has: all of them, size x size pixels."""
+    cfg = preset("chest_xray", image_size=size, max_images=0, data_path=str(bundled().path))
+    return load_data(cfg, verbose=False)
 
 
 def lattice(images) -> float:

@@ -1,0 +1,69 @@
+"""The slider for beta: what is committed, what it shows, and what a reader adds to it."""
+
+import pytest
+import torch
+
+import vaekit
+from vaekit.beta_slider import BetaSlider, Portrait, five, load_small, save_small, small
+from vaekit.model import VAE
+from vaekit.sweeps import RESULTS, bundled_data
+
+
+@pytest.fixture(scope="module")
+def data():
+    return bundled_data()
+
+
+def test_the_committed_models_are_five_small_and_of_the_recipe(monkeypatch):
+    monkeypatch.setenv("VAEKIT_PROFILE", "quick")
+    models = five()
+    assert len(models) == 5 and [m.cfg.beta for m in models] == sorted(m.cfg.beta for m in models)
+    for model in models:
+        recipe = small(model.cfg.beta)
+        assert model.cfg == recipe
+    sizes = [file.stat().st_size for file in RESULTS.glob("slider_*")]
+    assert max(sizes) < 1.5e6
+
+
+def test_beta_does_to_the_committed_models_what_the_notebook_says(data):
+    portraits = [Portrait.of(model, data) for model in five()]
+    first, *_, last = portraits
+    kl = [p.numbers["kl"] for p in portraits]
+    assert kl == sorted(kl, reverse=True)
+    assert first.numbers["psnr"] > last.numbers["psnr"] + 2
+    assert first.numbers["active"] == 1 and last.verdict == "collapsed"
+
+
+def test_half_precision_is_kept_with_its_config_and_no_other_file_is_taken(tmp_path):
+    model = VAE(small(0.01)).eval()
+    save_small(model, tmp_path / "a.safetensors")
+    again = load_small(tmp_path / "a.safetensors")
+    assert again.cfg == model.cfg
+    x = torch.rand(2, 1, 64, 64)
+    torch.testing.assert_close(again.reconstruct(x), model.reconstruct(x), atol=5e-3, rtol=0)
+    (tmp_path / "b.safetensors").write_bytes(b"not a file of weights")
+    with pytest.raises(Exception, match="(?i)header|safetensor"):
+        load_small(tmp_path / "b.safetensors")
+
+
+def test_dragging_changes_the_picture_and_a_sixth_joins_in_its_place(data):
+    slider = BetaSlider(five()[:2], data)
+    pictures = []
+    for option in slider.slider.options:
+        slider.slider.value = option
+        pictures.append(slider.picture.value)
+    assert len(set(pictures)) == 2 and all(p.startswith(b"\x89PNG") for p in pictures)
+    own = VAE(small(0.02)).eval()
+    assert slider.add(own).beta == 0.02
+    assert slider.slider.options == ("0.001", "0.02", "0.1") and slider.slider.value == "0.02"
+    assert slider.picture.value not in pictures
+    slider.add(own)  # once more: in the place of itself
+    assert len(slider.portraits) == 3
+    assert len(slider.strip().axes) == 1 and "0.02" in str(slider.portraits[1])
+
+
+def test_recipe_is_quick_unless_smoke_is_asked(monkeypatch):
+    for asked, wanted in (("smoke", "smoke"), ("quick", "quick"), ("full", "quick")):
+        monkeypatch.setenv("VAEKIT_PROFILE", asked)
+        assert small(0.01).profile == wanted
+        assert small(0.01).image_size == 64 == vaekit.VAE(small(0.01)).cfg.image_size
