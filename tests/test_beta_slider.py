@@ -20,7 +20,7 @@ def test_the_committed_models_are_five_small_and_of_the_recipe(monkeypatch):
     assert len(models) == 5 and [m.cfg.beta for m in models] == sorted(m.cfg.beta for m in models)
     for model in models:
         recipe = small(model.cfg.beta)
-        assert model.cfg == recipe
+        assert set(recipe.differences(model.cfg)) <= {"features"}  # "auto", and what it found
     sizes = [file.stat().st_size for file in RESULTS.glob("slider_*")]
     assert max(sizes) < 1.5e6
 
@@ -51,12 +51,12 @@ def test_dragging_changes_the_picture_and_a_sixth_joins_in_its_place(data):
     pictures = []
     for option in slider.slider.options:
         slider.slider.value = option
-        pictures.append(slider.picture.value)
+        pictures.append(bytes(slider.picture.value))
     assert len(set(pictures)) == 2 and all(p.startswith(b"\x89PNG") for p in pictures)
     own = VAE(small(0.02)).eval()
     assert slider.add(own).beta == 0.02
     assert slider.slider.options == ("0.001", "0.02", "0.1") and slider.slider.value == "0.02"
-    assert slider.picture.value not in pictures
+    assert bytes(slider.picture.value) not in pictures
     slider.add(own)  # once more: in the place of itself
     assert len(slider.portraits) == 3
     assert len(slider.strip().axes) == 1 and "0.02" in str(slider.portraits[1])

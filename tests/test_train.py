@@ -34,11 +34,24 @@ def test_both_phases_run_and_the_loss_falls(data, tmp_path):
 
 @pytest.mark.parametrize("beta", [1.0, 1e-4], ids=["from above", "from below"])
 def test_adaptive_beta_settles_in_its_band(data, beta):
-    cfg = small(beta_schedule="adaptive", beta=beta, epochs_phase2=24, lr_phase2=2e-3)
+    cfg = small(beta_schedule="adaptive", beta=beta, epochs_phase2=32, lr_phase2=2e-3,
+                lr_schedule_phase2="cosine")  # fmt: skip
     history = vaekit.fit(cfg, data).history
     assert not 0.02 <= history[2]["kl_share"] <= 0.10
     assert all(0.02 <= row["kl_share"] <= 0.10 for row in history[-4:])
     assert len({row["beta"] for row in history[-4:]}) == 1 and history[-1]["beta_elbo"] < 1
+
+
+def test_best_of_an_adaptive_beta_is_judged_at_the_beta_it_has_come_to(data):
+    cfg = small(beta_schedule="adaptive", beta=50.0, epochs_phase1=0, epochs_phase2=24,
+                lr_phase2=2e-3)  # fmt: skip
+    run = vaekit.fit(cfg, data, resume="never", verbose=False)
+    saved = torch.load(run.path / "best.pt", weights_only=True)
+    assert run.history[-1]["beta"] < 5 and saved["epoch"] > 12  # the first had almost no code
+    row = run.history[saved["epoch"] - 1]
+    assert saved["beta"] == row["beta"] and saved["loss"] == row["val_loss"]
+    latents = run.model.encode(torch.zeros(1, 1, 16, 16))[0].numel()
+    assert saved["rate"] == pytest.approx(row["val_kl"] / latents)
 
 
 def test_cycles_are_trained_and_logged(data):

@@ -190,5 +190,5 @@ def draw_spectra(axis, shown: Portrait) -> None:
     for name, ratio in shown.spectra.items():
         axis.semilogy(np.arange(1, len(ratio) + 1) / (2 * len(ratio)), ratio, label=name)
     axis.axhline(1, color="grey", lw=0.8)
-    axis.set(xlabel="cycles per pixel", ylabel="power over films'", ylim=(1e-4, 10))
+    axis.set(xlabel="cycles per pixel", ylabel="power over films'", ylim=(1e-3, 10))
     axis.legend(fontsize=7)

@@ -1,6 +1,5 @@
 """What of a training is in its checkpoints, and how it goes on from them, or back to them."""
 
-import math
 from pathlib import Path
 
 from vaekit import checkpoint, guards
@@ -56,7 +55,7 @@ def go_on_from(trainer, path: Path) -> bool:
     checkpoint.newest_valid(path, "best.pt", use_best, repair=True)
     found = checkpoint.newest_valid(path, "last.pt", use_last, repair=True)
     # where best.pt was lost, or is the one before, a worse epoch may become the best
-    trainer.best_loss = max(trainer.best_loss, trainer.best["loss"] if trainer.best else math.inf)
+    trainer.best_loss = max(trainer.best_loss, trainer.best_now())
     return found is not None
 
 

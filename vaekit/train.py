@@ -21,7 +21,7 @@ from vaekit import guards, hosting
 from vaekit.config import Config, preset, runs_dir
 from vaekit.data import Data, batches, load_data
 from vaekit.features import FeatureLoss, feature_loss
-from vaekit.losses import beta_elbo, kl_share, vae_loss
+from vaekit.losses import beta_elbo, kl_share, reduction_factors, vae_loss
 from vaekit.model import VAE
 from vaekit.resume import go_back, go_on_from
 from vaekit.runs import Run, RunWriter, load_run, open_run, read_info
@@ -192,7 +192,7 @@ class Trainer:
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """Loss terms on the validation films at the *final* beta, averaged weights, z sampled
+        """Loss terms on the validation films at the `final_beta`, averaged weights, z sampled
         with fixed noise (phase 1: the mean, as it trains). `loss` is the negative ELBO that "best"
         and the plateau watch."""
         cfg, acc, split, sums = self.cfg, self.accelerator, self.data.val, 0
@@ -203,7 +203,7 @@ class Trainer:
             with self.autocast():
                 mu, logvar = self.ema.encode(x)
                 x_hat = self.ema.decode(mu + (0.5 * logvar).exp() * eps.to(self.device))
-                loss = vae_loss(x_hat, x, mu, logvar, no_floor, cfg.beta, self.features)
+                loss = vae_loss(x_hat, x, mu, logvar, no_floor, self.final_beta, self.features)
             sums = sums + torch.stack(list(loss.terms.values())) * len(x)
         # every process has measured all of it; a mean, so that none decides for itself
         totals = [total / len(split) for total in acc.reduce(sums, "mean").tolist()]
@@ -234,26 +234,41 @@ class Trainer:
         plateau = getattr(cfg, f"lr_schedule_phase{phase}") == "plateau"
         if plateau and (phase == 1 or annealed(cfg, epoch)):
             self.plateau.step(val["loss"])
+        self._remember_best(epoch, val)
         if "adaptive" in cfg.beta_schedule and phase == 2:
             level = self.band.level  # in a cooldown too, the share that the full level would have
             share = kl_share(cfg, level, train["recon"], train["kl"], *sizes)
             elbo = beta_elbo(cfg, level, train["l1"], train["mse"], *sizes)
             self.band.step(share, ceiling=level / max(elbo, 1e-30))
-        self._remember_best(epoch, val["loss"])
+            self.best_loss = self.best_now()
         self.history.append(row)
         self.epoch += 1
         if self.epoch == cfg.epochs_phase1:
             self.plateau = Plateau(cfg.plateau_patience)
         return row
 
-    def _remember_best(self, epoch: int, loss: float) -> None:
+    @property
+    def final_beta(self) -> float:
+        """The beta that epochs are compared at; an adaptive one moves, and they with it."""
+        return self.band.level if "adaptive" in self.cfg.beta_schedule else self.cfg.beta
+
+    def best_now(self) -> float:
+        """The best epoch's validation loss, its KL priced at the `final_beta` of now."""
+        if not (best := self.best):
+            return math.inf
+        return best["loss"] + (self.final_beta - best.get("beta", self.final_beta)) * best.get(
+            "rate", 0.0)  # fmt: skip
+
+    def _remember_best(self, epoch: int, val: dict[str, float]) -> None:
         if not annealed(self.cfg, epoch):
             return
         self.bad_epochs += 1
-        if loss < self.best_loss:
-            self.best_loss, self.bad_epochs = loss, 0
+        if val["loss"] < self.best_loss:
+            self.best_loss, self.bad_epochs = val["loss"], 0
             weights = {k: v.detach().cpu().clone() for k, v in self.ema.state_dict().items()}
-            self.best = {"model": weights, "epoch": epoch + 1, "loss": loss,
+            _, k_kl = reduction_factors(1, math.prod(self.raw.latent_shape), self.cfg)
+            self.best = {"model": weights, "epoch": epoch + 1, "loss": val["loss"],
+                         "beta": self.final_beta, "rate": k_kl * val["kl"],
                          "config": self.cfg.to_dict()}  # fmt: skip
 
     def any_process(self, yes: bool) -> bool:
