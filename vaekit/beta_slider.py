@@ -173,13 +173,13 @@ class BetaSlider:
 
     def strip(self) -> Figure:
         """All of them without a slider: a row a beta, reconstructions then prior samples."""
-        third = COLUMNS // 2
-        rows = {"film": torch.cat([self.films, self.films[:third]])} | {
+        third = COLUMNS // 3
+        rows = {"film": self.films} | {
             f"β {p.beta:g}\n{p.verdict}": torch.cat([p.reconstructions[:third], *(
                 x[:third] for x in p.samples.values())])
             for p in self.portraits}  # fmt: skip
-        title = "reconstructions · samples from the prior · from a Gaussian fitted to the codes"
-        return plots.show_rows(rows, title, columns=3 * third, size=0.9)
+        title = "reconstructions · prior samples · Gaussian samples"
+        return plots.show_rows(rows, title, size=0.9)
 
     def _ipython_display_(self) -> None:
         display(self.strip(), self.box)  # the figure first: it needs no kernel to be seen
