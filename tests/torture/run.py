@@ -50,16 +50,18 @@ def main() -> None:
         "disk full": disks.fill_up, "disk read-only": disks.lock_up,
         "fuzzed": lambda: fuzz(given.cases), "soak": lambda: soak.soak(given.minutes),
     }  # fmt: skip
-    found = {"command": " ".join(["python", "tests/torture/run.py", *sys.argv[1:]]),
-             "vaekit": vaekit.__version__, "torch": torch.__version__,
-             "python": sys.version.split()[0]}  # fmt: skip
+    kept = given.store and given.store.exists()
+    found = json.loads(given.store.read_text()) if kept else {}
+    by = {"command": " ".join(["python", "tests/torture/run.py", *sys.argv[1:]]),
+          "vaekit": vaekit.__version__, "torch": torch.__version__,
+          "python": sys.version.split()[0]}  # fmt: skip
     for name in given.only or parts:
         start = time.time()
-        found[name] = parts[name]()
+        found[name] = parts[name]() | by
         found[name]["seconds"] = round(time.time() - start)
         print(f"{name}: {found[name]}", flush=True)
-    if given.store:
-        given.store.write_text(json.dumps(found, indent=2) + "\n")
+        if given.store:  # part by part; those not asked for stay
+            given.store.write_text(json.dumps(found, indent=2) + "\n")
 
 
 if __name__ == "__main__":
