@@ -257,19 +257,21 @@ def plot_gaps(gaps: dict, title: str = "") -> Figure:
     A dot with its 95% interval for each series; hollow where the interval holds 0.
     """
     changes = list(next(iter(gaps.values())))
-    size = 2.6 * len(gaps) + 2, 1.1 + 0.42 * len(changes)
+    size = 2.6 * len(gaps) + 2.2, 1.1 + 0.45 * len(changes)
     figure, axes = panels(1, len(gaps), size, title)
     for axis, (metric, rows) in zip(axes[0], gaps.items(), strict=True):
         series = list(rows[changes[0]])
         for y, change in enumerate(changes):
-            for i, (name, gap) in enumerate(rows[change].items()):
+            for i, gap in enumerate(rows[change].values()):
                 at, colour = y + 0.3 * (i - (len(series) - 1) / 2), COLOURS[i]
                 fill = "white" if gap.word == "no difference" else colour
                 axis.plot([gap.low, gap.high], [at, at], color=colour, lw=1.6)
-                axis.plot(gap.value, at, "o", ms=5, color=colour, mfc=fill,
-                          label=name if y == 0 and axis is axes[0, -1] else None)  # fmt: skip
+                axis.plot(gap.value, at, "o", ms=5, color=colour, mfc=fill)
         axis.axvline(0, color="0.4", lw=0.8)
         axis.set_yticks(range(len(changes)), changes if axis is axes[0, 0] else [])
         axis.set_ylim(len(changes) - 0.5, -0.5)
         label(axis, metric)
+    marks = [plt.Line2D([], [], color=colour, marker="o", label=name)
+             for name, colour in zip(series, COLOURS, strict=False)]  # fmt: skip
+    figure.legend(handles=marks, loc="outside lower center", ncols=len(marks), fontsize=8)
     return figure
