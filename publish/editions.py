@@ -67,7 +67,7 @@ def teacher(notebook: nbformat.NotebookNode, name: str) -> nbformat.NotebookNode
         where = made.cells[cell]
         lines = where.source.split("\n")
         ran = f", {seconds:.0f} s of them computing" if seconds >= 1 else ""
-        lines[lines.index(heading)] += f" *({minutes} minutes{ran})*"
+        lines[lines.index(heading)] += f" *({minutes} minute{'s' * (minutes > 1)}{ran})*"
         where.source = "\n".join(lines)
     made.cells.append(new_markdown_cell(rubric(notebook, name), id="rubric"))
     return made
