@@ -14,6 +14,7 @@ import shutil
 import sys
 import time
 from base64 import b64decode
+from datetime import datetime
 from pathlib import Path
 
 import nbformat
@@ -22,6 +23,7 @@ from nbclient.exceptions import CellExecutionError
 
 HERE = Path(__file__).resolve().parent
 MAX_BYTES = 1_000_000
+WIDGET = "application/vnd.jupyter.widget-view+json"
 PRIVATE_PATH = re.compile(r"(?<![\w/.:])/(?!kaggle|content|dev)[a-z]+/[\w.-]+/")
 
 
@@ -30,7 +32,7 @@ def execute(path: Path) -> nbformat.NotebookNode:
     notebook = nbformat.read(path, as_version=4)
     client = NotebookClient(
         notebook, timeout=7200, kernel_name="python3", resources={"metadata": {"path": str(HERE)}},
-        record_timing=False, extra_arguments=["--log-level=ERROR"],
+        record_timing=True, extra_arguments=["--log-level=ERROR"],
     )  # fmt: skip
     try:
         client.execute()
@@ -41,10 +43,16 @@ def execute(path: Path) -> nbformat.NotebookNode:
 
 
 def tidy(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """Join the pieces of a stream, drop what changes from machine to machine."""
+    """Join the pieces of a stream, keep how long a cell took, in seconds; drop what changes from
+    machine to machine, and widgets, which nobody sees without a kernel."""
     for cell in notebook.cells:
         joined = []
+        if times := cell.metadata.pop("execution", None):
+            begun, *_, ended = sorted(map(datetime.fromisoformat, times.values()))
+            cell.metadata["seconds"] = round((ended - begun).total_seconds(), 1)
         for output in cell.get("outputs", []):
+            if WIDGET in output.get("data", {}):
+                continue
             same = joined and output.output_type == joined[-1].output_type == "stream"
             if same and output.name == joined[-1].name:
                 joined[-1].text += output.text

@@ -51,7 +51,7 @@ RESULTS = """\
 import base64
 import zlib
 
-# What many runs measured, as `vaekit.sweeps` reads it: files, compressed, in letters
+# What was measured or trained before, as the lesson reads it: files, compressed, in letters
 for name, text in {files!r}.items():
     path = pathlib.Path("{folder}/vaekit/results") / name
     path.parent.mkdir(exist_ok=True)
@@ -68,9 +68,10 @@ def bundle(notebook: nbformat.NotebookNode, outputs: bool = False) -> nbformat.N
     for name in names:
         text = f"%%writefile {FOLDER}/vaekit/{name}.py\n{package.source(name)}"
         cells.append(new_code_cell(text.rstrip("\n"), metadata=FOLDED))
-    if any("sweeps." in cell.source for cell in notebook.cells):
-        files = {name: base64.b85encode(zlib.compress(content, 9)).decode()
-                 for name, content in package.results().items()}  # fmt: skip
+    code = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "code")
+    files = {name: base64.b85encode(zlib.compress(content, 9)).decode()
+             for name, content in package.results(code).items()}  # fmt: skip
+    if files:
         text = RESULTS.format(files=files, folder=FOLDER)
         cells.append(new_code_cell(text, metadata=FOLDED))
     if any("BUNDLE" in cell.source for cell in notebook.cells):
@@ -90,6 +91,7 @@ def blank(notebook: nbformat.NotebookNode, outputs: bool = False) -> nbformat.No
     for cell in copy.cells:
         if cell.cell_type == "code" and not outputs:
             cell.outputs, cell.execution_count = [], None
+            cell.metadata.pop("seconds", None)  # of the run whose outputs these were
         elif cell.cell_type == "markdown":
             cell.source = re.sub(r"\[([^\]]+)\]\((?!https?:|#)([^)]+)\)",
                                  lambda link: _absolute(link, repo), cell.source)  # fmt: skip

@@ -3,7 +3,8 @@
     python publish/editions.py [--out dist]
 
 DIR/student/   no outputs, no solutions; a hint at every stub, room for answers; runs unfilled
-DIR/teacher/   stored figures, solutions filled in and open, minutes a section, a marking rubric
+DIR/teacher/   stored figures, solutions filled in and open, minutes a section (with what the stored
+               run measured), a marking rubric
 
 Both come from the notebooks: the solution is the <details> cell tagged `solution`, the stub the
 cell before it, tagged `exercise`, whose metadata holds the hint. Each is one file (see bundle.py).
@@ -16,6 +17,7 @@ from pathlib import Path
 import bundle
 import nbformat
 import package
+import stamp
 from nbformat.v4 import new_markdown_cell
 
 DETAILS = re.compile(r"<details>.*?</details>\s*", re.S)
@@ -61,10 +63,11 @@ def teacher(notebook: nbformat.NotebookNode, name: str) -> nbformat.NotebookNode
     stub, solution = tagged(made, "exercise"), tagged(made, "solution")
     stub.source, stub.outputs = filled(stub.source, solution.source), []
     solution.source = solution.source.replace("<details>", "<details open>")
-    for cell, heading, minutes in sections(notebook):
+    for cell, heading, minutes, seconds in sections(notebook):
         where = made.cells[cell]
         lines = where.source.split("\n")
-        lines[lines.index(heading)] += f" *({minutes} minutes)*"
+        ran = f", {seconds:.0f} s of them computing" if seconds >= 1 else ""
+        lines[lines.index(heading)] += f" *({minutes} minute{'s' * (minutes > 1)}{ran})*"
         where.source = "\n".join(lines)
     made.cells.append(new_markdown_cell(rubric(notebook, name), id="rubric"))
     return made
@@ -79,24 +82,31 @@ def filled(stub: str, solution: str) -> str:
     return function.sub(lambda _: code, stub, count=1)
 
 
-def sections(notebook: nbformat.NotebookNode) -> list[tuple[int, str, int]]:
-    """(cell, heading, minutes) of every ## heading: reading, code, figures, exercises."""
-    found, costs = [], []
+def sections(notebook: nbformat.NotebookNode) -> list[tuple[int, str, int, float]]:
+    """(cell, heading, minutes, seconds) of every ## heading.
+
+    Seconds are what its cells took when they were stored (0 where that was not kept); minutes add
+    what reading, code, figures and exercises take at the rates above.
+    """
+    found, costs, ran = [], [], []
     for i, cell in enumerate(notebook.cells):
         for part in re.split(r"^(?=## )", cell.source, flags=re.M):
             if cell.cell_type == "markdown" and part.startswith("## "):
                 found.append((i, part.splitlines()[0]))
                 costs.append(0.0)
+                ran.append(0.0)
             if not costs:
                 continue
             if cell.cell_type == "code":
+                ran[-1] += cell.metadata.get("seconds", 0.0)
                 costs[-1] += len(cell.source.splitlines()) / READS_CODE
                 figures = sum("image/png" in o.get("data", {}) for o in cell.outputs)
                 costs[-1] += LOOKS * figures
             else:
                 costs[-1] += len(DETAILS.sub("", part).split()) / READS
                 costs[-1] += EXERCISE * len(LISTED.findall(part)) * ("## Exercises" in part)
-    return [(*place, max(1, round(cost))) for place, cost in zip(found, costs, strict=True)]
+    return [(*place, max(1, round(cost + seconds / 60)), seconds)
+            for place, cost, seconds in zip(found, costs, ran, strict=True)]  # fmt: skip
 
 
 def rubric(notebook: nbformat.NotebookNode, name: str) -> str:
@@ -107,12 +117,15 @@ def rubric(notebook: nbformat.NotebookNode, name: str) -> str:
         for points, what in POINTS["fill in" if number == last else "predict"]:
             lines.append(f"| {number} | {points} | {what} |")
             total += points
-    minutes = sum(minutes for *_, minutes in sections(notebook))
+    minutes = sum(minutes for *_, minutes, _ in sections(notebook))
+    ran = sum(cell.metadata.get("seconds", 0.0) for cell in notebook.cells) / 60
+    machine = next((o.text.strip() for o in stamp.first_code(notebook).outputs), "")
+    measured = f" Of these the stored run computed {ran:.1f} ({machine})." if ran else ""
     lines += [f"| | **{total}** | |", "",
               f"{name}: {minutes} minutes in all, reckoned at {READS} words and {READS_CODE} lines"
-              f" of code a minute, {LOOKS} minutes a figure, {EXERCISE} an exercise. The figures"
-              " are those of a stored run on the bundled films, quick profile; expect the same"
-              " shapes on other films, not the same numbers."]  # fmt: skip
+              f" of code a minute, {LOOKS} minutes a figure, {EXERCISE} an exercise.{measured} The"
+              " figures are those of a stored run on the bundled films, quick profile; expect the"
+              " same shapes on other films, not the same numbers."]  # fmt: skip
     return "\n".join(lines)
 
 

@@ -17,13 +17,16 @@ import package
 import torch
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from vaekit.config import PROFILES, Config, preset
+from vaekit.config import PRESETS, PROFILES, Config, preset
 from vaekit.model import VAE
 from vaekit.own import preset_for
 
 NAME, OWN = "vae_chest_xray", "vae_images"
 FOLDED = {"jupyter": {"source_hidden": True}, "_kg_hide-input": True}
-NO_FILES = {("sources", "BUNDLE"): 'BUNDLE = Path("chest_xray_phantom")  # films drawn earlier'}
+REPLACED = {  # what a notebook without the package has instead
+    ("sources", "BUNDLE"): 'BUNDLE = Path("chest_xray_phantom")  # films drawn earlier',
+    ("presets", "PRESETS"): f"PRESETS = {tuple(PRESETS)!r}  # the package's; this is one of them",
+}
 # what the configuration cell shows; everything else stays as Config has it
 SHOWN = (
     "image_size", "in_channels", "latent_channels", "widths", "attention", "l1_weight",
@@ -31,6 +34,15 @@ SHOWN = (
     "epochs_phase1", "epochs_phase2", "batch_size", "lr_phase1", "lr_phase2", "clahe_clip", "flip",
     "seed",
 )  # fmt: skip
+HINTS = {  # beside what Config says of a field
+    "latent_channels": "numbers in the code, at each of its places: more say more",
+    "l1_weight": "pixel error", "mse_weight": "squared pixel error: forgives blur",
+    "ssim_weight": "local structure", "perceptual_weight": "features of a pretrained network",
+    "beta": "KL weight at the end: lower is sharper, higher gives better samples; try a third",
+    "beta_start": "KL weight at the first step of phase 2", "epochs_phase2": "with the KL",
+    "batch_size": "images a step", "lr_phase1": "learning rates at the top of their schedules",
+    "seed": "any whole number",
+}  # fmt: skip
 
 # ---- words: {what} is "chest X-rays" or "your images" --------------------------------------------
 
@@ -44,8 +56,9 @@ file.*
 - **Loss**: {loss}; and a weight on the KL that says how orderly the codes must be.
 - **Two phases**: first learn to copy (beta 0), then to be orderly (beta rises).
 {xray}
-**Run all.** {data} The environment variable `VAEKIT_PROFILE` decides how long it takes: `smoke`
-(seconds), `quick` (a laptop), `full` (a GPU; the default where one works). A second run goes on
+**Run all.** {data} The environment variable `VAEKIT_PROFILE`, or the first line of the cell to
+change, decides how long it takes: `smoke` (seconds, to see that all of it runs), `quick` (a
+laptop), `full` (a GPU; the default where one works). A second run goes on
 where the first one stopped, also from the attached output of an earlier version. On a bare machine:
 `pip install {packages}`.
 
@@ -62,15 +75,19 @@ synthetic films.\
 """
 OWN_DATA = "The images are read from `data_path` in the configuration, or from `VAEKIT_DATA`."
 WORDS = {
-    "Configuration": "Every value that shapes a run is a field of `Config`, checked when set.",
-    "Data set": "What is drawn where no images are; where images are looked for, and who belongs"
-    " together; decoding; the split, the cache and the batches.",
+    "Configuration": "Every value that shapes a run is a field of `Config` (folded), checked when"
+    " set. The second cell is **the one to change**.",
+    "Data set": "Folded: what is drawn where no images are, where images are looked for, which of"
+    " them belong together; the split, the cache and the batches. In the open: what happens to an"
+    " image between its file and the network. Then look at some: whatever is wrong here, no"
+    " training mends.",
     "Model architecture": "Every halving of the resolution widens the network; the decoder mirrors"
     " the encoder. Attention lets distant places know of one another.",
     "Loss functions": "First the pretrained network that listens, then every term, each per image,"
     " and the total.",
-    "Training functions": "Beta and the learning rate are functions of progress. One epoch depends"
-    " on the seed and its number alone, so an interrupted run repeats what it would have done.",
+    "Training functions": "Folded: what keeps a long run alive, and saving. In the open: beta and"
+    " the learning rate, functions of progress; one epoch, which depends on the seed and its number"
+    " alone, so that an interrupted run repeats what it would have done; this notebook's own run.",
     "Training": "Phase 1 learns to copy: beta is 0 and the decoder gets the mean. Phase 2 adds the"
     " KL; as it begins, the codes get the prior's scale.",
     "Generate": "From the prior, from a Gaussian fitted to the codes of the training images, and"
@@ -230,10 +247,11 @@ def configuration(make: Callable[[str], Config]) -> str:
 
     make: profile -> Config.
     """
-    full, base, notes = make("full"), Config(), comments()
+    full, base, notes = make("full"), Config(), HINTS | comments()
     values = {name: getattr(full, name) for name in SHOWN}
     hidden = differences({k: getattr(full, k) for k in full.to_dict() if k not in SHOWN}, base)
-    lines = ["cfg = Config("]
+    lines = ['# os.environ["VAEKIT_PROFILE"] = "quick"  # or "smoke", "full": without the first #',
+             "cfg = Config("]  # fmt: skip
     for name, value in (values | hidden).items():
         lines.append(f"    {name}={value!r}," + (f"  # {notes[name]}" if name in notes else ""))
     lines += [")", "PROFILES_CHANGE = {  # what a shorter run does to the knobs that cost time"]
@@ -276,7 +294,7 @@ def build(images: Path | None = None) -> nbformat.NotebookNode:
     def make(name: str) -> Config:
         return preset_for(images, profile=name) if images else preset("chest_xray", profile=name)
 
-    cut = extract.Extract(NO_FILES)
+    cut = extract.Extract(REPLACED)
 
     def text(heading: str):
         return new_markdown_cell(f"## {heading}\n\n{WORDS[heading]}")
@@ -288,7 +306,7 @@ def build(images: Path | None = None) -> nbformat.NotebookNode:
     cells = [
         text("Configuration"),
         code("config.Config", "config.profile", "hosting.minutes_left", "hosting.attached",
-             "hosting.choose_device"),
+             "hosting.choose_device", folded=True),
         new_code_cell(configuration(make)),
         text("Data set"),
         code("phantom.write_bundle", folded=True),
@@ -305,9 +323,11 @@ def build(images: Path | None = None) -> nbformat.NotebookNode:
         code("losses.vae_loss", "losses.beta_elbo"),
         code(then=INITIALISE),
         text("Training functions"),
-        code("schedules.beta_at", "schedules.lr_factor", "train.Trainer",
+        code("hosting.Progress", "hosting.choose_precision", "hosting.keep_freed_memory",
+             "guards.Stop", "guards.Tally", "guards.poison", "guards.step_if", "guards.more_parts",
              "checkpoint.save_checkpoint", "checkpoint.newest_valid", "resume.state_of",
-             "resume.go_on_from", "hosting.Progress", then=TRAIN),
+             "resume.go_on_from", folded=True),
+        code("schedules.beta_at", "schedules.lr_factor", "train.Trainer", then=TRAIN),
         text("Training"),
         code(then=PHASE1),
         code(then=PHASE2),

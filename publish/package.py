@@ -1,11 +1,14 @@
 """vaekit's own source, read for the generators: which files, in which order."""
 
 import ast
+import re
+from fnmatch import fnmatch
 from graphlib import TopologicalSorter
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE, NOTEBOOKS = ROOT / "vaekit", ROOT / "notebooks"
+RESULTS, KINDS = PACKAGE / "results", ("json", "png", "safetensors")
 
 
 def module_imports(tree: ast.Module) -> set[str]:
@@ -39,7 +42,28 @@ def notebooks() -> list[Path]:
     return sorted(NOTEBOOKS.glob("[0-9]*.ipynb"))
 
 
-def results() -> dict[str, bytes]:
-    """{file name: content} of the measured results that the notebooks on sweeps draw."""
-    files = sorted(f for f in (PACKAGE / "results").iterdir() if f.suffix in (".json", ".png"))
-    return {file.name: file.read_bytes() for file in files}
+def mentioned(code: str) -> set[str]:
+    """Every name that `code` imports or takes from vaekit, files and what is in them alike."""
+    found = set()
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.ImportFrom):
+            found |= {*(node.module or "").split("."), *(alias.name for alias in node.names)}
+        elif isinstance(node, ast.Import):
+            found |= {part for alias in node.names for part in alias.name.split(".")}
+        elif isinstance(node, ast.Attribute) and ast.unparse(node.value) == "vaekit":
+            found.add(node.attr)
+    return found
+
+
+def results(code: str) -> dict[str, bytes]:
+    """{file name: content} of the measured results in vaekit/results that `code` draws.
+
+    A file is wanted where its name, with or without its ending, stands in quotes in the code, or
+    in a file of the package that the code imports: "clinic" or "betas.json", and "slider_*" for
+    slider_0.1.safetensors.
+    """
+    texts = [code, *(source(name) for name in reading_order() if name in mentioned(code))]
+    quoted = {word for text in texts for word in re.findall(r"[\"'](\w[\w.*]+)[\"']", text)}
+    wanted = quoted | {f"{word}.{ending}" for word in quoted for ending in KINDS}
+    found = sorted(f for f in RESULTS.iterdir() if f.suffix.removeprefix(".") in KINDS)
+    return {f.name: f.read_bytes() for f in found if any(fnmatch(f.name, w) for w in wanted)}

@@ -62,7 +62,7 @@ def test_a_run_against_itself_does_not_differ():
     result = vaekit.compare(run, run, films(5))
     assert all(r["value"] == 0 == r["low"] for r in result.rows if r["subject"] == "b - a")
     assert "the configs do not differ" in str(result)
-    assert str(result).count("5 films do not tell them apart") == 3
+    assert str(result).count("5 images do not tell them apart") == 3
     assert torch.equal(result.images["samples of a"], result.images["samples of b"])
 
 
@@ -78,7 +78,7 @@ def test_words_and_picture_say_what_was_changed():
     figure = result.plot()
     texts = [text.get_text() for text in figure.axes[0].texts]
     labels = [text for text in texts if text]
-    assert labels[:3] == ["film", "a", "b"] and labels[3].startswith("|b - a|\n0 to ")
+    assert labels[:3] == ["image", "a", "b"] and labels[3].startswith("|b - a|\n0 to ")
     assert labels[4:] == ["samples\nof a", "samples\nof b"] and not plt.get_fignums()
 
 
@@ -115,7 +115,7 @@ def test_finding_knows_which_way_is_better():
     assert words("psnr", 0.1, 0.3) == "psnr: b - a = +0.2 (+0.1 to +0.3): b is better"
     assert words("l1", 0.1, 0.3).endswith("a is better")
     assert words("lpips", -0.3, -0.1).endswith("b is better")
-    assert words("ssim", -0.1, 0.3).endswith("7 films do not tell them apart")
+    assert words("ssim", -0.1, 0.3).endswith("7 images do not tell them apart")
 
 
 def test_the_judge_is_named_beside_what_the_runs_listened_to():

@@ -182,7 +182,7 @@ def test_untrained_models_splits_and_seeds(latent):
     first, again, other = (vaekit.diagnose(model, data.val, seed, size)
                            for seed, size in [(0, 64), (0, 4), (1, 64)])  # fmt: skip
     assert first.numbers == pytest.approx(again.numbers, rel=1e-4)
-    assert first.numbers != other.numbers and first.numbers["films"] == 9
+    assert first.numbers != other.numbers and first.numbers["images"] == 9
     as_floats = vaekit.diagnose(model, blobs(9, 2) / 255)
     assert as_floats.numbers == pytest.approx(first.numbers, rel=1e-4)
     assert len(first.plot().axes) == (4 if latent == "vector" else 5)  # a colour bar

@@ -1,16 +1,24 @@
 """The form that every notebook keeps. That they run is nbval's part of `make test`."""
 
 import ast
+import base64
+import json
 import re
+from html import escape
 from pathlib import Path
+from urllib.parse import unquote
 
 import nbformat
 import pytest
+from nbconvert.filters.markdown_mistune import markdown2html_mistune
 
 FOLDER = Path(__file__).parent.parent / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("[0-9]*.ipynb"))
 MAIN_LINE = ["01_data_and_clahe", "02_model", "03_loss_design", "04_two_phase_training",
              "05_evaluation", "06_generation"]  # fmt: skip
+
+
+CODE = re.compile(r"```.*?```|`[^`\n]+`", re.S)
 
 
 def cells(path: Path, kind: str) -> list[str]:
@@ -39,6 +47,16 @@ def test_the_set_up_cell_is_the_same_everywhere():
 
 def test_training_evaluation_and_generation_have_one_configuration():
     assert len({config_cell(FOLDER / f"{name}.ipynb") for name in MAIN_LINE[3:]}) == 1
+
+
+@pytest.mark.parametrize("name", MAIN_LINE)
+def test_what_is_true_of_chest_x_rays_only_says_so(name):
+    """With VAEKIT_DATA the images may be anyone's. Notebook 01 has a section on patients."""
+    code = CODE.sub("", "\n\n".join(cells(FOLDER / f"{name}.ipynb", "markdown")))
+    words = r"lungs?\b|\bribs?\b|heart|spine|opacit|bones?\b|chests\b"
+    words += "" if name == MAIN_LINE[0] else r"|\bfilms?\b|patient"
+    for paragraph in code.split("\n\n"):
+        assert not re.search(words, paragraph) or "X-rays" in paragraph, paragraph
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
@@ -94,3 +112,93 @@ class TestForm:
         assert figures >= len(counts) / 5
         text = "".join(str(o.get("text", "")) for o in outputs(path))
         assert not re.search(r"(?<![\w/.:])/(?!kaggle|content|dev)[a-z]+/[\w.-]+/", text)
+
+
+# ---- as GitHub shows them ------------------------------------------------------------------------
+
+DISPLAYED, INLINE = re.compile(r"\$\$(.+?)\$\$", re.S), re.compile(r"\$([^$]+?)\$")
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+BADGE = r"\[!\[{}\]\(https://img\.shields\.io/badge/\S+\)\]\((#|https://\S+)\)"
+
+
+def faults_of_math(text: str) -> list[str]:
+    """What MathJax on GitHub would not draw: $ without a partner or beside a space, \\begin
+    outside of $$, braces that do not close, a $$ inside a line."""
+    text = CODE.sub("", text)
+    found = [f"$$ inside a line: {m[0]}" for m in re.finditer(r"^.*\S.*\$\$.+$", text, re.M)
+             if not m[0].startswith("$$")]  # fmt: skip
+    displayed = DISPLAYED.findall(text)
+    text = DISPLAYED.sub("", text)
+    inline = INLINE.findall(text)
+    found += [f"a space beside $: {m}" for m in inline if m != m.strip()]
+    found += [f"braces: {m}" for m in displayed + inline if m.count("{") != m.count("}")]
+    text = INLINE.sub("", text)
+    return found + ["$ without a partner"] * ("$" in text) + ["\\begin"] * ("\\begin{" in text)
+
+
+def targets_of_headings(text: str, on: str) -> set[str]:
+    """The #targets of the headings: a notebook's keep their letters, a README's are slugs."""
+    heads = re.findall(r"^#+ +(.+?) *$", re.sub(r"```.*?```", "", text, flags=re.S), re.M)
+    if on == "notebook":
+        return {head.replace(" ", "-") for head in heads}
+    plain = (re.sub(r"\[([^\]]+)\]\([^)]*\)|`", r"\1", head) for head in heads)
+    return {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in plain}
+
+
+def broken_links(text: str, folder: Path, on: str) -> list[str]:
+    """Relative links to nowhere, of Markdown that lies in `folder`; code is no link."""
+    found = []
+    for link in LINK.findall(CODE.sub("", text)):
+        file, _, target = unquote(link).partition("#")
+        there = not file or (folder / file).exists()
+        if target and not file:
+            there = target in targets_of_headings(text, on)
+        elif target and there and file.endswith(".md"):
+            there = target in targets_of_headings((folder / file).read_text(), "page")
+        if not link.startswith("https://") and link != "#" and not there:
+            found.append(link)
+    return found
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+class TestOnGitHub:
+    def test_it_is_valid_and_every_output_can_be_seen_without_a_kernel(self, path):
+        nbformat.validate(json.loads(path.read_text()))
+        assert "widgets" not in nbformat.read(path, as_version=4).metadata
+        for output in outputs(path):
+            kinds = set(output.get("data", {"text/plain": ""}))
+            assert kinds <= {"text/plain", "text/markdown", "text/html", "image/png"}, kinds
+            assert len(str(output.get("text", ""))) <= 20_000
+            if "image/png" in kinds:
+                png = base64.b64decode(output.data["image/png"])
+                assert png.startswith(b"\x89PNG") and len(png) <= 400_000
+
+    def test_formulas(self, path):
+        for text in cells(path, "markdown"):
+            assert not faults_of_math(text)
+            html = markdown2html_mistune(text)
+            for formula in INLINE.findall(DISPLAYED.sub("", CODE.sub("", text))):
+                assert escape(formula, quote=False) in html, formula  # not taken for emphasis
+
+    def test_links_badges_and_folds(self, path):
+        text = "\n\n".join(cells(path, "markdown"))
+        assert not broken_links(text, FOLDER, "notebook")
+        for host in ("Colab", "Kaggle"):
+            assert re.search(BADGE.format(host), cells(path, "markdown")[0])
+        opened = re.findall(r"^<details>\s*<summary>[^<\n]+</summary>\n\n", text, re.M)
+        assert len(opened) == text.count("<details>") == text.count("</details>")
+
+
+def test_links_of_the_pages():
+    pages = [p for p in FOLDER.parent.glob("**/README.md") if ".venv" not in p.parts]
+    assert len(pages) >= 4
+    for page in pages:
+        assert not broken_links(page.read_text(), page.parent, "page"), page
+
+
+def test_what_github_would_not_show_is_found():
+    assert not faults_of_math("a $x_i$, `$HOME`\n\n$$\nx = \\begin{cases}1\\end{cases}\n$$\n")
+    for text in ("5 $ and", "$ x$", "\\begin{align}x\\end{align}", "$\\frac{1}{2$", "so $$x$$"):
+        assert faults_of_math(text), text
+    assert len(broken_links("[a](#b) [c](d.ipynb) [e](../README.md#g)", FOLDER, "page")) == 3
+    assert not broken_links("# A b\n[a](#A-b)", FOLDER, "notebook")

@@ -48,3 +48,25 @@ def test_no_images_is_an_error(tmp_path):
     (tmp_path / "broken.png").write_bytes(b"no image")
     with pytest.raises(FileNotFoundError, match="not one of 1"):
         vaekit.preset_for(tmp_path)
+
+
+def test_channels_are_those_of_the_images_that_would_be_read(tmp_path, monkeypatch):
+    fill(tmp_path / "colour", 40, colour=True, n=4)
+    fill(tmp_path / "grey", 40, colour=False, n=4)
+    assert vaekit.count_channels() == 1  # the bundled films
+    for name, channels in (("colour", 3), ("grey", 1)):
+        monkeypatch.setenv("VAEKIT_DATA", str(tmp_path / name))
+        assert vaekit.count_channels() == channels
+    assert vaekit.count_channels(tmp_path / "colour") == 3
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        vaekit.count_channels(tmp_path / "nowhere")
+
+
+def test_images_without_names_of_patients_are_counted_in_groups(tmp_path, monkeypatch):
+    fill(tmp_path / "mine", 40, colour=True)
+    monkeypatch.setenv("VAEKIT_DATA", str(tmp_path / "mine"))
+    data = vaekit.load_data(vaekit.preset("chest_xray", in_channels=vaekit.count_channels()))
+    assert data.train.images.shape[1] == 3
+    assert "groups" in data.summary() and "patients" not in data.summary()
+    monkeypatch.delenv("VAEKIT_DATA")
+    assert "patients" in vaekit.load_data(vaekit.preset("chest_xray")).summary()

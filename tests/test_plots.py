@@ -81,7 +81,7 @@ def test_show_cases():
     cases = metrics.rank_cases(model, split, k=2)
     found = words(plots.show_cases(model, split, cases))
     assert found[0] == f"best\nSSIM {cases.values.max():.3f}" and found[2].startswith("worst")
-    assert found[4:6] == ["film", "reconstruction"] and found[6].startswith("|difference|\n0 to ")
+    assert found[4:6] == ["image", "reconstruction"] and found[6].startswith("|difference|\n0 to ")
 
 
 def test_differences_share_one_scale_which_is_named():

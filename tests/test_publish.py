@@ -77,16 +77,39 @@ def test_a_bundle_holds_the_package_and_imports_it_without_a_checkout(tmp_path):
     assert run.stdout.strip() == str(tmp_path / "bundled/vaekit/__init__.py"), run.stderr
 
 
-def test_a_bundle_of_a_notebook_on_sweeps_holds_what_they_measured(tmp_path, monkeypatch):
-    (path,) = [p for p in NOTEBOOKS if p.stem == "07_stability_clinic"]
-    (cell,) = [c for c in bundle.bundle(read(path)).cells if "zlib.decompress" in c.source]
+@each
+def test_a_bundle_holds_the_results_that_its_notebook_names_and_no_others(
+    path, tmp_path, monkeypatch
+):
+    notebook = read(path)
+    code = code_of(notebook)
+    named = set(re.findall(r'Sweep\.load\("(\w+)"\)|RESULTS / "(\w+)\.', code))
+    named = {a or b for a, b in named}
+    cells = [c for c in bundle.bundle(notebook).cells if "zlib.decompress" in c.source]
+    assert bool(cells) == bool(package.results(code))
     (tmp_path / "bundled/vaekit").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
-    exec(cell.source, {"pathlib": __import__("pathlib")})
-    written = {p.name: p.read_bytes() for p in (tmp_path / "bundled/vaekit/results").iterdir()}
-    assert written == package.results() and "clinic.png" in written
-    others = [c for c in bundle.bundle(read(NOTEBOOKS[3])).cells if "zlib" in c.source]
-    assert not others
+    for cell in cells:
+        exec(cell.source, {"pathlib": __import__("pathlib")})
+    written = {p: p.read_bytes() for p in (tmp_path / "bundled/vaekit").glob("results/*")}
+    assert {p.name: data for p, data in written.items()} == package.results(code)
+    measured = {p.stem for p in written if p.suffix == ".json"}
+    assert measured == named
+    assert all((p.with_suffix(".png") in written) == (package.RESULTS / f"{p.stem}.png").is_file()
+               for p in written if p.suffix == ".json")  # fmt: skip
+
+
+def test_results_that_a_file_of_the_package_reads_come_with_it(tmp_path, monkeypatch):
+    for name in ("betas.json", "slider_0.1.safetensors", "sharp.png", "sharp.lock"):
+        (tmp_path / name).write_text(name)
+    (tmp_path / "slider.py").write_text('paths = RESULTS.glob("slider_*.safetensors")')
+    monkeypatch.setattr(package, "RESULTS", tmp_path)
+    monkeypatch.setattr(package, "reading_order", lambda: ["slider"])
+    monkeypatch.setattr(package, "source", lambda name: (tmp_path / f"{name}.py").read_text())
+    for code in ("from vaekit import slider", "import vaekit.slider", "vaekit.slider.five()"):
+        assert list(package.results(code)) == ["slider_0.1.safetensors"]
+    assert list(package.results('Sweep.load("sharp")\nx = "sharpness"')) == ["sharp.png"]
+    assert list(package.results('open(RESULTS / "betas.json")')) == ["betas.json"]
 
 
 def test_files_come_after_what_they_import():
@@ -177,8 +200,9 @@ def test_one_file_for_other_images_does_not_talk_of_lungs(tmp_path):
         Image.new("RGB", (70, 64), (250, 20 * i, 0)).save(tmp_path / f"{i}.png")
     made = onefile.build(tmp_path)
     words = "\n".join(c.source for c in made.cells if c.cell_type == "markdown")
+    (config,) = [c.source for c in made.cells if "\ncfg = Config(" in c.source]
     assert not re.search(r"film|lung|patient|X-ray|chest|clinical|CLAHE", words)
-    (config,) = [c.source for c in made.cells if c.source.startswith("cfg = Config(")]
+    assert not re.search(r"film|lung|heart", config)
     assert "in_channels=3" in config and "image_size=64" in config and str(tmp_path) in config
     ast.parse(code_of(made))
 
@@ -218,8 +242,26 @@ def test_a_teacher_gets_figures_minutes_solutions_and_a_rubric(path):
     ast.parse(stub)
     text = "\n".join(cell.source for cell in made.cells if cell.cell_type == "markdown")
     headings = re.findall(r"^## .+$", text, re.M)
-    assert all(re.search(r"\*\(\d+ minutes\)\*$", h) for h in headings[:-1]), headings
+    wanted = r"\*\(\d+ minutes?(, \d+ s of them computing)?\)\*$"
+    assert all(re.search(wanted, h) for h in headings[:-1]), headings
     assert "| points |" in made.cells[-1].source
+
+
+def test_a_teachers_minutes_hold_what_the_stored_run_measured():
+    notebook = read(NOTEBOOKS[0])
+    for cell in notebook.cells:
+        cell.metadata.pop("seconds", None)
+    plain = editions.sections(notebook)
+    where = next(i for i, cell in enumerate(notebook.cells) if i > plain[-3][0]
+                 and cell.cell_type == "code")  # fmt: skip
+    notebook.cells[where].metadata["seconds"] = 240.0
+    measured = editions.sections(notebook)
+    assert not any(seconds for *_, seconds in plain)
+    assert measured[-3][2:] == (plain[-3][2] + 4, 240.0) and measured[0] == plain[0]
+    assert "the stored run computed 4.0 (vaekit " in editions.rubric(notebook, "01")
+    made = editions.teacher(notebook, "01")
+    assert any("minutes, 240 s of them computing)*" in cell.source for cell in made.cells)
+    assert "seconds" not in str([c.metadata for c in editions.student(notebook).cells])
 
 
 def test_a_solution_of_another_function_is_an_error():

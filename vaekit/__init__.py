@@ -14,6 +14,7 @@ _WHERE = {
     "VAE": "model", "Data": "data", "load_data": "data", "fit": "train", "Run": "runs",
     "load_run": "runs", "evaluate": "metrics", "sample_latents": "sample", "explore": "explore",
     "diagnose": "diagnose", "compare": "compare", "preset_for": "own",
+    "count_channels": "own",
 }  # fmt: skip
 __all__ = ["PRESETS", "Config", "hosting", "preset", "profile", "runs_dir", *_WHERE]
 

@@ -38,9 +38,9 @@ class Comparison:
 
     def plot(self) -> Figure:
         """The same films in every column, one row each: film, a, b, |b - a|, samples of a and b."""
-        film, a, from_a, b, from_b = self.images.values()
+        image, a, from_a, b, from_b = self.images.values()
         gap = plots.difference(b, a, "|b - a|")
-        return plots.show_rows({"film": film, "a": a, "b": b, **gap, "samples\nof a": from_a,
+        return plots.show_rows({"image": image, "a": a, "b": b, **gap, "samples\nof a": from_a,
                                 "samples\nof b": from_b})  # fmt: skip
 
 
@@ -65,10 +65,10 @@ def compare(run_a: Run, run_b: Run, test, val=None, seed: int = 0) -> Comparison
     judge = judges.load_judge(device, download=run_a.cfg.profile != "smoke")
     rows = pair_rows(runs, test, judge)
     rows += distance_rows(runs, test, val, judge, seed) if val is not None else []
-    images = {"film": judges.as_float(test[:SHOWN].cpu())}
+    images = {"image": judges.as_float(test[:SHOWN].cpu())}
     for name, run in zip("ab", runs, strict=True):
         images[name] = reconstructions(run.model, test[:SHOWN])
-        images[f"samples of {name}"] = samples(run.model, len(images["film"]), seed)
+        images[f"samples of {name}"] = samples(run.model, len(images["image"]), seed)
     names, changed = (run_a.path.name, run_b.path.name), run_a.cfg.differences(run_b.cfg)
     rows = metrics.say_heard(rows, run_a.cfg, run_b.cfg)
     return Comparison(names, changed, rows, images, notes_on(run_a, run_b, seed))
@@ -131,9 +131,9 @@ def distance_rows(runs, test: Tensor, val, judge, seed: int) -> list[dict]:
 
 
 def finding(row: dict) -> str:
-    """A "b - a" row in words: which run is better, or that the films do not tell them apart."""
+    """A "b - a" row in words: which run is better, or that the images do not tell them apart."""
     metric, low, high = row["metric"], row["low"], row["high"]
     interval = f"{metric}: b - a = {row['value']:+.3g} ({low:+.3g} to {high:+.3g})"
     if low <= 0 <= high:
-        return f"{interval}: {row['n']} films do not tell them apart"
+        return f"{interval}: {row['n']} images do not tell them apart"
     return f"{interval}: {'b' if (low > 0) == HIGHER_IS_BETTER[metric] else 'a'} is better"

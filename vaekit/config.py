@@ -65,11 +65,11 @@ class Config:
     data_path: str = ""  # "": look in the places that data.find_dataset documents
     image_size: int = 128  # pixels, square
     in_channels: int = 1  # 1 grey, 3 RGB
-    fit: str = "squash"  # how a film that is not square becomes square
+    fit: str = "squash"  # how an image that is not square becomes square
     crop: float = 1.0  # of the shorter side, what fit="crop" keeps in the middle
     clahe_clip: float = 2.0  # 0 switches CLAHE off
     clahe_tiles: int = 8  # tiles per side
-    flip: bool = True  # mirror half of the training images: the heart changes sides
+    flip: bool = True  # mirror half of the training images; not where left and right matter
     max_images: int = 0  # training images at most; 0: all
     val_fraction: float = 0.1  # of the training patients, where the folder's own val is too small
     patient_key: str = "subtype"  # "number" is the cautious one: person12 whatever the subtype;

@@ -24,7 +24,14 @@ import torch
 
 from vaekit.config import Config
 from vaekit.images import BadImage, fit_square, prepare, reader
-from vaekit.patients import SPLITS, THUMB, group_patients, near_duplicates, split_by_patient
+from vaekit.patients import (
+    SPLITS,
+    THUMB,
+    group_patients,
+    has_patient,
+    near_duplicates,
+    split_by_patient,
+)
 from vaekit.sources import EXPECTED, cache_dir, find_dataset, list_images
 
 CACHE_VERSION = 3  # raise it when the same files and Config would give other pixels or splits
@@ -247,8 +254,13 @@ class Data:
             raise ValueError(f"images are {shape}, in_channels and image_size ask for {wanted}")
 
     def summary(self) -> str:
-        """A table of images and patients per split and class, and what was left out."""
-        rows = [("", "images", "patients", *self.classes)]
+        """A table of images and patients per split and class, and what was left out.
+
+        Where no file name tells of a patient, what near-duplicates form are groups.
+        """
+        names = (name for split in SPLITS for name in getattr(self, split).names[:100])
+        who = "patients" if any(map(has_patient, names)) else "groups"
+        rows = [("", "images", who, *self.classes)]
         for name in SPLITS:
             split = getattr(self, name)
             counts = torch.bincount(split.labels, minlength=len(self.classes)).tolist()
@@ -257,7 +269,7 @@ class Data:
         lines = [f"{self.source}, hash {self.hash[:12]}"]
         lines += [f"{name:7}" + "".join(f"{x:>{width}}" for x in row) for name, *row in rows]
         if self.merged:
-            lines.append(f"patients joined by near-duplicate films: {self.merged}")
+            lines.append(f"{who} joined by near-duplicate images: {self.merged}")
         for reason, count in Counter(reason for _, reason in self.dropped).items():
             lines.append(f"dropped, {reason}: {count}")
         lines += [f"skipped {name}: {reason}" for name, reason in self.skipped[:10]]

@@ -42,7 +42,7 @@ NULLS = 40
 
 ADVICE = {
     "collapsed": "{idle_share:.0%} of {units} units hold more noise than signal ({active_units} are"
-    " active), a film has {kl:.2g} nats, and another film's code costs only {other_to_mean:.2g}"
+    " active), an image has {kl:.2g} nats, and another image's code costs only {other_to_mean:.2g}"
     " times the error of its own: the decoder hardly listens. Lower beta (beta_elbo is far above"
     " 1), warm it up for longer, or give free_bits.",
     "autoencoder": "sigma is {sigma_to_spread:.2g} of the spread of mu, and sampling costs"
@@ -53,8 +53,8 @@ ADVICE = {
     "prior hole": "units are active and their noise is real, but the codes lie {prior_gap:.2g} nats"
     " a unit from N(0, I), {gap_share:.0%} of the KL (variances {smallest_eigenvalue:.2g} to"
     " {largest_eigenvalue:.2g}; MMD {mmd:.2g}, from the prior to itself {mmd_null:.2g}): prior"
-    " draws land where no film is."
-    ' Sample with sampler="gaussian" or "gmm" fitted to the training films, or raise beta.',
+    " draws land where no image is."
+    ' Sample with sampler="gaussian" or "gmm" fitted to the training images, or raise beta.',
     "healthy": "{active_units} of {units} units are active, sampling costs {noise_price:.2g} of"
     " what the ELBO lets it, and the codes lie {prior_gap:.2g} nats a unit from N(0, I), about as"
     " a sample of it would. The prior may be sampled.",
@@ -144,7 +144,7 @@ def describe(arrays: dict[str, Tensor], pixels: int) -> dict[str, float | int]:
     mean, sampled, other = (arrays[f"mse_{name}"].double().mean().clamp(min=1e-12).item()
                             for name in ("mean", "sampled", "other"))  # fmt: skip
     return {
-        "films": len(arrays["sigma"]), "units": units, "active_units": count,
+        "images": len(arrays["sigma"]), "units": units, "active_units": count,
         "active_share": count / units, "idle_share": (noise > variance).double().mean().item(),
         "kl": kl.sum().item(), "kl_active": kl[those].mean().item(),
         "sigma": arrays["sigma"].median().item(),
@@ -264,7 +264,7 @@ def _draw_spectrum(axis, arrays: dict, numbers: dict) -> None:
     at = range(1, len(arrays["eigenvalues"]) + 1)
     axis.semilogy(at, arrays["eigenvalues"], color=COLOURS[0], lw=1.6, label="codes")
     axis.plot(at, arrays["expected_eigenvalues"], color=COLOURS[1], ls="--", lw=1.4,
-              label=f"N(0, I), {numbers['films']} films")  # fmt: skip
+              label=f"N(0, I), {numbers['images']} images")  # fmt: skip
     axis.axhline(1, color="0.4", lw=1, label="N(0, I)")
     title = f"spectrum: {numbers['prior_gap']:.2g} nats a unit from the prior"
     label(axis, title, "direction", "variance")

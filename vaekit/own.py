@@ -1,4 +1,4 @@
-"""A folder of anyone's images: which preset suits it."""
+"""Anyone's images: which preset suits them, and in how many channels."""
 
 from pathlib import Path
 
@@ -23,8 +23,27 @@ def preset_for(folder: str | Path, **changes) -> Config:
     Median smaller side and the majority of colour images decide; no CLAHE, no patients, the centre
     of each image. `changes` beat all of it. FileNotFoundError where there are no images.
     """
-    asked = preset("chest_xray", dataset="images", data_path=str(folder))
-    root = find_dataset(asked).path
+    sides, colours = _look(preset("chest_xray", dataset="images", data_path=str(folder)))
+    channels = 3 if np.mean(colours) > 0.5 else 1
+    least = next(size for size in BY_SIZE if np.median(sides) >= size)
+    values = {"dataset": "images", "data_path": str(folder), "in_channels": channels,
+              "fit": "crop", "crop": 1.0, "clahe_clip": 0.0, "patient_key": "none"}  # fmt: skip
+    return preset(BY_SIZE[least][channels == 3], **values | changes)
+
+
+def count_channels(folder: str | Path = "") -> int:
+    """3 where most images of `folder` are in colour, else 1: `in_channels` for a preset of X-rays.
+
+    Default: the images that such a preset would read, as `VAEKIT_DATA` or the bundle has them.
+    FileNotFoundError where there are none.
+    """
+    _, colours = _look(preset("chest_xray", data_path=str(folder)))
+    return 3 if np.mean(colours) > 0.5 else 1
+
+
+def _look(cfg: Config) -> tuple[list[int], list[bool]]:
+    """Smaller side, and whether in colour, of images spread over what `cfg` reads."""
+    root = find_dataset(cfg).path
     files, _ = list_images(root)
     sides, colours = [], []
     for name, *_ in files[:: max(1, len(files) // LOOKED_AT)]:
@@ -36,11 +55,7 @@ def preset_for(folder: str | Path, **changes) -> Config:
             continue
     if not sides:
         raise FileNotFoundError(f"{root}: not one of {len(files)} files can be opened as an image")
-    channels = 3 if np.mean(colours) > 0.5 else 1
-    least = next(size for size in BY_SIZE if np.median(sides) >= size)
-    values = {"dataset": "images", "data_path": str(folder), "in_channels": channels,
-              "fit": "crop", "crop": 1.0, "clahe_clip": 0.0, "patient_key": "none"}  # fmt: skip
-    return preset(BY_SIZE[least][channels == 3], **values | changes)
+    return sides, colours
 
 
 def _is_colour(image: Image.Image) -> bool:

@@ -41,6 +41,11 @@ def patient_key(name: str, how: str = "subtype") -> str:
     return stem
 
 
+def has_patient(name: str) -> bool:
+    """Whether the file name tells of a patient, as Kermany's do."""
+    return any(pattern.match(Path(name).stem) for pattern in PATIENTS)
+
+
 def near_duplicates(thumbs: np.ndarray) -> list[tuple[int, int]]:
     """Pairs i < j of (N, 32, 32) uint8 thumbnails that show the same film; see NEAR_DUPLICATE.
 

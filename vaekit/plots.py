@@ -21,7 +21,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 LABELS = {"l1": "L1", "mse": "MSE", "ssim": "1 - SSIM", "perceptual": "perceptual",
           "lpips": "LPIPS", "spectral": "spectral", "nll": "NLL"}  # fmt: skip
 HEADS = {"psnr": "PSNR, dB", "ssim": "SSIM", "lpips": "LPIPS", "frechet": "Fréchet distance",
-         "sharpness ratio": "Sharpness ratio to real films\n1 is best, above 1.1 is noise",
+         "sharpness ratio": "Sharpness ratio to real images\n1 is best, above 1.1 is noise",
          "fid": "FID", "kid": "KID"}  # fmt: skip
 
 
@@ -119,7 +119,7 @@ def show_cases(model, split, cases: Cases) -> Figure:
         x_hat = model.reconstruct(x)
     titles = [f"{name}\n{cases.metric} {cases.values[i]:.3f}"
               for name, i in zip(names, chosen, strict=True)]  # fmt: skip
-    rows = {"film": x, "reconstruction": x_hat} | difference(x, x_hat, "|difference|")
+    rows = {"image": x, "reconstruction": x_hat} | difference(x, x_hat, "|difference|")
     return show_rows(rows, columns=len(chosen), titles=titles)
 
 
@@ -165,7 +165,7 @@ def plot_history(history: list[dict], title: str = "") -> Figure:
         axis.axvspan(first, first + copying, color="0.93", zorder=0, lw=0)
     label(loss, "loss", loc="upper right", ncols=2)
     label(terms, "reconstruction terms, unweighted (dotted: training)", loc="upper right", ncols=2)
-    label(kl, "KL and beta", "epoch", "KL of a film, nats")
+    label(kl, "KL and beta", "epoch", "KL of an image, nats")
     label(psnr, "PSNR (z sampled) and learning rate", "epoch", "PSNR, dB")
     _twin(kl, history, "beta", "beta")
     _twin(psnr, history, "lr", "learning rate").set_yscale("log")
