@@ -58,12 +58,12 @@ def mentioned(code: str) -> set[str]:
 def results(code: str) -> dict[str, bytes]:
     """{file name: content} of the measured results in vaekit/results that `code` draws.
 
-    A file is wanted where its name, with or without its ending, stands in quotes in the code, or
-    in a file of the package that the code imports: "clinic" or "betas.json", and "slider_*" for
-    slider_0.1.safetensors.
+    Wanted is what the code, or a file of the package that it imports, loads by a name in quotes:
+    Sweep.load("clinic"), RESULTS / "betas.json", RESULTS.glob("slider_*.safetensors").
     """
     texts = [code, *(source(name) for name in reading_order() if name in mentioned(code))]
-    quoted = {word for text in texts for word in re.findall(r"[\"'](\w[\w.*]+)[\"']", text)}
+    loads = r'Sweep\.load\("(\w+)"\)|RESULTS(?: / |\.glob\()"([\w.*]+)"'
+    quoted = {"".join(found) for text in texts for found in re.findall(loads, text)}
     wanted = quoted | {f"{word}.{ending}" for word in quoted for ending in KINDS}
     found = sorted(f for f in RESULTS.iterdir() if f.suffix.removeprefix(".") in KINDS)
     return {f.name: f.read_bytes() for f in found if any(fnmatch(f.name, w) for w in wanted)}
