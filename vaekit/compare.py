@@ -36,12 +36,12 @@ class Comparison:
                     and row["subject"] == DIFFERENCE]  # fmt: skip
         return "\n".join([*lines, "", metrics.format_table(self.rows), "", *findings, *self.notes])
 
-    def plot(self) -> Figure:
+    def plot(self, columns: int = SHOWN) -> Figure:
         """The same films in every column, one row each: film, a, b, |b - a|, samples of a and b."""
         image, a, from_a, b, from_b = self.images.values()
         gap = plots.difference(b, a, "|b - a|")
         return plots.show_rows({"image": image, "a": a, "b": b, **gap, "samples\nof a": from_a,
-                                "samples\nof b": from_b})  # fmt: skip
+                                "samples\nof b": from_b}, columns=columns)  # fmt: skip
 
 
 def compare(run_a: Run, run_b: Run, test, val=None, seed: int = 0) -> Comparison:
