@@ -102,9 +102,9 @@ def step_bytes(cfg: Config, batch: int, features: FeatureLoss | None) -> dict[st
         shape = (batch, cfg.in_channels, cfg.image_size, cfg.image_size)
         x = torch.rand(shape).contiguous(memory_format=torch.channels_last)
         for _ in range(2):
+            optimizer.zero_grad(set_to_none=True)  # before the forward pass, as the trainer does
             storages.peak = storages.now
             total, saved = forward(model, x, cfg, features)
-            optimizer.zero_grad(set_to_none=True)  # after the forward pass, as the trainer does
             total.backward()
             del total
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0, foreach=True)

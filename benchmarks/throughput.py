@@ -1,97 +1,42 @@
-"""How many images a second train here, and how many do without the engine?
+"""How many images a second train here, and how many elsewhere?
 
-    python benchmarks/throughput.py --out rows.json
+    python benchmarks/throughput.py --sizes 64 128 --out benchmarks/throughput.json
 
-The same model, losses and films twice in one run, in turns: vaekit's own step (films decoded
-once and kept as bytes, native precision, channels_last, one trunk pass), and the plain way, as a
-notebook would write it: a Dataset that reads, equalises and resizes film by film in DataLoader
-workers, float32, NCHW.
+Full training steps, losses and optimiser included, of vaekit and of its peers (`peers.py`) on the
+same films, batch, latent size and loss terms, in turns. A peer that is not installed is named:
+`pip install -r benchmarks/requirements.txt` brings them, into an environment of their own.
 """
 
 import argparse
 import json
 import multiprocessing
+import resource
 import statistics
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
+from importlib.util import find_spec
 from pathlib import Path
 
-import cv2
 import torch
-import torch.nn.functional as F
-from torch.utils.data import DataLoader, Dataset
 
 from vaekit import hosting
 from vaekit.config import Config, preset
-from vaekit.data import batches, load_data
-from vaekit.features import feature_loss, load_trunk
-from vaekit.losses import SSIM_SIGMA, SSIM_WINDOW
-from vaekit.model import VAE
-from vaekit.train import Trainer, epoch_order
+from vaekit.data import load_data
+from vaekit.features import feature_loss
+from vaekit.train import Trainer
 
+from peers import ALIKE, build, from_memory, size_of  # isort: skip
 
-class PlainFilms(Dataset):
-    """One film an item: read, equalise, resize, mirror at random, to float."""
-
-    def __init__(self, files: list[Path], cfg: Config):
-        self.files, self.cfg = files, cfg
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, i: int) -> torch.Tensor:
-        cfg = self.cfg
-        film = cv2.imread(str(self.files[i]), cv2.IMREAD_GRAYSCALE)
-        film = cv2.createCLAHE(cfg.clahe_clip, (cfg.clahe_tiles, cfg.clahe_tiles)).apply(film)
-        film = cv2.resize(film, (cfg.image_size, cfg.image_size), interpolation=cv2.INTER_AREA)
-        x = torch.from_numpy(film)[None].float() / 255
-        return x.flip(-1) if torch.rand(()) < 0.5 else x
-
-
-def endless(loader):
-    while True:
-        yield from loader
-
-
-class Plain:
-    """The step of a plain implementation: the same terms, written straight down."""
-
-    def __init__(self, cfg: Config, files: list[Path], workers: int):
-        self.cfg, self.device = cfg, hosting.choose_device()
-        self.model = VAE(cfg.replace(channels_last=False)).to(self.device)
-        self.trunk = load_trunk("squeezenet", taps=(1, 4, 7)).to(self.device)
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=cfg.lr_phase2)
-        loader = DataLoader(PlainFilms(files, cfg), cfg.batch_size, shuffle=True, drop_last=True,
-                            num_workers=workers, persistent_workers=True)  # fmt: skip
-        self.films = endless(loader)
-        at = torch.arange(SSIM_WINDOW) - SSIM_WINDOW // 2
-        row = torch.exp(-at.square() / (2 * SSIM_SIGMA**2))
-        window = torch.outer(row, row) / row.sum() ** 2
-        self.window = window[None, None].to(self.device)
-
-    def ssim(self, a, b):
-        blur = lambda x: F.conv2d(x, self.window)  # noqa: E731
-        mean_a, mean_b = blur(a), blur(b)
-        var_a, var_b = blur(a * a) - mean_a**2, blur(b * b) - mean_b**2
-        covariance = blur(a * b) - mean_a * mean_b
-        top = (2 * mean_a * mean_b + 1e-4) * (2 * covariance + 9e-4)
-        return (top / ((mean_a**2 + mean_b**2 + 1e-4) * (var_a + var_b + 9e-4))).mean()
-
-    def step(self) -> None:
-        cfg, x = self.cfg, next(self.films).to(self.device)
-        x_hat, mu, logvar = self.model(x)
-        loss = F.l1_loss(x_hat, x) + cfg.ssim_weight * (1 - self.ssim(x_hat, x))
-        with torch.no_grad():
-            target = self.trunk(x)
-        output = self.trunk(x_hat)
-        gaps = [F.l1_loss(output[t], target[t]) for t in output]
-        loss = loss + cfg.perceptual_weight * sum(gaps) / len(gaps)
-        kl = 0.5 * (mu**2 + logvar.exp() - 1 - logvar).mean()
-        self.optimizer.zero_grad()
-        (loss + cfg.beta * kl).backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), cfg.grad_clip)
-        self.optimizer.step()
+HOW = {
+    "vaekit": "{precision}, {layout}, films kept as bytes",
+    "plain": "fp32, NCHW, read and equalised by {workers} workers",
+    "monai": "fp32, NCHW, films kept as bytes",
+    "diffusers": "fp32, NCHW, films kept as bytes",
+    "pythae": "fp32, NCHW, its trainer and loader, films kept as floats",
+    "monai bf16": "autocast, NCHW, films kept as bytes",
+    "diffusers bf16": "autocast, NCHW, films kept as bytes",
+}
 
 
 class Ours:
@@ -100,84 +45,132 @@ class Ours:
     def __init__(self, cfg: Config, data):
         self.trainer = Trainer(cfg, data, feature_loss(cfg))
         self.trainer.model.train()
-        self.films = self.endless(cfg, data)
-
-    def endless(self, cfg: Config, data):
-        for epoch in range(10**6):
-            order, flip = epoch_order(cfg, len(data.train), epoch)
-            yield from batches(data.train, cfg.batch_size, self.trainer.device, order, flip,
-                               channels_last=cfg.channels_last)  # fmt: skip
+        self.network = self.trainer.raw
+        self.films = from_memory(cfg, data, self.trainer.device, cfg.channels_last)
 
     def step(self) -> None:
         self.trainer.train_step(next(self.films), float(self.trainer.cfg.epochs_phase1))
 
+    def run(self, steps: int) -> None:
+        for _ in range(steps):
+            self.step()
 
-def start(name: str, cfg: Config, workers: int) -> None:
-    """Build the engine `name` in this process, which is its own."""
+
+def start(name: str, cfg: Config, workers: int) -> dict[str, int]:
+    """Build the engine `name` in this process, which is its own; the size of its network."""
     global ENGINE
     data = load_data(cfg, verbose=False)
-    files = [Path(data.path) / file for file in data.train.names]
-    ENGINE = Ours(cfg, data) if name == "vaekit" else Plain(cfg, files, workers)
+    ENGINE = Ours(cfg, data) if name == "vaekit" else build(name, cfg, data, workers)
+    return size_of(ENGINE.network, cfg)
+
+
+def synchronize() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 def seconds(steps: int, warm: int = 4) -> float:
     """Seconds for `steps` after `warm` untimed ones, which also empty the workers' queue."""
-    for _ in range(warm):
-        ENGINE.step()
+    ENGINE.run(warm)
+    synchronize()
     start = time.perf_counter()
-    for _ in range(steps):
-        ENGINE.step()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+    ENGINE.run(steps)
+    synchronize()
     return time.perf_counter() - start
 
 
+def peak_mb() -> float:
+    """The most this process has held: of the GPU's memory, else resident (10^6 bytes)."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 1e6
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+
+
+def measure(cfg: Config, names: list[str], given: argparse.Namespace) -> list[dict]:
+    """A row per engine of what it is and how fast; a process each, rounds in turns."""
+    spawn, rows = multiprocessing.get_context("spawn"), {}
+    # a process each: what one does to its memory or threads does not reach the other
+    pools = {name: ProcessPoolExecutor(1, spawn) for name in names}
+    for name, pool in list(pools.items()):
+        try:
+            size = pool.submit(start, name, cfg, given.workers).result()
+            rows[name] = {"name": name, "size": cfg.image_size, "batch": cfg.batch_size, **size}
+        except ImportError as error:
+            print(f"{name} cannot be imported: {error}")
+            pools.pop(name).shutdown()
+    rates = {name: [] for name in pools}
+    for _ in range(given.rounds):  # in turns: what slows the machine down meets them all
+        for name, pool in pools.items():
+            spent = pool.submit(seconds, given.steps).result()
+            rates[name].append(cfg.batch_size * given.steps / spent)
+    for name, pool in pools.items():
+        found = rates[name]
+        rows[name]["images_per_s"] = {
+            "median": statistics.median(found), "low": min(found), "high": max(found)}  # fmt: skip
+        rows[name]["peak_mb"] = round(pool.submit(peak_mb).result(), 1)
+        pool.shutdown()
+    return list(rows.values())
+
+
+def times_as_fast(a: dict, b: dict) -> float | None:
+    """Median of a over median of b; None where they lie no farther apart than the rounds of one
+    of them, or where a single round says nothing about that."""
+    spread = max(rate["high"] - rate["low"] for rate in (a, b))
+    told_apart = 0 < spread < abs(a["median"] - b["median"])
+    return a["median"] / b["median"] if told_apart else None
+
+
+def compare(rows: list[dict]) -> None:
+    """What each row is beside the first, which is ours: written into the rows, and printed."""
+    first = rows[0]
+    for row in rows:
+        rate, shares = row["images_per_s"], [row[k] / first[k] for k in ("parameters", "macs")]
+        row["alike"] = all(abs(share - 1) <= ALIKE for share in shares)
+        row["ours_is"] = ratio = times_as_fast(first["images_per_s"], rate)
+        cells = [row["size"], row["name"],
+                 f"{rate['median']:.1f} ({rate['low']:.1f} to {rate['high']:.1f})",
+                 "" if row is first else f"{ratio:.2f}" if ratio else "not told apart",
+                 f"{row['peak_mb']:,.0f}", f"{shares[0]:.2f}",
+                 f"{shares[1]:.2f}{'' if row['alike'] else ' NOT ALIKE'}", row["how"]]  # fmt: skip
+        print("|", *(f"{cell} |" for cell in cells))
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--films", default="", help="a folder; default: the one load_data finds")
-    parser.add_argument("--size", type=int, default=128)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[64, 128])
+    parser.add_argument("--engines", nargs="+", choices=HOW, default=list(HOW))
+    parser.add_argument("--features", default="squeezenet", help="the trunk")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--steps", type=int, default=6, help="a round")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--out", type=Path, help="write the rows here as JSON")
-    arguments = parser.parse_args()
-    cfg = preset("chest_xray", profile="full", image_size=arguments.size, features="squeezenet",
-                 batch_size=arguments.batch, data_path=arguments.films)  # fmt: skip
-    data = load_data(cfg)
-    found = {name: [] for name in ("vaekit", "plain")}
-    spawn = multiprocessing.get_context("spawn")
-    # a process each: what one does to its memory or threads does not reach the other
-    engines = {name: ProcessPoolExecutor(1, spawn) for name in found}
-    for name, engine in engines.items():
-        engine.submit(start, name, cfg, arguments.workers).result()
-    for _ in range(arguments.rounds):  # in turns: what slows the machine down meets both
-        for name, engine in engines.items():
-            spent = engine.submit(seconds, arguments.steps).result()
-            found[name].append(cfg.batch_size * arguments.steps / spent)
-    device = hosting.choose_device()
-    precision = hosting.choose_precision(cfg.precision, device)
-    described = {
-        "vaekit": f"{precision}, channels_last, films kept as bytes",
-        "plain": f"fp32, NCHW, read and equalised by {arguments.workers} workers",
-    }
-    rows = [
-        {"engine": name, "how": described[name], "device": device.type,
-         "images_per_second": round(statistics.median(rates), 1),
-         "lowest": round(min(rates), 1), "highest": round(max(rates), 1),
-         "rounds": arguments.rounds, "steps": arguments.steps, "batch": cfg.batch_size,
-         "size": cfg.image_size, "features": "squeezenet", "films": data.source,
-         "torch": torch.__version__, "threads": torch.get_num_threads(),
-         "command": " ".join(["python", *sys.argv])}
-        for name, rates in found.items()
-    ]  # fmt: skip
-    for r in rows:
-        print(f"{r['engine']:>7}: {r['images_per_second']:6.1f} images/s"
-              f" ({r['lowest']}-{r['highest']})  {r['how']}")  # fmt: skip
-    pairs = [a / b for a, b in zip(found["vaekit"], found["plain"], strict=True)]
-    print(f"  ratio: {statistics.median(pairs):.2f} ({min(pairs):.2f}-{max(pairs):.2f})")
-    if arguments.out:
-        arguments.out.write_text(json.dumps(rows, indent=2) + "\n")
+    given = parser.parse_args()
+    names = ["vaekit"] + [name for name in given.engines if name != "vaekit"]
+    if missing := [n for n in names if n != "plain" and not find_spec(n.split()[0])]:
+        print(f"not installed, and left out: {', '.join(missing)}")
+    device, rows = hosting.choose_device(), []
+    print("| px | engine | images/s, median (range) | ours is so many times as fast | peak MB"
+          " | parameters, of ours | multiply-adds | how |\n" + "|---" * 8 + "|")  # fmt: skip
+    for size in given.sizes:
+        cfg = preset("chest_xray", profile="full", image_size=size, features=given.features,
+                     batch_size=given.batch, data_path=given.films)  # fmt: skip
+        how = {"precision": hosting.choose_precision(cfg.precision, device),
+               "layout": "channels_last" if cfg.channels_last else "NCHW",
+               "workers": given.workers}  # fmt: skip
+        data = load_data(cfg, verbose=False)
+        found = measure(cfg, [name for name in names if name not in missing], given)
+        for row in found:
+            row |= {"device": device.type, "how": HOW[row["name"]].format(**how),
+                    "rounds": given.rounds, "steps": given.steps, "features": cfg.features,
+                    "films": data.source, "torch": torch.__version__,
+                    "threads": torch.get_num_threads(),
+                    "command": " ".join(["python", *sys.argv])}  # fmt: skip
+        compare(found)
+        rows += found
+        if given.out:  # size by size: a later one may run out of memory
+            given.out.write_text(json.dumps(rows, indent=1) + "\n")
 
 
 if __name__ == "__main__":

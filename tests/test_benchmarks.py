@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ FILMS = ROOT / "data/chest_xray_phantom"
 
 def run(script: str, *arguments) -> str:
     command = [sys.executable, str(ROOT / "benchmarks" / script), *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ, timeout=1800)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -53,15 +54,139 @@ def test_quality_trains_scores_and_keeps_its_run(tmp_path):
     assert ladder["memorises"].keys() == {"prior", "gaussian", "gmm", "flow", ladder["chosen"]}
 
 
-def test_throughput_measures_both_engines(tmp_path, monkeypatch):
-    from conftest import need_weights
+@pytest.fixture
+def benchmarks(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
 
-    need_weights("squeezenet")
-    run("throughput.py", "--films", FILMS, "--size", 32, "--batch", 4, "--steps", 1, "--rounds", 1,
-        "--workers", 1, "--out", tmp_path / "rows.json")  # fmt: skip
+
+@pytest.fixture
+def random_trunks(tmp_path, monkeypatch):
+    """Weights to be found, of any value: what is fast does not depend on them."""
+    run("gpu.py", "weights", "--out", tmp_path / "weights")
+    monkeypatch.setenv("VAEKIT_WEIGHTS", str(tmp_path / "weights"))
+
+
+TINY = ["--films", FILMS, "--batch", 4, "--steps", 1, "--workers", 1]
+
+
+def test_throughput_writes_a_row_an_engine_and_names_who_is_missing(tmp_path, random_trunks):
+    said = run("throughput.py", *TINY, "--sizes", 32, 64, "--rounds", 1, "--engines", "vaekit",
+               "plain", "monai", "--out", tmp_path / "rows.json")  # fmt: skip
     rows = json.loads((tmp_path / "rows.json").read_text())
-    assert [r["engine"] for r in rows] == ["vaekit", "plain"]
-    assert all(r["images_per_second"] > 0 for r in rows)
+    names = ["vaekit", "plain"] + ["monai"] * (find_spec("monai") is not None)
+    assert [(r["size"], r["name"]) for r in rows] == [(s, n) for s in (32, 64) for n in names]
+    assert ("left out: monai" in said) == ("monai" not in names)
+    for row in rows:
+        rate = row["images_per_s"]
+        assert 0 < rate["low"] <= rate["median"] <= rate["high"] and row["peak_mb"] > 50
+    assert rows[1]["alike"] and rows[1]["parameters"] == rows[0]["parameters"]
+
+
+def test_no_ratio_where_the_spread_is_larger_than_the_difference(benchmarks):
+    from throughput import times_as_fast
+
+    slow, fast = dict(low=9, median=10, high=12), dict(low=19, median=20, high=21)
+    assert times_as_fast(fast, slow) == 2
+    assert times_as_fast(fast | {"low": 9}, slow) is None
+    assert times_as_fast(dict(low=20, median=20, high=20), dict(low=9, median=9, high=9)) is None
+
+
+@pytest.mark.parametrize("name", ["monai", "diffusers", "pythae"])
+@pytest.mark.parametrize("size", [64, 128])
+def test_a_peer_is_of_our_size(name, size, benchmarks, random_trunks):
+    pytest.importorskip(name)
+    import peers
+
+    cfg = vaekit.preset(profile="full", image_size=size, features="squeezenet", batch_size=2,
+                        data_path=str(FILMS), max_images=4)  # fmt: skip
+    ours = peers.size_of(vaekit.VAE(cfg), cfg)
+    theirs = peers.size_of(peers.build(name, cfg, vaekit.load_data(cfg), 0).network, cfg)
+    assert theirs["latents"] == ours["latents"]
+    assert all(abs(theirs[k] / ours[k] - 1) < 0.03 for k in ("parameters", "macs"))
+
+
+@pytest.mark.parametrize("name", ["plain", "monai", "diffusers", "pythae"])
+def test_a_peer_learns_the_same_loss(name, benchmarks, random_trunks):
+    if name != "plain":
+        pytest.importorskip(name)
+    import peers
+
+    from vaekit.features import feature_loss
+    from vaekit.losses import vae_loss
+
+    cfg = vaekit.preset(profile="full", image_size=32, features="squeezenet", batch_size=4,
+                        data_path=str(FILMS), max_images=8)  # fmt: skip
+    engine = peers.build(name, cfg, vaekit.load_data(cfg), 0)
+    before = torch.cat([p.detach().flatten() for p in engine.network.parameters()])
+    engine.run(2)
+    after = torch.cat([p.detach().flatten() for p in engine.network.parameters()])
+    assert after.isfinite().all() and (after != before).float().mean() > 0.5
+    x, x_hat, mu, logvar = torch.rand(4, 1, 32, 32), *torch.rand(3, 4, 1, 32, 32)
+    plain = peers.PlainLoss(cfg)(x, x_hat, mu, logvar)
+    ours = vae_loss(x_hat, x, mu, logvar, cfg, cfg.beta, feature_loss(cfg)).total
+    torch.testing.assert_close(plain, ours, rtol=1e-4, atol=1e-5)
+
+
+def test_growth_goes_on_and_fits_a_slope(tmp_path, benchmarks):
+    import growth
+
+    call = ["growth.py", "--size", 16, "--least", 0.01, "--out", tmp_path / "growth.json"]
+    run(*call, "--counts", 60)
+    kept = json.loads((tmp_path / "growth.json").read_text())["rows"]
+    assert "time per film goes with count" in run(*call, "--counts", 60, 120)
+    found = json.loads((tmp_path / "growth.json").read_text())
+    assert found["rows"][0] == kept[0] and [r["films"] for r in found["rows"]] == [60, 120]
+    for row in found["rows"]:
+        assert 0.6 * row["films"] < row["train"] < row["films"] and row["peak_mb"] > row["own_mb"]
+        assert all(row[f"{stage}_us"] > 0 for stage in growth.STAGES)
+    assert (tmp_path / "growth.png").stat().st_size > 10_000
+    a, error = growth.slope([10, 100, 1000], [5.0, 50.0, 500.0])
+    assert a == pytest.approx(1) and error == pytest.approx(0, abs=1e-9)
+
+
+def test_the_profile_gives_every_part_its_time(tmp_path, random_trunks):
+    said = run("profile_step.py", *TINY, "--size", 32, "--out", tmp_path / "profile.json")
+    rows = json.loads((tmp_path / "profile.json").read_text())
+    assert [row["name"] for row in rows] == ["vaekit", "plain"] and "| vaekit |" in said
+    assert all(seconds > 0 for row in rows for seconds in row["seconds"].values())
+
+
+def test_scaling_adds_up(benchmarks):
+    import scaling
+
+    place = scaling.Place("two", 2, 1e12, 1e9, 0.0)
+    found = scaling.row(place, size=10**9, step=1.5)  # each sends all of it once: a second
+    assert found == {"sent": 1e9, "reduce": 1.0, "worst": 0.6, "best": 1.0}
+    four = scaling.row(place._replace(devices=4, latency=1e-3), size=10**9, step=1.5)
+    assert four["reduce"] == pytest.approx(1.5 + 6 * 39 * 1e-3) and four["best"] < 1
+    assert "8,088,129 parameters" in run("scaling.py")
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="a shell script")
+def test_what_needs_a_gpu_runs_to_its_end_without_one(tmp_path):
+    script, out = ROOT / "benchmarks/on_gpu.sh", tmp_path / "out"
+    env = os.environ | {"DEVICE": "cpu", "STEPS": "1", "OUT": str(out), "PYTHON": sys.executable}
+    parts = ["convs", "variants", "memory", "recipe"]
+    done = subprocess.run([script, *parts], capture_output=True, text=True, env=env, timeout=1800)
+    assert done.returncode == 0 and "failed: none" in done.stdout, done.stdout + done.stderr
+    convs, variants, memory, recipe = (json.loads((out / f"{p}.json").read_text()) for p in parts)
+    assert convs["convolutions"] > 30 and 0 < convs["share"] < 2
+    assert not any("failed" in row for row in variants["variants"])
+    assert memory["all"]["parts"] == 1 and recipe["films"] == 24 and recipe["finite"]
+
+
+def test_a_step_begins_without_the_gradients_of_the_last(benchmarks):
+    from tiny import shapes, small
+
+    from vaekit.train import Trainer
+
+    trainer, alive = Trainer(small(), shapes(), None), []
+    weights = list(trainer.raw.parameters())
+    trainer.raw.register_forward_pre_hook(
+        lambda *_: alive.append(any(p.grad is not None for p in weights)))  # fmt: skip
+    for _ in range(2):
+        trainer.train_step(torch.rand(4, 1, 16, 16), 0.0)
+    assert alive == [False, False] and weights[0].grad is not None
 
 
 def test_own_data_shortens_scores_and_prints_its_table(tmp_path):
