@@ -189,6 +189,59 @@ def test_free_shortcuts_keep_the_mean_and_mirror_each_other():
         FreeDown(3, 16)
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("wide", [(8, 32), (8, 16), (8, 8), (8, 4), (8, 2), (3, 4), (1, 4)])
+def test_free_shortcuts_are_their_definitions(wide, layout):
+    """Unshuffled and averaged, repeated and shuffled, whatever is left out on the way."""
+    high, low = wide
+    x = torch.randn(2, high, 8, 6).contiguous(memory_format=layout)
+    down = nn.functional.pixel_unshuffle(x, 2).unflatten(1, (low, -1)).mean(2)
+    torch.testing.assert_close(FreeDown(high, low)(x), down)
+    repeated = down.repeat_interleave(4 * high // low, 1)
+    assert torch.equal(FreeUp(low, high)(down), nn.functional.pixel_shuffle(repeated, 2))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(2, 32, 40, 40), (3, 32, 5, 7), (2, 64, 1, 1)])
+def test_group_norm_in_channels_last_has_pytorchs_gradients(shape, dtype):
+    norm, plain = make_norm("group", shape[1]), nn.GroupNorm(8, shape[1])
+    nn.init.normal_(norm.weight, 1, 0.3)
+    plain.load_state_dict(norm.state_dict())
+    x = (2 * torch.randn(shape) + 3).to(dtype).requires_grad_()
+    y = norm(x.contiguous(memory_format=torch.channels_last))
+    expected = plain(x.float())
+    g = torch.randn(shape)
+    found = torch.autograd.grad(y, [x, *norm.parameters()], g.to(dtype))
+    wanted = torch.autograd.grad(expected, [x, *plain.parameters()], g)
+    for a, b in zip([y, *found], [expected, *wanted], strict=True):
+        away = (a.float() - b.float()).norm() / b.float().norm().clamp(min=1)
+        assert away < (1e-5 if dtype == torch.float32 else 0.01)
+
+
+def test_channels_last_stays_through_the_network_and_back():
+    """One layer that answers in the other layout costs a copy at each of its neighbours."""
+    model = make(shortcut="free", image_size=32).to(memory_format=torch.channels_last)
+    strayed = []
+
+    def look(name, tensor):
+        if tensor.dim() == 4 and not tensor.is_contiguous(memory_format=torch.channels_last):
+            strayed.append(name)
+
+    def watch(name, module):
+        def hook(_, __, out):
+            look(f"{name} forwards", out)
+            out.register_hook(lambda g: look(f"{name} backwards", g))
+
+        module.register_forward_hook(hook)
+
+    for name, module in model.decoder.named_modules():
+        if name and not isinstance(module, nn.Identity):
+            watch(name, module)
+    x = torch.rand(4, 1, 32, 32).contiguous(memory_format=torch.channels_last)
+    model(x)[0].sum().backward()
+    assert not strayed
+
+
 def test_kaiming_by_the_outgoing_connections_blows_up_a_narrow_head():
     """A head from 32 to 2 channels: the two variances stand as their fans, 16 to 1."""
     cfg = dict(widths=(8, 16, 32), latent_channels=2, shortcut="conv")

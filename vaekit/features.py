@@ -186,6 +186,11 @@ def _unit(features: Tensor) -> Tensor:
     return features / (features.square().sum(1, keepdim=True).sqrt() + 1e-10)
 
 
+def _flat(features: Tensor) -> Tensor:
+    # (B, H*W*C) float32, as channels_last lies in memory: a gradient of another layout is dear
+    return features.permute(0, 2, 3, 1).flatten(1).float()
+
+
 class FeatureLoss(nn.Module):
     """Perceptual and LPIPS distance from one pass of the trunk over each image.
 
@@ -216,8 +221,8 @@ class FeatureLoss(nn.Module):
         output = self.trunk(x_hat)
         terms = {}
         if self.perceptual_taps:
-            gaps = [output[t].float() - target[t].float() for t in self.perceptual_taps]
-            terms["perceptual"] = sum(self.size(g).mean((1, 2, 3)) for g in gaps) / len(gaps)
+            gaps = [_flat(output[t]) - _flat(target[t]) for t in self.perceptual_taps]
+            terms["perceptual"] = sum(self.size(g).mean(1) for g in gaps) / len(gaps)
         if self.lpips_taps:
             gaps = [(_unit(output[t]) - _unit(target[t])).square() for t in self.lpips_taps]
             heads = [getattr(self, f"head{t}") for t in self.lpips_taps]
