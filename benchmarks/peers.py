@@ -98,10 +98,10 @@ class PlainLoss(nn.Module):
 class PlainStep:
     """A training step written straight down, in float32 or under bf16 autocast."""
 
-    def __init__(self, cfg: Config, network: nn.Module, films, half: bool = False):
+    def __init__(self, cfg: Config, network: nn.Module, films, half: bool = False, loss=None):
         self.cfg, self.films, self.half = cfg, films, half
-        self.device = hosting.choose_device()
-        self.network, self.loss = network.to(self.device), PlainLoss(cfg).to(self.device)
+        self.device, loss = hosting.choose_device(), loss or PlainLoss(cfg)
+        self.network, self.loss = network.to(self.device), loss.to(self.device)
         self.optimizer = torch.optim.AdamW(network.parameters(), lr=cfg.lr_phase2)
 
     def run(self, steps: int) -> None:
@@ -132,6 +132,13 @@ class Monai(nn.Module):
         x_hat, mu, sigma = self.net(x)
         return x_hat, mu, 2 * sigma.log()
 
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        mu, sigma = self.net.encode(x)
+        return mu, 2 * sigma.log()
+
+    def decode(self, z: Tensor) -> Tensor:
+        return self.net.decode(z).clamp(0, 1)
+
 
 class Diffusers(nn.Module):
     """x -> x_hat, mu, logvar; attention where the library puts it, at the lowest resolution."""
@@ -149,6 +156,13 @@ class Diffusers(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         posterior = self.net.encode(x).latent_dist
         return self.net.decode(posterior.sample()).sample, posterior.mean, posterior.logvar
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        posterior = self.net.encode(x).latent_dist
+        return posterior.mean, posterior.logvar
+
+    def decode(self, z: Tensor) -> Tensor:
+        return self.net.decode(z).sample.clamp(0, 1)
 
 
 def pythae_model(cfg: Config, network: VAE, loss: nn.Module):
@@ -188,12 +202,12 @@ def pythae_model(cfg: Config, network: VAE, loss: nn.Module):
 class Pythae:
     """Epochs of pythae's own trainer, each as long as is asked for; films as floats in memory."""
 
-    def __init__(self, cfg: Config, data: Data):
+    def __init__(self, cfg: Config, data: Data, loss: nn.Module):
         from pythae.data.datasets import BaseDataset
         from pythae.trainers import BaseTrainer, BaseTrainerConfig
         from pythae.trainers.training_callbacks import CallbackHandler, TrainingCallback
 
-        self.network, loss = VAE(cfg), PlainLoss(cfg).to(hosting.choose_device())
+        self.network, loss = VAE(cfg), loss.to(hosting.choose_device())
         self.films = BaseDataset(data.train.images / 255, data.train.labels)
         self.folder = tempfile.TemporaryDirectory()  # its trainer insists on one
         how = BaseTrainerConfig(
@@ -225,12 +239,16 @@ def size_of(network: nn.Module, cfg: Config) -> dict[str, int]:
             "macs": counter.get_total_flops() // 2}  # fmt: skip
 
 
-def build(name: str, cfg: Config, data: Data, workers: int):
-    """The engine called `name` (all but vaekit's own): `network`, and `run(steps)`."""
+def build(name: str, cfg: Config, data: Data, workers: int, loss: nn.Module | None = None):
+    """The engine called `name` (all but vaekit's own): `network`, and `run(steps)`.
+
+    loss: a module (x, x_hat, mu, logvar) -> number; default: PlainLoss."""
     name, _, half = name.partition(" ")
     if name == "pythae":
-        return Pythae(cfg, data)
+        return Pythae(cfg, data, loss or PlainLoss(cfg))
     if name == "plain":
-        return PlainStep(cfg, VAE(cfg.replace(channels_last=False)), from_files(cfg, data, workers))
+        films, network = from_files(cfg, data, workers), VAE(cfg.replace(channels_last=False))
+        return PlainStep(cfg, network, films, loss=loss)
     network = {"monai": Monai, "diffusers": Diffusers}[name](cfg)
-    return PlainStep(cfg, network, from_memory(cfg, data, hosting.choose_device()), bool(half))
+    films = from_memory(cfg, data, hosting.choose_device())
+    return PlainStep(cfg, network, films, bool(half), loss)

@@ -135,12 +135,15 @@ def score(run, data: Data, cfg: Config) -> tuple[dict, dict]:
         pictures[kind] = sample.decode_batched(run.model, z)
     if judge is not None and len(test) > DIMS:
         others = part(data.train, len(test)).images
-        for key, features in (("frechet", raw_features),
-                              ("frechet_normalised", metrics.feature_vectors)):  # fmt: skip
-            real = features(x, judge.trunk)
-            found[key] = {name: frechet(real, features(images, judge.trunk))
+        seen_by = {"frechet": (raw_features, judge.trunk),
+                   "frechet_normalised": (metrics.feature_vectors, judge.trunk)}  # fmt: skip
+        if unheard := metrics.load_judges(["vgg19"])[0]:  # which no loss here listens to
+            seen_by["frechet_vgg19"] = metrics.feature_vectors, unheard
+        for key, (features, network) in seen_by.items():
+            real = features(x, network)
+            found[key] = {name: frechet(real, features(images, network))
                           for name, images in pictures.items() if name != "real"}  # fmt: skip
-            found[key]["floor"] = frechet(real, features(others, judge.trunk))
+            found[key]["floor"] = frechet(real, features(others, network))
         found["best_sampler"] = min(sample.SAMPLERS, key=found["frechet"].get)
     return found, pictures
 

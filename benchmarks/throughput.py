@@ -13,17 +13,21 @@ import multiprocessing
 import resource
 import statistics
 import sys
+import tempfile
 import time
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 
+import cv2
+import numpy as np
 import torch
 
 from vaekit import hosting
 from vaekit.config import Config, preset
 from vaekit.data import load_data
 from vaekit.features import feature_loss
+from vaekit.sources import SUFFIXES
 from vaekit.train import Trainer
 
 from peers import ALIKE, build, from_memory, size_of  # isort: skip
@@ -54,6 +58,28 @@ class Ours:
     def run(self, steps: int) -> None:
         for _ in range(steps):
             self.step()
+
+
+def enlarge(source: Path, target: Path, side: int) -> None:
+    """A copy of the films below `source`, each enlarged until its shorter side has `side` pixels.
+
+    Where only small copies are at hand, files that take as long to read as the originals. The
+    noise, of two grey levels, brings Kermany's at 970 pixels to the originals' 0.2 MB a film.
+    """
+
+    def one(i: int) -> None:
+        film = cv2.imread(str(files[i]), cv2.IMREAD_GRAYSCALE)
+        scale = side / min(film.shape)
+        film = cv2.resize(film, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
+        noisy = film + np.random.default_rng(i).normal(0, 2, film.shape)
+        file = target / files[i].relative_to(source).with_suffix(".jpeg")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        quality = [cv2.IMWRITE_JPEG_QUALITY, 90]
+        cv2.imwrite(str(file), noisy.clip(0, 255).astype(np.uint8), quality)
+
+    files = sorted(p for p in source.rglob("*") if p.name.lower().endswith(SUFFIXES))
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(one, range(len(files))))
 
 
 def start(name: str, cfg: Config, workers: int) -> dict[str, int]:
@@ -145,8 +171,19 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=6, help="a round")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--shorter-side", type=int, help="pixels to enlarge the films to before")
     parser.add_argument("--out", type=Path, help="write the rows here as JSON")
     given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        if side := given.shorter_side:
+            given.films = given.films or load_data(preset("chest_xray"), verbose=False).path
+            enlarge(Path(given.films), Path(folder), side)
+            given.films = folder
+        measure_sizes(given)
+
+
+def measure_sizes(given: argparse.Namespace) -> None:
+    """Every engine at every size; the table."""
     names = ["vaekit"] + [name for name in given.engines if name != "vaekit"]
     if missing := [n for n in names if n != "plain" and not find_spec(n.split()[0])]:
         print(f"not installed, and left out: {', '.join(missing)}")
@@ -164,7 +201,8 @@ def main() -> None:
         for row in found:
             row |= {"device": device.type, "how": HOW[row["name"]].format(**how),
                     "rounds": given.rounds, "steps": given.steps, "features": cfg.features,
-                    "films": data.source, "torch": torch.__version__,
+                    "films": data.source, "shorter_side": given.shorter_side,
+                    "torch": torch.__version__,
                     "threads": torch.get_num_threads(),
                     "command": " ".join(["python", *sys.argv])}  # fmt: skip
         compare(found)

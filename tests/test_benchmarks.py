@@ -127,6 +127,22 @@ def test_a_peer_learns_the_same_loss(name, benchmarks, random_trunks):
     torch.testing.assert_close(plain, ours, rtol=1e-4, atol=1e-5)
 
 
+def test_loop_and_loss_trains_each_pair_once(tmp_path, random_trunks):
+    train, test = folder_of("train", 24, tmp_path / "a"), folder_of("test", 8, tmp_path / "b")
+    call = ["loop_and_loss.py", "--train", train, "--test", test, "--size", 32, "--minutes", 0.02,
+            "--out", tmp_path / "rows.json"]  # fmt: skip
+    run(*call, "--peers")
+    alone = json.loads((tmp_path / "rows.json").read_text())
+    said = run(*call, "--peers", "plain")
+    rows = json.loads((tmp_path / "rows.json").read_text())
+    assert rows[:1] == alone
+    pairs = [("vaekit", "vaekit"), ("plain", "plain"), ("plain", "vaekit"), ("vaekit", "plain")]
+    assert [(r["loop"], r["loss"]) for r in rows] == pairs
+    assert all(0 < r["psnr"] < 60 and r["n_judged"] == 8 for r in rows)
+    assert rows[1]["changes"] == rows[3]["changes"] != rows[0]["changes"] == {}
+    assert said.count("\n| plain |") == 2
+
+
 def test_growth_goes_on_and_fits_a_slope(tmp_path, benchmarks):
     import growth
 

@@ -37,7 +37,7 @@ class Comparison:
         return "\n".join([*lines, "", metrics.format_table(self.rows), "", *findings, *self.notes])
 
     def plot(self, columns: int = SHOWN) -> Figure:
-        """The same films in every column, one row each: film, a, b, |b - a|, samples of a and b."""
+        """The same images in every column; rows: real, a, b, |b - a|, samples of a and of b."""
         image, a, from_a, b, from_b = self.images.values()
         gap = plots.difference(b, a, "|b - a|")
         return plots.show_rows({"image": image, "a": a, "b": b, **gap, "samples\nof a": from_a,

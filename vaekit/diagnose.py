@@ -99,7 +99,7 @@ def diagnose(model, split, seed: int = 0, batch_size: int = 64) -> Diagnosis:
     or codes that are not finite.
     """
     if len(pixels_of(split)) < 2:
-        raise ValueError(f"a latent space cannot be judged by {len(pixels_of(split))} film")
+        raise ValueError(f"a latent space cannot be judged by {len(pixels_of(split))} image")
     mu, logvar = encode_all(model, split, batch_size)
     if not (mu.isfinite().all() and logvar.isfinite().all()):
         raise ValueError("the codes are not finite: this model has diverged")

@@ -38,7 +38,7 @@ class LatentView:
     def __init__(self, model, films, k: int = 6, sampler: str = "gaussian"):
         mu, logvar = encode_all(model, films)
         if mu.shape[1:] != model.latent_shape:
-            raise ValueError(f"films give codes {tuple(mu.shape[1:])}, the model's are"
+            raise ValueError(f"the images give codes {tuple(mu.shape[1:])}, the model's are"
                              f" {model.latent_shape}: their size is not the model's")  # fmt: skip
         self.model, self.sampler = model, fit_sampler(mu, logvar, sampler)
         k = min(k, len(mu) - 1, mu[0].numel())
@@ -165,7 +165,7 @@ class Explorer:
             return self.films
         data = load_data(run.cfg, verbose=False)
         if data.hash != wanted:
-            raise ValueError(f"the films that {run.path.name} was trained on are not here")
+            raise ValueError(f"the images that {run.path.name} was trained on are not here")
         return data.train
 
     def save(self, button=None) -> None:
