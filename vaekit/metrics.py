@@ -100,8 +100,13 @@ def compare_images(x_hat: Tensor, x: Tensor, judge: FeatureLoss | None) -> dict[
 
 def collect(results: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:
     """Per-image results of many batches -> {name: (N,) float32 on the CPU}."""
-    parts = [{name: values.float().cpu() for name, values in r.items()} for r in results]
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    found: dict[str, list[float]] = {}
+    for result in results:
+        for name, values in result.items():
+            # numbers, not tensors: thousands of small tensors between large ones that come and go
+            # tear the heap to pieces, 25 kB an image at 64 px
+            found.setdefault(name, []).extend(values.float().tolist())
+    return {name: torch.tensor(values) for name, values in found.items()}
 
 
 def measure(model, images, judge: FeatureLoss | None = None, batch_size: int = 64) -> dict:
