@@ -53,8 +53,8 @@ def python_of(kind: str, given: dict[str, Path]) -> Path:
     folder = given.get(kind, OUT / "venvs" / kind)
     if not (folder / ".installed").exists() and kind not in given:
         version = PYTHONS[kind]
-        found = [shutil.which(f"python{version}"),
-                 *sorted(Path.home().glob(f".pyenv/versions/{version}.*/bin/python"))]  # fmt: skip
+        found = [*sorted(Path.home().glob(f".pyenv/versions/{version}.*/bin/python")),
+                 shutil.which(f"python{version}")]  # last: it may be pyenv's shim, which fails  # fmt: skip
         python = next((p for p in found if p), None)
         if not python:
             raise SystemExit(f"rehearsing {kind} needs Python {version}")
