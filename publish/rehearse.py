@@ -53,8 +53,9 @@ def python_of(kind: str, given: dict[str, Path]) -> Path:
     folder = given.get(kind, OUT / "venvs" / kind)
     if not (folder / ".installed").exists() and kind not in given:
         version = PYTHONS[kind]
-        found = [*sorted(Path.home().glob(f".pyenv/versions/{version}.*/bin/python")),
-                 shutil.which(f"python{version}")]  # last: it may be pyenv's shim, which fails  # fmt: skip
+        # pyenv's own first: its shim in PATH answers to every version, and may then fail
+        found = sorted(Path.home().glob(f".pyenv/versions/{version}.*/bin/python"))
+        found.append(shutil.which(f"python{version}"))
         python = next((p for p in found if p), None)
         if not python:
             raise SystemExit(f"rehearsing {kind} needs Python {version}")
