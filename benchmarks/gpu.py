@@ -128,7 +128,7 @@ def convs(given) -> dict:
 
 
 def through_nchw(self, x):
-    """GroupNorm as it runs on a CPU, copies between the layouts around it."""
+    """GroupNorm in NCHW, copies between the layouts around it."""
     y = nn.GroupNorm.forward(self, x.contiguous())
     return y.contiguous(memory_format=torch.channels_last)
 
