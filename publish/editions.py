@@ -24,11 +24,24 @@ DETAILS = re.compile(r"<details>.*?</details>\s*", re.S)
 LISTED = re.compile(r"^(\d+)\. (.+?)(?=^\d+\. |\Z)", re.M | re.S)
 READS, READS_CODE, LOOKS, EXERCISE = 150, 10, 2, 10  # words, lines a minute; minutes a figure, each
 POINTS = {  # for an exercise that is filled in, and for one that is predicted and run
-    "fill in": ((2, "the function gives what is expected"), (1, "it works on other input"),
-                (1, "a sentence says why")),
-    "predict": ((1, "a prediction, written before the run"), (1, "the run: figure or numbers"),
-                (2, "the explanation uses them, and says where the prediction was wrong")),
+    "fill in": ((2, "the function gives what is expected"),
+                (1, "it is made of its arguments: no number of this run is typed in"),
+                (1, "a sentence says why it is right")),
+    "predict": ((1, "a prediction is written down, right or wrong"),
+                (1, "the run: its figure or its numbers are kept"),
+                (2, "the explanation uses them, and says what the prediction got right or wrong")),
 }  # fmt: skip
+ANSWER = {"fill in": "*why the function is right:* ...",
+          "predict": "*prediction:* ... *run:* ... *explanation:* ..."}  # fmt: skip
+ANSWERS = """\
+### Your answers
+
+Hand in this file with its outputs. Predict before you run. An exercise that changes a value runs
+cells anew: keep what it printed or drew here, then set the value back. {points} points each.
+
+{answers}"""
+FOUND = re.compile(r"finished run found: \S+, (\d+) epochs")
+TRAINED = re.compile(r"^epoch +\d+/(\d+) ", re.M)
 
 
 def tagged(notebook: nbformat.NotebookNode, tag: str) -> nbformat.NotebookNode:
@@ -43,22 +56,30 @@ def exercises(notebook: nbformat.NotebookNode) -> list[tuple[str, str]]:
     return [(number, " ".join(words.split())) for number, words in LISTED.findall(text)]
 
 
+def kinds(notebook: nbformat.NotebookNode) -> dict[str, str]:
+    """{number of an exercise: its kind, a key of POINTS}; the last one is filled in."""
+    *first, last = (number for number, _ in exercises(notebook))
+    return dict.fromkeys(first, "predict") | {last: "fill in"}
+
+
 def student(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     """Without outputs and solutions; with the hint, and a cell for answers."""
     made = bundle.blank(notebook)
     stub, solution = tagged(made, "exercise"), tagged(made, "solution")
     solution.source = DETAILS.sub("", solution.source).strip()
-    answers = "\n".join(f"{number}. ..." for number, _ in exercises(notebook))
+    (points,) = {sum(points for points, _ in rows) for rows in POINTS.values()}
+    lines = "\n".join(f"{number}. {ANSWER[kind]}" for number, kind in kinds(notebook).items())
+    answers = ANSWERS.format(points=points, answers=lines)
     hint = f"<details><summary>Hint</summary>\n\n{stub.metadata['hint']}\n\n</details>"
     where = made.cells.index(stub)
     made.cells.insert(where, new_markdown_cell(hint, id="hint"))
-    made.cells.insert(where + 2, new_markdown_cell(f"### Your answers\n\n{answers}", id="answers"))
+    made.cells.insert(where + 2, new_markdown_cell(answers, id="answers"))
     solution.metadata.tags = []
     return made
 
 
 def teacher(notebook: nbformat.NotebookNode, name: str) -> nbformat.NotebookNode:
-    """With outputs, the stub filled in, minutes in every heading, and the rubric at the end."""
+    """With outputs, the stub filled in, minutes under every heading, and the rubric at the end."""
     made = bundle.blank(notebook, outputs=True)
     stub, solution = tagged(made, "exercise"), tagged(made, "solution")
     stub.source, stub.outputs = filled(stub.source, solution.source), []
@@ -67,7 +88,8 @@ def teacher(notebook: nbformat.NotebookNode, name: str) -> nbformat.NotebookNode
         where = made.cells[cell]
         lines = where.source.split("\n")
         ran = f", {seconds:.0f} s of them computing" if seconds >= 1 else ""
-        lines[lines.index(heading)] += f" *({minutes} minute{'s' * (minutes > 1)}{ran})*"
+        under = f"\n*{minutes} minute{'s' * (minutes > 1)}{ran}*"  # a heading is what links lead to
+        lines.insert(lines.index(heading) + 1, under)
         where.source = "\n".join(lines)
     made.cells.append(new_markdown_cell(rubric(notebook, name), id="rubric"))
     return made
@@ -112,21 +134,32 @@ def sections(notebook: nbformat.NotebookNode) -> list[tuple[int, str, int, float
 def rubric(notebook: nbformat.NotebookNode, name: str) -> str:
     """What to mark, and for how many points, as Markdown."""
     lines = ["## For marking", "", "| exercise | points | for |", "|---|---|---|"]
-    total, last = 0, exercises(notebook)[-1][0]
-    for number, _ in exercises(notebook):
-        for points, what in POINTS["fill in" if number == last else "predict"]:
+    total = 0
+    for number, kind in kinds(notebook).items():
+        for points, what in POINTS[kind]:
             lines.append(f"| {number} | {points} | {what} |")
             total += points
     minutes = sum(minutes for *_, minutes, _ in sections(notebook))
     ran = sum(cell.metadata.get("seconds", 0.0) for cell in notebook.cells) / 60
     machine = next((o.text.strip() for o in stamp.first_code(notebook).outputs), "")
     measured = f" Of these the stored run computed {ran:.1f} ({machine})." if ran else ""
+    if found := found_finished(notebook):
+        measured += f" Not counted: {found} that it found finished, and that others wait for."
     lines += [f"| | **{total}** | |", "",
               f"{name}: {minutes} minutes in all, reckoned at {READS} words and {READS_CODE} lines"
-              f" of code a minute, {LOOKS} minutes a figure, {EXERCISE} an exercise.{measured} The"
-              " figures are those of a stored run on the bundled films, quick profile; expect the"
-              " same shapes on other films, not the same numbers."]  # fmt: skip
+              f" of code a minute, {LOOKS} minutes a figure, {EXERCISE} an exercise; where an"
+              f" exercise trains, its training comes on top.{measured} What to expect of the"
+              " exercises stands beside the solution. The figures are those of a stored run in the"
+              " quick profile; expect the same shapes on other images, not the same"
+              " numbers."]  # fmt: skip
     return "\n".join(lines)
+
+
+def found_finished(notebook: nbformat.NotebookNode) -> str:
+    """How many trainings the stored run did not do itself, in words; "" for none."""
+    text = "".join(o.get("text", "") for cell in notebook.cells for o in cell.get("outputs", []))
+    found = sum(epochs not in TRAINED.findall(text) for epochs in FOUND.findall(text))
+    return f"{found} training{'s' * (found > 1)}" if found else ""
 
 
 def main() -> None:

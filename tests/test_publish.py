@@ -229,7 +229,9 @@ def test_a_student_gets_no_solution_and_a_hint(path):
     assert body not in text and "Solution" not in text and "Hint" in text
     assert not any(c.get("outputs") for c in made.cells)
     assert editions.tagged(source, "exercise").source in text  # the stub, which runs unfilled
-    assert len(editions.exercises(source)) >= 3
+    numbers = [number for number, _ in editions.exercises(source)]
+    assert len(numbers) >= 3
+    assert all(f"\n{number}. *" in made.cells[-2].source for number in numbers)  # room for each
 
 
 @each
@@ -241,9 +243,10 @@ def test_a_teacher_gets_figures_minutes_solutions_and_a_rubric(path):
     assert stub != source.source and "yours" in stub and "your turn" not in stub
     ast.parse(stub)
     text = "\n".join(cell.source for cell in made.cells if cell.cell_type == "markdown")
-    headings = re.findall(r"^## .+$", text, re.M)
-    wanted = r"\*\(\d+ minutes?(, \d+ s of them computing)?\)\*$"
-    assert all(re.search(wanted, h) for h in headings[:-1]), headings
+    headings = [heading for _, heading, *_ in editions.sections(read(path))]
+    timed = r"\n\n\*\d+ minutes?(, \d+ s of them computing)?\*$"
+    for heading in headings:  # as it was: links lead to it
+        assert re.search(f"^{re.escape(heading)}{timed}", text, re.M), heading
     assert "| points |" in made.cells[-1].source
 
 
@@ -260,8 +263,19 @@ def test_a_teachers_minutes_hold_what_the_stored_run_measured():
     assert measured[-3][2:] == (plain[-3][2] + 4, 240.0) and measured[0] == plain[0]
     assert "the stored run computed 4.0 (vaekit " in editions.rubric(notebook, "01")
     made = editions.teacher(notebook, "01")
-    assert any("minutes, 240 s of them computing)*" in cell.source for cell in made.cells)
+    assert any("minutes, 240 s of them computing*" in cell.source for cell in made.cells)
     assert "seconds" not in str([c.metadata for c in editions.student(notebook).cells])
+
+
+def test_a_training_that_the_stored_run_found_finished_is_named():
+    notebook = read(NOTEBOOKS[3])
+    assert editions.found_finished(notebook) == ""  # trained there, then loaded again
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            if "epoch   1/" in output.get("text", ""):
+                output.text = "finished run found: 20260101_000000-chest_xray, 80 epochs; loaded"
+    assert editions.found_finished(notebook) == "2 trainings"
+    assert "Not counted: 2 trainings that it found finished" in editions.rubric(notebook, "04")
 
 
 def test_a_solution_of_another_function_is_an_error():
