@@ -190,7 +190,7 @@ def test_untrained_models_splits_and_seeds(latent):
 
 def test_what_cannot_be_judged_is_an_error():
     model = VAE(vaekit.preset("chest_xray", **SMALL)).eval()
-    with pytest.raises(ValueError, match="1 film"):
+    with pytest.raises(ValueError, match="1 image"):
         vaekit.diagnose(model, blobs(1, 1))
     with torch.no_grad():
         model.encoder.mu.weight.fill_(torch.nan)
