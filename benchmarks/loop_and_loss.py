@@ -33,7 +33,7 @@ from quality import CHANGES, NUM_JUDGED, WATCHED, folders_parser, load_folder, m
 
 PEERS = {"plain": "plain", "monai": "monai bf16", "diffusers": "diffusers bf16", "pythae": "pythae"}
 RATE = 1e-3
-LATENTS, PIXELS = 256, 64 * 64  # below is a mean over PIXELS + beta x a mean over LATENTS
+LATENTS, PIXELS = 256, 64 * 64  # at --size 64: means over PIXELS + beta x a mean over LATENTS
 BARE = {"l1_weight": 0.0, "ssim_weight": 0.0, "perceptual_weight": 0.0, "beta_start": 0.0}
 LOSSES = {  # as fields of Config, beside quality.py's CHANGES
     "vaekit": {},
