@@ -7,9 +7,9 @@ Writes vaekit/results/slider_<beta>.safetensors; what is there is not trained ag
 
 import tempfile
 
-from vaekit.beta_slider import save_small, small
-from vaekit.sweeps import RESULTS, bundled_data
-from vaekit.train import fit
+from vaekit.keep.run import fit
+from vaekit.lessons.beta_slider import save_small, small
+from vaekit.lessons.sweeps import RESULTS, bundled_data
 
 BETAS = (0.001, 0.1, 1.0, 10.0, 100.0)
 

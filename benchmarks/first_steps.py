@@ -12,9 +12,10 @@ import math
 import torch
 
 import vaekit
-from vaekit import preset, sweeps
+from vaekit import preset
+from vaekit.data import as_float
+from vaekit.lessons import sweeps
 from vaekit.losses import kl_elements, vae_loss
-from vaekit.metrics import as_float
 from vaekit.model import VAE
 
 SEEDS, STEPS, BATCH = 5, 20, 8

@@ -26,11 +26,12 @@ from torch import nn
 from torchvision import models
 
 import vaekit.model
-from vaekit import hosting
 from vaekit.config import Config, preset
 from vaekit.data import Data, load_data
 from vaekit.features import TRUNKS, feature_loss
-from vaekit.train import Trainer, fit
+from vaekit.keep.run import fit
+from vaekit.place.device import choose_device, choose_precision
+from vaekit.train import Trainer
 
 from peers import from_memory  # isort: skip
 from throughput import Ours, peak_mb, synchronize  # isort: skip
@@ -143,9 +144,9 @@ def variant(name: str, given) -> dict:
     """Seconds until three steps are done, and of a step after that."""
     cfg = preset("chest_xray", profile="full", image_size=given.size, batch_size=given.batch,
                  channels_last="NCHW" not in name or "norm" in name)  # fmt: skip
-    own = vaekit.model.GroupNorm.forward
+    own = vaekit.fast.GroupNorm.forward
     if "norm" in name:
-        vaekit.model.GroupNorm.forward = through_nchw
+        vaekit.fast.GroupNorm.forward = through_nchw
     try:
         engine = Ours(cfg, films(cfg, 8 * cfg.batch_size))
         if "compiled" in name:
@@ -156,7 +157,7 @@ def variant(name: str, given) -> dict:
     except RuntimeError as error:  # a compiler that is not there
         return {"variant": name, "failed": f"{type(error).__name__}: {error}"[:300]}
     finally:
-        vaekit.model.GroupNorm.forward = own
+        vaekit.fast.GroupNorm.forward = own
         torch.compiler.reset()
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
@@ -240,10 +241,10 @@ def main() -> None:
     given = parser.parse_args()
     if given.part == "weights":
         return weights(given.out)
-    device = hosting.choose_device()
+    device = choose_device()
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     found = {"part": given.part, "device": name, "torch": torch.__version__,
-             "precision": hosting.choose_precision("auto", device), "cpus": os.cpu_count(),
+             "precision": choose_precision("auto", device), "cpus": os.cpu_count(),
              "command": " ".join(["python", *sys.argv])} | PARTS[given.part](given)  # fmt: skip
     print(json.dumps(found, indent=1))
     given.out.mkdir(parents=True, exist_ok=True)

@@ -27,7 +27,7 @@ import torch
 
 from vaekit.config import Config, preset
 from vaekit.data import batches, load_data
-from vaekit.metrics import evaluate, measure
+from vaekit.judge.evaluation import evaluate, measure
 from vaekit.model import VAE
 from vaekit.train import epoch_order
 

@@ -14,8 +14,11 @@ import sys
 from pathlib import Path
 
 import vaekit
-from vaekit import metrics, sample
-from vaekit.distances import memorisation
+from vaekit import sample
+from vaekit.judge import evaluation, networks
+from vaekit.judge import rows as tables
+from vaekit.judge.choice import choose_sampler, subject
+from vaekit.judge.distances import memorisation
 
 from quality import load_folder, part  # isort: skip
 
@@ -26,7 +29,7 @@ DRAWS = 20  # of each candidate, on the films that the choice is made on
 def draw(model, codes, kinds: dict[str, tuple[str, float]], n: int, seed: int) -> dict:
     """{name: n images} of samplers fitted to codes (mu, logvar); kinds: {name: (kind, T)}."""
     fitted = {kind: sample.fit_sampler(*codes, kind, seed) for kind in sample.SAMPLERS}
-    return {name: sample.decode_batched(model, fitted[kind].sample(n, t, seed))
+    return {name: sample.decode_all(model, fitted[kind].sample(n, t, seed))
             for name, (kind, t) in kinds.items()}  # fmt: skip
 
 
@@ -53,20 +56,20 @@ def main() -> None:
     train, test = (load_folder(folder, run.cfg) for folder in (given.train, given.test))
     shuffled = part(train, len(train))
     fit, held = shuffled.images[: -len(test)], shuffled.images[-len(test) :]
-    choice = sample.choose_sampler(model, fit, held, draws=DRAWS, seed=seed)
-    chosen = sample.subject(choice.best, choice.temperature)
-    print(metrics.format_table(choice.rows))
+    choice = choose_sampler(model, fit, held, draws=DRAWS, seed=seed)
+    chosen = subject(choice.best, choice.temperature)
+    print(tables.format_table(choice.rows))
     kinds = {kind: (kind, 1.0) for kind in sample.SAMPLERS}
     kinds[chosen] = choice.best, choice.temperature
     samples = draw(model, sample.encode_all(model, train), kinds, len(test), seed)
-    rows = metrics.evaluate(model, test, run.cfg, val=shuffled, samples=samples,
+    rows = evaluation.evaluate(model, test, run.cfg, val=shuffled, samples=samples,
                             judges=given.judges)  # fmt: skip
     rows = [r for r in rows if r["metric"] in METRICS]
-    print(metrics.format_table(rows))
+    print(tables.format_table(rows))
     say_excess(rows, chosen)
-    trunk = sample.find_trunk("auto")
-    there, unseen = (metrics.feature_vectors(s, trunk) for s in (train, test))
-    copies = {name: memorisation(metrics.feature_vectors(images, trunk), there, unseen)
+    trunk = networks.find_trunk("auto")
+    there, unseen = (networks.feature_vectors(s, trunk) for s in (train, test))
+    copies = {name: memorisation(networks.feature_vectors(images, trunk), there, unseen)
               for name, images in samples.items()}  # fmt: skip
     for name, found in copies.items():
         print(f"{name}: memorises {found.memorises}, authentic {found.authentic:.2f}")

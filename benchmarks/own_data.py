@@ -17,12 +17,16 @@ from pathlib import Path
 import torch
 
 import vaekit
+from vaekit import data as data_module
 from vaekit import metrics, plots, sample
+from vaekit.__main__ import parse_changes
 from vaekit.config import Config, preset
 from vaekit.data import Data
+from vaekit.judge import evaluation
+from vaekit.judge import rows as tables
+from vaekit.keep.run import fit
+from vaekit.lessons.sweeps import RESULTS, Sweep
 from vaekit.losses import beta_elbo, mse_per_image
-from vaekit.sweeps import RESULTS, Sweep
-from vaekit.train import fit, parse_changes
 
 from quality import seconds_per_epoch  # isort: skip
 
@@ -54,17 +58,17 @@ def train(cfg: Config, data: Data, runs: Path) -> vaekit.Run:
 @torch.no_grad()
 def score(run, data: Data) -> tuple[list[dict], dict]:
     """(rows of the evaluation, {subject: 8 images}) of reconstructions, prior and mixture."""
-    model, n = run.model, min(len(data.test), metrics.MAX_IMAGES)
+    model, n = run.model, min(len(data.test), tables.MAX_IMAGES)
     samples = {}
     for kind in ("prior", "gmm"):
         z = vaekit.sample_latents(model, n, kind, fit_on=data.train.images[:NUM_FITTED], seed=0)
-        samples[kind] = sample.decode_batched(model, z)
-    rows = metrics.evaluate(model, data.test, run.cfg, val=data.val, samples=samples)
+        samples[kind] = sample.decode_all(model, z)
+    rows = evaluation.evaluate(model, data.test, run.cfg, val=data.val, samples=samples)
     found = metrics.collect({"mse": mse_per_image(model.reconstruct(x), x)}
-                            for x in metrics.chunks(data.test))["mse"]  # fmt: skip
+                            for x in data_module.chunks(data.test))["mse"]  # fmt: skip
     rows = [r for r in rows if r["metric"] in KEPT and r["subject"] != "real"]
-    rows.insert(0, metrics.mean_row("mse", "reconstruction", found))
-    x = metrics.as_float(data.test.images[:8])
+    rows.insert(0, tables.mean_row("mse", "reconstruction", found))
+    x = data_module.as_float(data.test.images[:8])
     return rows, {"real": x, "reconstructed": model.reconstruct(x).cpu(), **samples}
 
 
@@ -151,7 +155,7 @@ def main() -> None:
     run = train(cfg, data, folder)
     rows, pictures = score(run, data)
     plots.show_rows({k: v[:8] for k, v in pictures.items()}).savefig(folder / "grid.png", dpi=110)
-    print(metrics.format_table(rows))
+    print(tables.format_table(rows))
     seconds = sum(epoch["seconds"] for epoch in run.history)
     hidden = {given.data: "DIR", str(given.runs): "OUT"}
     command = " ".join(["python", *(hidden.get(a, a) if a else a for a in sys.argv)])

@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 from torch.utils.flop_counter import FlopCounterMode
 
-from vaekit import hosting
 from vaekit.config import Config
 from vaekit.data import Data, batches
 from vaekit.features import TRUNKS, load_trunk
 from vaekit.losses import SSIM_SIGMA, SSIM_WINDOW
 from vaekit.model import VAE
+from vaekit.place import device
 from vaekit.train import epoch_order
 
 # One width a halving, as ours have. Of all rows of six multiples of 16 these have parameters and
@@ -100,7 +100,7 @@ class PlainStep:
 
     def __init__(self, cfg: Config, network: nn.Module, films, half: bool = False, loss=None):
         self.cfg, self.films, self.half = cfg, films, half
-        self.device, loss = hosting.choose_device(), loss or PlainLoss(cfg)
+        self.device, loss = device.choose_device(), loss or PlainLoss(cfg)
         self.network, self.loss = network.to(self.device), loss.to(self.device)
         self.optimizer = torch.optim.AdamW(network.parameters(), lr=cfg.lr_phase2)
 
@@ -207,13 +207,13 @@ class Pythae:
         from pythae.trainers import BaseTrainer, BaseTrainerConfig
         from pythae.trainers.training_callbacks import CallbackHandler, TrainingCallback
 
-        self.network, loss = VAE(cfg), loss.to(hosting.choose_device())
+        self.network, loss = VAE(cfg), loss.to(device.choose_device())
         self.films = BaseDataset(data.train.images / 255, data.train.labels)
         self.folder = tempfile.TemporaryDirectory()  # its trainer insists on one
         how = BaseTrainerConfig(
             output_dir=self.folder.name, per_device_train_batch_size=cfg.batch_size,
             learning_rate=cfg.lr_phase2, optimizer_cls="AdamW",
-            no_cuda=hosting.choose_device().type != "cuda")  # fmt: skip
+            no_cuda=device.choose_device().type != "cuda")  # fmt: skip
         model = pythae_model(cfg, self.network, loss)
         self.trainer = BaseTrainer(model, self.films, training_config=how)
         self.trainer.prepare_training()
@@ -250,5 +250,5 @@ def build(name: str, cfg: Config, data: Data, workers: int, loss: nn.Module | No
         films, network = from_files(cfg, data, workers), VAE(cfg.replace(channels_last=False))
         return PlainStep(cfg, network, films, loss=loss)
     network = {"monai": Monai, "diffusers": Diffusers}[name](cfg)
-    films = from_memory(cfg, data, hosting.choose_device())
+    films = from_memory(cfg, data, device.choose_device())
     return PlainStep(cfg, network, films, bool(half), loss)

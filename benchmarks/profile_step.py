@@ -19,9 +19,9 @@ import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
-from vaekit import hosting
 from vaekit.config import preset
 from vaekit.data import load_data
+from vaekit.place import device
 
 from peers import PlainStep, build  # isort: skip
 from throughput import Ours  # isort: skip
@@ -85,7 +85,7 @@ def set_marks(engine: Ours | PlainStep, clock: Clock) -> None:
 
 def seconds_of(engine, steps: int, warm: int = 3) -> dict[str, float]:
     """Seconds of each part in the mean of `steps`."""
-    clock, clip = Clock(hosting.choose_device()), torch.nn.utils.clip_grad_norm_
+    clock, clip = Clock(device.choose_device()), torch.nn.utils.clip_grad_norm_
     set_marks(engine, clock)
     engine.run(warm)
     clock.marks.clear()
@@ -130,7 +130,7 @@ def main() -> None:
         print("|", " | ".join([name, f"{1e3 * total:.1f}", *cells]), "|")
         print(table, end="\n" * bool(table))
         rows.append({"name": name, "seconds": spent, "size": given.size, "batch": given.batch,
-                     "device": hosting.choose_device().type, "features": cfg.features,
+                     "device": device.choose_device().type, "features": cfg.features,
                      "torch": torch.__version__, "threads": torch.get_num_threads(),
                      "command": " ".join(["python", *sys.argv])})  # fmt: skip
     if given.out:

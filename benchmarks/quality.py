@@ -19,13 +19,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from vaekit import data as data_module
 from vaekit import metrics, plots, sample
+from vaekit.__main__ import parse_changes
 from vaekit.config import Config, preset
 from vaekit.data import Data, Split, batches
 from vaekit.features import feature_loss
-from vaekit.images import BadImage, decode, prepare
-from vaekit.sources import SUFFIXES
-from vaekit.train import Trainer, epoch_order, fit, parse_changes
+from vaekit.files.images import BadImage, decode, prepare
+from vaekit.files.sources import SUFFIXES
+from vaekit.judge import distances, networks
+from vaekit.keep.run import fit
+from vaekit.train import Trainer, epoch_order
 
 WATCHED = 32  # training films that the validation loss of each epoch is taken on
 NUM_JUDGED = 200  # N of the Fréchet distances
@@ -107,7 +111,7 @@ def raw_features(images, trunk) -> np.ndarray:
     normalisation and at the films' own size. vaekit's `evaluate` normalises.
     """
     found = []
-    for x in metrics.chunks(images):
+    for x in data_module.chunks(images):
         h = x.expand(-1, 3, -1, -1)
         for layer in trunk.layers:
             h = layer(h)
@@ -116,15 +120,15 @@ def raw_features(images, trunk) -> np.ndarray:
 
 
 def frechet(real: np.ndarray, other: np.ndarray) -> float:
-    axes = metrics.principal_axes(real, 4 * DIMS, DIMS)
-    return metrics.gaussian_frechet(real @ axes, other @ axes)
+    axes = distances.principal_axes(real, 4 * DIMS, DIMS)
+    return distances.gaussian_frechet(real @ axes, other @ axes)
 
 
 def score(run, data: Data, cfg: Config) -> tuple[dict, dict]:
     """(what quality.json holds of the pictures, {name: images})."""
-    judge, test = metrics.load_judge(), part(data.test, NUM_JUDGED)
-    x = metrics.as_float(test.images)
-    x_hat = sample.decode_batched(run.model, sample.encode_all(run.model, test)[0])
+    judge, test = networks.load_judge(), part(data.test, NUM_JUDGED)
+    x = data_module.as_float(test.images)
+    x_hat = sample.decode_all(run.model, sample.encode_all(run.model, test)[0])
     found = {name: values.mean().item()
              for name, values in metrics.compare_images(x_hat, x, judge).items()}  # fmt: skip
     found["sharpness_ratio"] = metrics.sharpness_ratio(x_hat, test)
@@ -132,13 +136,13 @@ def score(run, data: Data, cfg: Config) -> tuple[dict, dict]:
     pictures = {"real": x, "reconstructed": x_hat}
     for kind in sample.SAMPLERS:
         z = sample.fit_sampler(*codes, kind, cfg.seed).sample(len(test), seed=cfg.seed)
-        pictures[kind] = sample.decode_batched(run.model, z)
+        pictures[kind] = sample.decode_all(run.model, z)
     if judge is not None and len(test) > DIMS:
         others = part(data.train, len(test)).images
         seen_by = {"frechet": (raw_features, judge.trunk),
-                   "frechet_normalised": (metrics.feature_vectors, judge.trunk)}  # fmt: skip
-        if unheard := metrics.load_judges(["vgg19"])[0]:  # which no loss here listens to
-            seen_by["frechet_vgg19"] = metrics.feature_vectors, unheard
+                   "frechet_normalised": (networks.feature_vectors, judge.trunk)}  # fmt: skip
+        if unheard := networks.load_judges(["vgg19"])[0]:  # which no loss here listens to
+            seen_by["frechet_vgg19"] = networks.feature_vectors, unheard
         for key, (features, network) in seen_by.items():
             real = features(x, network)
             found[key] = {name: frechet(real, features(images, network))

@@ -16,8 +16,8 @@ from filelock import FileLock
 from PIL import Image
 
 import vaekit
-from vaekit import sweeps
-from vaekit.train import fit
+from vaekit.keep.run import fit
+from vaekit.lessons import sweeps
 
 from sweep_cases import SWEEPS  # isort: skip
 

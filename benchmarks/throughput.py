@@ -23,11 +23,11 @@ import cv2
 import numpy as np
 import torch
 
-from vaekit import hosting
 from vaekit.config import Config, preset
 from vaekit.data import load_data
 from vaekit.features import feature_loss
-from vaekit.sources import SUFFIXES
+from vaekit.files.sources import SUFFIXES
+from vaekit.place.device import choose_device, choose_precision
 from vaekit.train import Trainer
 
 from peers import ALIKE, build, from_memory, size_of  # isort: skip
@@ -187,13 +187,13 @@ def measure_sizes(given: argparse.Namespace) -> None:
     names = ["vaekit"] + [name for name in given.engines if name != "vaekit"]
     if missing := [n for n in names if n != "plain" and not find_spec(n.split()[0])]:
         print(f"not installed, and left out: {', '.join(missing)}")
-    device, rows = hosting.choose_device(), []
+    device, rows = choose_device(), []
     print("| px | engine | images/s, median (range) | ours is so many times as fast | peak MB"
           " | parameters, of ours | multiply-adds | how |\n" + "|---" * 8 + "|")  # fmt: skip
     for size in given.sizes:
         cfg = preset("chest_xray", profile="full", image_size=size, features=given.features,
                      batch_size=given.batch, data_path=given.films)  # fmt: skip
-        how = {"precision": hosting.choose_precision(cfg.precision, device),
+        how = {"precision": choose_precision(cfg.precision, device),
                "layout": "channels_last" if cfg.channels_last else "NCHW",
                "workers": given.workers}  # fmt: skip
         data = load_data(cfg, verbose=False)

@@ -42,7 +42,8 @@ import sys
 (pathlib.Path("{folder}") / "vaekit").mkdir(parents=True, exist_ok=True)
 sys.path.insert(0, str(pathlib.Path("{folder}").resolve()))"""
 PHANTOMS = """\
-from vaekit import phantom, sources  # the synthetic films, drawn once: a checkout has them as files
+from vaekit.files import sources
+from vaekit.lessons import phantom
 
 if not sources.BUNDLE.is_dir():
     phantom.write_bundle(sources.BUNDLE)"""

@@ -17,9 +17,10 @@ import package
 import torch
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from vaekit.config import PRESETS, PROFILES, Config, preset
+from vaekit.config import PROFILES, Config, preset
+from vaekit.files.own_images import preset_for
 from vaekit.model import VAE
-from vaekit.own import preset_for
+from vaekit.presets import PRESETS
 
 NAME, OWN = "vae_chest_xray", "vae_images"
 FOLDED = {"jupyter": {"source_hidden": True}, "_kg_hide-input": True}
@@ -206,11 +207,11 @@ display(plot_history(trainer.history))\
 GENERATE = """\
 model = trainer.result().eval()  # averaged weights of the best epoch
 mu, logvar = encode_all(model, data.train)
-rebuilt = decode_batched(model, encode_all(model, data.test)[0])
+rebuilt = decode_all(model, encode_all(model, data.test)[0])
 rows = {"test image": data.test.images, "reconstruction": rebuilt}
 for kind in ("prior", "gaussian", "gmm"):
     z = fit_sampler(mu, logvar, kind, cfg.seed).sample(16, seed=cfg.seed)
-    rows[kind] = decode_batched(model, z)
+    rows[kind] = decode_all(model, z)
 figure = show_rows(rows, columns=8, title="Test images, reconstructions, new images")
 figure.savefig(RUN / "generated.png")
 display(figure)\
@@ -333,7 +334,7 @@ def build(images: Path | None = None) -> nbformat.NotebookNode:
         code(then=PHASE2),
         code("plots.plot_history", then=CURVES),
         text("Generate"),
-        code("sample.fit_sampler", "sample.encode_all", "sample.decode_batched", folded=True),
+        code("sample.fit_sampler", "sample.encode_all", "sample.decode_all", folded=True),
         code(then=GENERATE),
         code("metrics.psnr", "metrics.ssim", "metrics.sharpness_ratio", "metrics.as_float",
              then=SUMMARY),

@@ -22,7 +22,8 @@ import matplotlib.pyplot as plt  # noqa: E402
 from matplotlib.backends.backend_pdf import PdfPages  # noqa: E402
 
 import vaekit  # noqa: E402
-from vaekit import metrics, plots, sample  # noqa: E402
+from vaekit import plots, sample
+from vaekit.judge import rows as tables
 
 A4, LINES, COLUMNS = (8.27, 11.69), 72, 96
 
@@ -46,13 +47,13 @@ def figures_and_numbers(run) -> tuple[dict, dict]:
     mu, logvar = sample.encode_all(run.model, data.train)
     drawn = {kind: sample.fit_sampler(mu, logvar, kind, seed).sample(n, seed=seed)
              for kind in ("prior", "gaussian", "gmm")}  # fmt: skip
-    samples = {kind: sample.decode_batched(run.model, z) for kind, z in drawn.items()}
-    rebuilt = sample.decode_batched(run.model, sample.encode_all(run.model, data.test)[0])
+    samples = {kind: sample.decode_all(run.model, z) for kind, z in drawn.items()}
+    rebuilt = sample.decode_all(run.model, sample.encode_all(run.model, data.test)[0])
     rows = {"film": data.test.images, "reconstruction": rebuilt} | samples
     figures["Test films, reconstructions, new films"] = plots.show_rows(rows, columns=7)
     measured = vaekit.evaluate(run.model, data.test, run.cfg, val=data.train, samples=samples)
-    figures["Distances and sharpness"] = plots.plot_rows(measured)
-    texts["Evaluation"] = metrics.format_table(measured)
+    figures["Distances and sharpness"] = figures.plot_rows(measured)
+    texts["Evaluation"] = tables.format_table(measured)
     texts["Data"] = data.summary()
     return figures, texts
 

@@ -14,7 +14,7 @@ import nbformat
 NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
 
 # The first code cell of every notebook, at most 12 lines: all that a notebook knows about where
-# vaekit may be. What is missing besides is the business of `vaekit.hosting.set_up`.
+# vaekit may be. What is missing besides is the business of `vaekit.set_up`.
 SETUP = """\
 # Set-up: finds vaekit or installs it, then what else is missing; never torch, torchvision, numpy, cv2
 import glob, importlib.util, pathlib, subprocess, sys
@@ -27,7 +27,7 @@ if getattr(importlib.util.find_spec("vaekit"), "origin", None) is None:
     if not found and (not REPO or subprocess.call([sys.executable, "-m", "pip", "install", "-q", "--retries=1", "--no-deps", f"https://github.com/{{REPO}}/archive/HEAD.zip"])):
         raise ModuleNotFoundError("vaekit is not here" + f" and cannot be fetched from {{REPO}}" * bool(REPO) + ". Ways out: run this notebook inside its repository; switch the internet on and pip install the repository; on Kaggle, attach the repository as a data set, or upload the edition from `make bundle`, which needs nothing else")
 import vaekit
-print(vaekit.hosting.set_up())
+print(vaekit.set_up())
 """  # noqa: E501
 
 OPEN = {

@@ -12,7 +12,7 @@ import package
 from torchvision import models
 
 from vaekit.features import PROFILE_TRUNK, TRUNKS
-from vaekit.judges import INCEPTION_FILE
+from vaekit.judge.networks import INCEPTION_FILE
 
 README = package.ROOT / "data" / "README.md"
 INCEPTION_URL = "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-"

@@ -18,7 +18,8 @@ def _sandbox(monkeypatch, tmp_path):
 
 def need_weights(*names: str):
     """Skip, with the reason, where VAEKIT_WEIGHTS does not hold the trunks."""
-    from vaekit.features import WeightsMissing, find_weights
+    from vaekit.features import WeightsMissing
+    from vaekit.files.weights import find_weights
 
     for name in names:
         try:

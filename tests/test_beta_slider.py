@@ -4,9 +4,9 @@ import pytest
 import torch
 
 import vaekit
-from vaekit.beta_slider import BetaSlider, Portrait, five, load_small, save_small, small
+from vaekit.lessons.beta_slider import BetaSlider, Portrait, five, load_small, save_small, small
+from vaekit.lessons.sweeps import RESULTS, bundled_data
 from vaekit.model import VAE
-from vaekit.sweeps import RESULTS, bundled_data
 
 
 @pytest.fixture(scope="module")

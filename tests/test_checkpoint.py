@@ -3,7 +3,7 @@ import pickle
 import pytest
 import torch
 
-from vaekit.checkpoint import (
+from vaekit.keep.checkpoint import (
     CheckpointError,
     load_checkpoint,
     newest_valid,

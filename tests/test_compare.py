@@ -9,10 +9,12 @@ from conftest import need_weights
 from test_metrics import CFG, films
 
 import vaekit
-from vaekit import judges, metrics
-from vaekit.compare import finding
+from vaekit import metrics
+from vaekit.judge import networks
+from vaekit.judge import rows as tables
+from vaekit.judge.comparison import finding
+from vaekit.keep.run import Run
 from vaekit.model import VAE
-from vaekit.runs import Run
 from vaekit.sample import prior_sampler
 
 
@@ -29,7 +31,7 @@ def picked(rows: list[dict], metric: str, subject: str) -> dict:
 @pytest.fixture(autouse=True)
 def _without_weights_unless_asked(monkeypatch, request):
     if "judge" not in request.node.name:
-        monkeypatch.setattr(judges, "load_judge", lambda *_, **__: None)
+        monkeypatch.setattr(networks, "load_judge", lambda *_, **__: None)
 
 
 def test_rows_are_paired_film_by_film():
@@ -45,7 +47,7 @@ def test_rows_are_paired_film_by_film():
         one, two, gap = (picked(rows, metric, subject) for subject in ("a", "b", "b - a"))
         assert two["value"] - one["value"] == pytest.approx(gap["value"], abs=1e-6)
         assert one["n"] == 9 and one["low"] < one["value"] < one["high"]
-    assert set(rows[0]) == set(metrics.COLUMNS)
+    assert set(rows[0]) == set(tables.COLUMNS)
 
 
 def test_pairing_narrows_the_interval_where_both_find_the_same_films_hard():
@@ -110,7 +112,7 @@ def test_distances_need_other_films():
 
 def test_finding_knows_which_way_is_better():
     def words(metric, low, high):
-        return finding(metrics.row(metric, "b - a", (low + high) / 2, low, high, 7))
+        return finding(tables.row(metric, "b - a", (low + high) / 2, low, high, 7))
 
     assert words("psnr", 0.1, 0.3) == "psnr: b - a = +0.2 (+0.1 to +0.3): b is better"
     assert words("l1", 0.1, 0.3).endswith("a is better")

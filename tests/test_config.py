@@ -3,7 +3,8 @@ import json
 import pytest
 
 import vaekit
-from vaekit.config import PRESETS, PROFILE_CHANGES, Config
+from vaekit.config import Config
+from vaekit.presets import PRESETS, PROFILE_CHANGES
 
 
 def test_preset_is_the_note_in_full():

@@ -15,8 +15,9 @@ import pytest
 import torch
 from PIL import Image
 
-import vaekit.data as D
-from vaekit import Config, images, patients, sources
+from vaekit import Config, data
+from vaekit import data as data_module
+from vaekit.files import cache, images, patients, sources
 
 SHARED = Path(os.environ.get("VAEKIT_DATA") or "/nowhere")  # before the fixture hides it
 
@@ -28,7 +29,7 @@ def alone(monkeypatch, tmp_path):
     monkeypatch.delenv("VAEKIT_DATA", raising=False)
     monkeypatch.setenv("KAGGLEHUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(patients, "OWN_VAL", (0.05, 5))  # the sets in here are tiny
-    monkeypatch.setattr("vaekit.hosting.KAGGLE_INPUT", tmp_path / "input")
+    monkeypatch.setattr("vaekit.place.setup.KAGGLE_INPUT", tmp_path / "input")
 
 
 def film(seed, height=40, width=48):
@@ -62,7 +63,7 @@ def config(root="", **changes):
 
 
 def load(root="", **changes):
-    return D.load_data(config(root, **changes), verbose=False)
+    return data_module.load_data(config(root, **changes), verbose=False)
 
 
 def splits(data):
@@ -89,19 +90,19 @@ def assert_apart(data):
 def test_the_order_of_places(tmp_path, monkeypatch, capsys):
     hub = tmp_path / "hub/datasets" / sources.KNOWN["chest_xray"].kaggle
     bundle = make(tmp_path / "bundle")
-    monkeypatch.setattr("vaekit.sources.BUNDLE", bundle)
-    assert D.find_dataset(config()) == sources.Found(bundle, "bundled phantoms")
+    monkeypatch.setattr("vaekit.files.sources.BUNDLE", bundle)
+    assert sources.find_dataset(config()) == sources.Found(bundle, "bundled phantoms")
     for version in (2, 9, 10):
         make(hub / f"versions/{version}/chest_xray")
     newest = hub / "versions/10/chest_xray"
-    assert D.find_dataset(config()) == sources.Found(newest, "kagglehub cache")
+    assert sources.find_dataset(config()) == sources.Found(newest, "kagglehub cache")
     kaggle = make(tmp_path / "input/chest-xray-pneumonia/chest_xray")
-    assert D.find_dataset(config()) == sources.Found(kaggle, "kaggle input")
+    assert sources.find_dataset(config()) == sources.Found(kaggle, "kaggle input")
     monkeypatch.setenv("VAEKIT_DATA", str(make(tmp_path / "mine")))
-    assert D.find_dataset(config()) == sources.Found(tmp_path / "mine", "VAEKIT_DATA")
+    assert sources.find_dataset(config()) == sources.Found(tmp_path / "mine", "VAEKIT_DATA")
     given = make(tmp_path / "given")
-    assert D.find_dataset(config(given)) == sources.Found(given, "given")
-    D.load_data(config(given))
+    assert sources.find_dataset(config(given)) == sources.Found(given, "given")
+    data_module.load_data(config(given))
     assert capsys.readouterr().out.splitlines() == [f"data: given, {given}"]
 
 
@@ -110,7 +111,7 @@ def test_an_unfinished_download_comes_after_a_finished_one(tmp_path):
     for version in (1, 2):
         make(hub / f"versions/{version}/chest_xray")
     (hub / "1.complete").touch()
-    assert D.find_dataset(config()).path == hub / "versions/1/chest_xray"
+    assert sources.find_dataset(config()).path == hub / "versions/1/chest_xray"
 
 
 @pytest.mark.parametrize("mount", ["chest-xray-pneumonia", "datasets/someone/chest-xray-pneumonia"])
@@ -118,13 +119,13 @@ def test_both_kaggle_mounts(tmp_path, mount):
     root = make(tmp_path / "input" / mount / "chest_xray")
     make(root / "chest_xray", train=2)  # the zip's second copy
     make(tmp_path / "input/another-set")
-    assert D.find_dataset(config()) == sources.Found(root, "kaggle input")
+    assert sources.find_dataset(config()) == sources.Found(root, "kaggle input")
 
 
 def test_kaggle_is_not_searched_deeper_than_three(tmp_path, monkeypatch):
-    monkeypatch.setattr("vaekit.sources.BUNDLE", make(tmp_path / "bundle"))
+    monkeypatch.setattr("vaekit.files.sources.BUNDLE", make(tmp_path / "bundle"))
     make(tmp_path / "input/slug/a/b/c")
-    assert D.find_dataset(config()).source == "bundled phantoms"
+    assert sources.find_dataset(config()).source == "bundled phantoms"
     assert sources._kaggle_inputs("chest_xray") == []
 
 
@@ -133,12 +134,12 @@ def test_vaekit_data_is_the_folder_or_a_root(tmp_path, monkeypatch):
     (tmp_path / "root/FashionMNIST/raw").mkdir(parents=True)
     for value in (folder, tmp_path / "root"):
         monkeypatch.setenv("VAEKIT_DATA", str(value))
-        assert D.find_dataset(config()) == sources.Found(folder, "VAEKIT_DATA")
+        assert sources.find_dataset(config()) == sources.Found(folder, "VAEKIT_DATA")
 
 
 @pytest.mark.parametrize("kind", ["missing", "empty", "other data"])
 def test_an_order_that_cannot_be_followed_is_an_error(tmp_path, monkeypatch, kind):
-    monkeypatch.setattr("vaekit.sources.BUNDLE", make(tmp_path / "bundle"))
+    monkeypatch.setattr("vaekit.files.sources.BUNDLE", make(tmp_path / "bundle"))
     place = tmp_path / "place"
     if kind != "missing":
         place.mkdir()
@@ -146,17 +147,17 @@ def test_an_order_that_cannot_be_followed_is_an_error(tmp_path, monkeypatch, kin
         (place / "FashionMNIST/raw").mkdir(parents=True)
         (place / "FashionMNIST/raw/images.gz").write_bytes(b"x")
     with pytest.raises(FileNotFoundError, match="data_path=.*expected train/<class>"):
-        D.find_dataset(config(place))
+        sources.find_dataset(config(place))
     monkeypatch.setenv("VAEKIT_DATA", str(place))
     with pytest.raises(FileNotFoundError, match="VAEKIT_DATA=.*expected train/<class>"):
-        D.find_dataset(config())
+        sources.find_dataset(config())
 
 
 def test_nothing_anywhere_is_one_error_that_lists_the_places(tmp_path, monkeypatch):
-    monkeypatch.setattr("vaekit.sources.BUNDLE", tmp_path / "no-bundle")
+    monkeypatch.setattr("vaekit.files.sources.BUNDLE", tmp_path / "no-bundle")
     (tmp_path / "cache").write_text("")  # no folder: nothing can be drawn into it
     with pytest.raises(FileNotFoundError) as error:
-        D.find_dataset(config())
+        sources.find_dataset(config())
     for part in ("data_path", "VAEKIT_DATA", "input", "kagglehub", "no-bundle", "<class>/*.jpeg",
                  "File exists"):  # fmt: skip
         assert part in str(error.value)
@@ -166,9 +167,9 @@ def test_phantoms_are_drawn_once_without_a_checkout(tmp_path, monkeypatch):
     phantom = pytest.importorskip("vaekit.phantom")
     calls = []
     monkeypatch.setattr(phantom, "write_bundle", lambda to: calls.append(make(Path(to))))
-    monkeypatch.setattr("vaekit.sources.BUNDLE", tmp_path / "no-bundle")
+    monkeypatch.setattr("vaekit.files.sources.BUNDLE", tmp_path / "no-bundle")
     for _ in range(2):
-        found = D.find_dataset(config())
+        found = sources.find_dataset(config())
         assert found == sources.Found(tmp_path / "cache/no-bundle", "bundled phantoms")
         assert str(tmp_path) not in str(found)  # this line is stored in notebooks
     assert len(calls) == 1
@@ -484,7 +485,7 @@ def test_the_split_does_not_depend_on_listing_order(tmp_path, monkeypatch):
         def __exit__(self, *_):
             pass
 
-    monkeypatch.setattr(D.os, "scandir", Shuffled)
+    monkeypatch.setattr(os, "scandir", Shuffled)
     monkeypatch.setenv("VAEKIT_CACHE", str(tmp_path / "cache2"))
     after = load(root)
     assert after.hash == before.hash
@@ -531,7 +532,7 @@ def test_second_load_is_fast_and_the_same(tmp_path, monkeypatch):
     start = time.perf_counter()
     first = load(root)
     cold = time.perf_counter() - start
-    monkeypatch.setattr(D, "reader", None)  # any decoding would fail
+    monkeypatch.setattr(images, "reader", None)  # any decoding would fail
     warm = []
     for _ in range(5):
         start = time.perf_counter()
@@ -547,7 +548,7 @@ def test_second_load_is_fast_and_the_same(tmp_path, monkeypatch):
 def test_pixels_are_what_prepare_gives(tmp_path):
     root = make(tmp_path / "set")
     cfg = config(root, fit="pad")
-    data = D.load_data(cfg, verbose=False)
+    data = data_module.load_data(cfg, verbose=False)
     for split in splits(data):
         for image, name in zip(split.images, split.names, strict=True):
             want = images.prepare(images.decode(root / name, 1), cfg)
@@ -592,7 +593,7 @@ def test_a_damaged_cache_is_made_again(tmp_path, damage):
     after = load(root)
     assert after.hash == before.hash
     assert torch.equal(after.train.images, pixels)
-    _, index = D._open(next((tmp_path / "cache").glob("split-*")))
+    _, index = cache._open(next((tmp_path / "cache").glob("split-*")))
     assert index["hash"] == before.hash  # and it was kept
 
 
@@ -609,7 +610,7 @@ def test_without_a_cache_images_stay_in_ram(tmp_path, monkeypatch, kind):
         def full(*_):
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr(D, "_on_disk", full)
+        monkeypatch.setattr(cache, "_on_disk", full)
     with pytest.warns(UserWarning, match="images stay in RAM") as notices:
         data = load(root)
     assert len(notices) == 1 and data.hash == want.hash
@@ -664,16 +665,16 @@ def tensors(n=6, shape=(1, 16, 16)):
 
 def test_from_tensors():
     parts = tensors(6), tensors(3), tensors(4)
-    data = D.Data.from_tensors(*parts)
+    data = data_module.Data.from_tensors(*parts)
     assert [len(split) for split in splits(data)] == [6, 3, 4]
     assert torch.equal(data.train.images, parts[0]) and data.source == "tensors"
     assert_apart(data)
-    assert data.hash == D.Data.from_tensors(*parts).hash
+    assert data.hash == data_module.Data.from_tensors(*parts).hash
     labels = [[0, 1] * 3, [0] * 3, [1] * 4]
-    named = D.Data.from_tensors(*parts, labels=labels, classes=["a", "b"])
+    named = data_module.Data.from_tensors(*parts, labels=labels, classes=["a", "b"])
     assert named.hash != data.hash and named.classes == ["a", "b"]
     assert named.train.labels.tolist() == [0, 1] * 3
-    other = D.Data.from_tensors(tensors(6), tensors(4), tensors(3))
+    other = data_module.Data.from_tensors(tensors(6), tensors(4), tensors(3))
     assert other.hash != data.hash
 
 
@@ -690,11 +691,11 @@ def test_from_tensors():
 )
 def test_from_tensors_refuses(train, extra, message):
     with pytest.raises(ValueError, match=message):
-        D.Data.from_tensors(train, tensors(3), tensors(3), **extra)
+        data_module.Data.from_tensors(train, tensors(3), tensors(3), **extra)
 
 
 def test_check():
-    data = D.Data.from_tensors(tensors(), tensors(), tensors())
+    data = data_module.Data.from_tensors(tensors(), tensors(), tensors())
     data.check(config())
     with pytest.raises(ValueError, match="image_size"):
         data.check(config(image_size=32))
@@ -707,16 +708,16 @@ def test_check():
 
 @pytest.fixture
 def split():
-    return D.Data.from_tensors(tensors(10), tensors(3), tensors(3)).train
+    return data_module.Data.from_tensors(tensors(10), tensors(3), tensors(3)).train
 
 
 def test_batches(split):
-    got = list(D.batches(split, 4))
+    got = list(data_module.batches(split, 4))
     assert [len(x) for x in got] == [4, 4, 2]
     assert all(x.dtype == torch.float32 for x in got)
     torch.testing.assert_close(torch.cat(got), split.images / 255)
-    rgb = D.Data.from_tensors(*[tensors(4, (3, 16, 16))] * 3).train
-    x = next(D.batches(rgb, 4, channels_last=True))
+    rgb = data_module.Data.from_tensors(*[tensors(4, (3, 16, 16))] * 3).train
+    x = next(data_module.batches(rgb, 4, channels_last=True))
     assert x.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(x, rgb.images / 255)
 
@@ -724,7 +725,7 @@ def test_batches(split):
 def test_order_and_flip_stay_aligned(split):
     order = torch.tensor([7, 2, 2, 9, 0])
     flip = torch.tensor([True, False, True, False, True])
-    got = torch.cat(list(D.batches(split, 2, order=order, flip=flip)))
+    got = torch.cat(list(data_module.batches(split, 2, order=order, flip=flip)))
     want = split.images[order] / 255
     want[flip] = want[flip].flip(-1)
     torch.testing.assert_close(got, want)
@@ -732,16 +733,16 @@ def test_order_and_flip_stay_aligned(split):
 
 
 def test_batches_refuses_at_the_call(split):
-    empty = D.Split(split.images[:0], split.labels[:0], [], [], [])
+    empty = data_module.Split(split.images[:0], split.labels[:0], [], [], [])
     with pytest.raises(ValueError, match="no images"):
-        D.batches(empty, 4)
+        data_module.batches(empty, 4)
     with pytest.raises(ValueError, match="batch_size"):
-        D.batches(split, 0)
+        data_module.batches(split, 0)
     for order in ([0, 10], [-1]):
         with pytest.raises(ValueError, match="order"):
-            D.batches(split, 4, order=torch.tensor(order))
+            data_module.batches(split, 4, order=torch.tensor(order))
     with pytest.raises(ValueError, match="flip"):
-        D.batches(split, 4, flip=torch.tensor([True]))
+        data_module.batches(split, 4, flip=torch.tensor([True]))
 
 
 def test_cpu_batches_are_cut_from_the_map_itself(tmp_path):
@@ -753,10 +754,10 @@ def test_cpu_batches_are_cut_from_the_map_itself(tmp_path):
 @pytest.mark.parametrize("resident", [True, False])
 def test_cuda_batches(split, monkeypatch, resident):
     if not resident:
-        monkeypatch.setattr(D, "ON_DEVICE", 0.0)
+        monkeypatch.setattr(data, "ON_DEVICE", 0.0)
     order, flip = torch.arange(10).flip(0), torch.arange(10) % 2 == 0
-    got = torch.cat(list(D.batches(split, 4, "cuda", order=order, flip=flip)))
-    want = torch.cat(list(D.batches(split, 4, "cpu", order=order, flip=flip)))
+    got = torch.cat(list(data_module.batches(split, 4, "cuda", order=order, flip=flip)))
+    want = torch.cat(list(data_module.batches(split, 4, "cpu", order=order, flip=flip)))
     assert got.device.type == "cuda" and split.to_device("cuda") is split.to_device("cuda")
     assert split.to_device("cuda").is_cuda == resident
     torch.testing.assert_close(got.cpu(), want)
@@ -764,7 +765,7 @@ def test_cuda_batches(split, monkeypatch, resident):
 
 def test_import_is_light():
     code = "import sys, vaekit.data; print([m for m in ('torchvision', 'kagglehub', 'scipy') if m in sys.modules])"  # noqa: E501
-    here = Path(D.__file__).parent.parent
+    here = Path(cache.__file__).parents[2]
     out = subprocess.run([sys.executable, "-c", code], cwd=here, capture_output=True, text=True)
     assert out.stdout.strip() == "[]", out.stderr
 

@@ -10,7 +10,7 @@ from tiny import SMALL, blobs
 
 import vaekit
 from vaekit.data import Data
-from vaekit.distances import mmd
+from vaekit.judge.distances import mmd
 from vaekit.model import VAE
 
 # the module: `vaekit.diagnose` is the function

@@ -8,8 +8,9 @@ from conftest import need_weights
 from test_metrics import CFG, films
 
 import vaekit
-from vaekit import directions, sample
+from vaekit.judge import networks
 from vaekit.model import VAE
+from vaekit.priors import directions
 
 
 @pytest.fixture
@@ -25,11 +26,6 @@ def two_classes(n: int, gap: float, seed: int = 0):
     mu = torch.randn(n, 3, 2, 2, generator=g)
     mu[:, 1, 0, 1] += gap * labels
     return mu, labels
-
-
-def test_old_names_are_still_found_in_sample():
-    for name in ("interpolate", "principal_directions", "traverse", "nearest_neighbours"):
-        assert getattr(sample, name) is getattr(directions, name)
 
 
 def test_interpolation():
@@ -71,20 +67,20 @@ def test_traverse(model):
 def test_nearest_neighbours_find_the_copy():
     split = SimpleNamespace(images=films(12))
     order = [7, 2, 11]
-    found = directions.nearest_neighbours(split.images[order].float() / 255, split, k=2, trunk=None)
+    found = networks.nearest_neighbours(split.images[order].float() / 255, split, k=2, trunk=None)
     assert found.indices[:, 0].tolist() == order and found.network == "pixels 32x32"
     assert found.distances.shape == (3, 2) and (found.distances[:, 0] < 1e-4).all()
     need_weights("squeezenet")
-    found = directions.nearest_neighbours(split.images[order], split)
+    found = networks.nearest_neighbours(split.images[order], split)
     assert found.indices[:, 0].tolist() == order and "squeezenet" in found.network
 
 
 def test_nearest_neighbours_download_only_where_they_may(monkeypatch):
     asked = []
-    monkeypatch.setattr(directions, "load_judge", lambda download: asked.append(download))
+    monkeypatch.setattr(networks, "load_judge", lambda download: asked.append(download))
     split = SimpleNamespace(images=films(4))
     for download in (False, True):
-        found = directions.nearest_neighbours(split.images, split, download=download)
+        found = networks.nearest_neighbours(split.images, split, download=download)
     assert asked == [False, True] and found.network == "pixels 32x32"
 
 

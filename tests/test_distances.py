@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from vaekit import distances
+from vaekit.judge import distances
 
 
 def normal(n: int, dims: int = 6, seed: int = 0) -> np.ndarray:

@@ -17,7 +17,7 @@ from test_metrics import CFG, films
 import vaekit
 from vaekit import sample
 from vaekit.data import Data
-from vaekit.explore import LatentView, magnify, png_bytes, stored_runs
+from vaekit.lessons.explorer import LatentView, magnify, png_bytes, stored_runs
 from vaekit.model import VAE
 
 explore = sys.modules["vaekit.explore"]
@@ -123,7 +123,7 @@ def test_the_figure_comes_before_the_widgets(explorer, monkeypatch):
     strip = np.array(explorer.strip.axes[0].images[0].get_array())
     middle = strip[26 : 26 + 80, 32 + 3 * 84 : 32 + 3 * 84 + 80][::5, ::5]  # 16 px, five times
     view = explorer.views[0]
-    expected = sample.decode_batched(view.model, view.mean[None])[0, 0]
+    expected = sample.decode_all(view.model, view.mean[None])[0, 0]
     torch.testing.assert_close(torch.as_tensor(middle), expected)
 
 

@@ -18,9 +18,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from vaekit import config, images, model
-from vaekit.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from vaekit import config, model
 from vaekit.config import CHOICES, FIELDS, RANGES, Config
+from vaekit.files import images
+from vaekit.keep.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 
 CASES = int(os.environ.get("VAEKIT_CASES", 40))
 cases = settings(max_examples=CASES, deadline=None, derandomize=CASES == 40, database=None,

@@ -14,9 +14,11 @@ import torch
 from tiny import blobs, rows, shapes, small, weights
 
 import vaekit
-from vaekit import checkpoint, guards, resume, runs, train
-from vaekit.checkpoint import CheckpointError
+from vaekit import losses, train
+from vaekit import model as model_module
 from vaekit.data import Data
+from vaekit.keep import checkpoint, folder, guards, resume, writer
+from vaekit.keep.checkpoint import CheckpointError
 from vaekit.losses import vae_loss
 
 
@@ -88,20 +90,20 @@ def kill():
 
 MOMENTS = [("os.fsync", 2), ("os.fsync", 9), ("os.replace", 5), ("os.replace", 12),
            ("vaekit.train.Trainer.train_step", 13), ("vaekit.train.Trainer.begin_phase2", 1),
-           ("vaekit.runs.RunWriter._samples", 3), ("vaekit.train.Trainer.validate", 6),
-           ("vaekit.runs.RunWriter.finish", 1), ("safetensors.torch.save", 1)]  # fmt: skip
+           ("vaekit.keep.writer.RunWriter._samples", 3), ("vaekit.train.Trainer.validate", 6),
+           ("vaekit.keep.writer.RunWriter.finish", 1), ("safetensors.torch.save", 1)]  # fmt: skip
 
 
 @pytest.mark.parametrize(("where", "n"), MOMENTS)
 def test_killed_and_resumed_equals_uninterrupted(data, whole, where, n, tmp_path):
     module, name = where.rsplit(".", 1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runs, "SAVE_SECONDS", 0)
+        patch.setattr(writer, "SAVE_SECONDS", 0)
         import safetensors.torch
 
         places = {"os": os, "safetensors.torch": safetensors.torch,
                   "vaekit.train.Trainer": train.Trainer,
-                  "vaekit.runs.RunWriter": runs.RunWriter}  # fmt: skip
+                  "vaekit.keep.writer.RunWriter": writer.RunWriter}  # fmt: skip
         place = places[module]
         patch.setattr(place, name, at_call(n, kill)(getattr(place, name)))
         with pytest.raises(Killed):
@@ -180,7 +182,7 @@ def template(data, tmp_path_factory):
     out = tmp_path_factory.mktemp("unfinished")
     with pytest.MonkeyPatch.context() as patch, contextlib.suppress(Killed):
         patch.setenv("VAEKIT_PROFILE", "smoke")
-        patch.setattr(runs, "SAVE_SECONDS", 0)
+        patch.setattr(writer, "SAVE_SECONDS", 0)
         patch.setattr(train.Trainer, "begin_phase2", lambda self: kill())
         vaekit.fit(small(), data, out=out, verbose=False)
     return next(out.iterdir())
@@ -243,7 +245,7 @@ def test_nothing_good_left_is_an_error_and_no_fresh_start(unfinished, data, how)
 
 def test_a_lost_best_may_be_beaten_by_a_worse_one(data, tmp_path, capsys):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runs, "SAVE_SECONDS", 0)
+        patch.setattr(writer, "SAVE_SECONDS", 0)
         run = vaekit.fit(small(epochs_phase2=6), data, out=tmp_path, verbose=False)
     held = [torch.load(run.path / name, weights_only=True)["loss"] for name in
             ("best.pt", "previous.best.pt")]  # fmt: skip
@@ -257,7 +259,7 @@ def test_a_lost_best_may_be_beaten_by_a_worse_one(data, tmp_path, capsys):
 def test_killed_after_a_repair_there_is_still_a_good_one(unfinished, data, whole):
     spoil(unfinished / "last.pt", "flipped")
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(runs, "SAVE_SECONDS", 0)
+        patch.setattr(writer, "SAVE_SECONDS", 0)
         rename, done = os.replace, []
 
         def replace(source, target):  # dies between the two renames of the next save
@@ -277,7 +279,7 @@ def test_a_full_disk_leaves_the_last_good_state_and_names_it(data, whole, tmp_pa
         raise OSError(28, "No space left on device")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runs, "SAVE_SECONDS", 0)
+        patch.setattr(writer, "SAVE_SECONDS", 0)
         patch.setattr(os, "fsync", at_call(call, full)(os.fsync))
         with pytest.raises(CheckpointError, match="No space left.*, is (nothing|the state)"):
             vaekit.fit(small(), data, out=tmp_path, verbose=False)
@@ -295,9 +297,9 @@ def test_missing_and_unwritable_folders(data, tmp_path):
 
 def test_the_second_process_on_a_folder_is_kept_out(unfinished, data, capsys):
     (unfinished.parent / "run").mkdir()
-    with runs.open_run(unfinished.parent, small(features="none"), data.hash, "auto", print) as path:
+    with folder.open_run(unfinished.parent, small(features="none"), data.hash, "auto", print) as path:
         assert path == unfinished
-        with runs.open_run(path.parent, small(features="none"), data.hash, "auto", print) as other:
+        with folder.open_run(path.parent, small(features="none"), data.hash, "auto", print) as other:
             assert other != unfinished
     assert "another process" in capsys.readouterr().out
 
@@ -340,7 +342,7 @@ NOT_RUNS = ["[]", "{}", "3", '{"data": 5}', '{"data": {"hash": []}}', "nul", "",
 @pytest.mark.parametrize("name", ["run.json", "config.json"])
 def test_json_of_the_wrong_shape_is_passed_over(unfinished, data, name, text):
     (unfinished / name).write_text(text)
-    with runs.open_run(unfinished.parent, small(features="none"), data.hash, "auto", print) as path:
+    with folder.open_run(unfinished.parent, small(features="none"), data.hash, "auto", print) as path:
         assert path != unfinished
     if name == "config.json":
         with pytest.raises(CheckpointError, match="no readable run|another config"):
@@ -376,7 +378,7 @@ def test_nothing_in_the_package_unpickles():
 
 def planted(value: float, steps, inside: bool = False):
     """vae_loss with its total times `value`, or (`inside`) plus it, which has no gradient."""
-    calls, original = iter(range(1, 10**9)), train.vae_loss
+    calls, original = iter(range(1, 10**9)), losses.vae_loss
 
     def loss(x_hat, *args):
         result = original(x_hat, *args)
@@ -402,7 +404,7 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(data, value, c
         before = {k: v.clone() for k, v in trainer.raw.state_dict().items()}
         moments = [v.clone() for s in trainer.optimizer.state.values() for v in s.values()]
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(train, "vae_loss", planted(value, {1}, inside))
+            patch.setattr(losses, "vae_loss", planted(value, {1}, inside))
             trainer.train_step(x, 2.0)
         if change.get("norm") == "batch" and not inside:
             trainer.train_step(x * value, 2.0)  # in the image: it reaches the running statistics
@@ -414,7 +416,7 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(data, value, c
 
 
 def test_skipped_steps_are_in_the_history_and_the_means_are_of_the_others(data, monkeypatch):
-    monkeypatch.setattr(train, "vae_loss", planted(math.nan, {2, 3}))
+    monkeypatch.setattr(losses, "vae_loss", planted(math.nan, {2, 3}))
     run = vaekit.fit(small(), data)
     assert [row.get("train_skipped") for row in run.history] == [2, None, None, None, None, None]
     assert math.isfinite(run.history[0]["train_loss"]) and weights(run).isfinite().all()
@@ -424,7 +426,7 @@ def test_skipped_steps_are_in_the_history_and_the_means_are_of_the_others(data, 
 
 
 def test_weights_that_went_bad_come_back_at_half_the_rate(data, monkeypatch, trainers, capsys):
-    monkeypatch.setattr(runs, "SAVE_SECONDS", 0)
+    monkeypatch.setattr(writer, "SAVE_SECONDS", 0)
     planted = []
 
     def plant(run):
@@ -446,19 +448,19 @@ def test_weights_that_went_bad_come_back_at_half_the_rate(data, monkeypatch, tra
 def test_a_long_row_of_bad_steps_goes_back_before_the_epoch_is_over(data, monkeypatch):
     monkeypatch.setattr(guards, "MAX_SKIPPED", 2)
     monkeypatch.setattr(guards, "LOOK_EVERY", 1)
-    monkeypatch.setattr(train, "vae_loss", planted(math.nan, {7, 8}))
+    monkeypatch.setattr(losses, "vae_loss", planted(math.nan, {7, 8}))
     run = vaekit.fit(small(), data)
     assert run.finished and not any("train_skipped" in row for row in run.history)
     # a row is counted over the end of an epoch too
-    monkeypatch.setattr(train, "vae_loss", vae_loss)
-    monkeypatch.setattr(train, "vae_loss", planted(math.nan, {5, 6}))
+    monkeypatch.setattr(losses, "vae_loss", vae_loss)
+    monkeypatch.setattr(losses, "vae_loss", planted(math.nan, {5, 6}))
     over = vaekit.fit(small(seed=1), data)
     for path in (run.path, over.path):
         assert torch.load(path / "last.pt", weights_only=True)["setbacks"] == 1
 
 
 def test_what_does_not_help_stops_with_a_diagnosis(data, monkeypatch, capsys):
-    monkeypatch.setattr(train, "vae_loss", planted(math.nan, range(6, 10**6)))
+    monkeypatch.setattr(losses, "vae_loss", planted(math.nan, range(6, 10**6)))
     with pytest.raises(FloatingPointError, match="epoch [12]: .*1/8 of the learning.*lr_phase1"):
         vaekit.fit(small(), data)
     assert capsys.readouterr().out.count("back to epoch") == guards.MAX_SETBACKS
@@ -468,7 +470,7 @@ def test_what_does_not_help_stops_with_a_diagnosis(data, monkeypatch, capsys):
 
 @pytest.mark.parametrize("scale", [math.nan, math.inf])
 def test_a_scaler_that_went_bad(data, monkeypatch, trainers, scale):
-    monkeypatch.setattr(runs, "SAVE_SECONDS", 0)
+    monkeypatch.setattr(writer, "SAVE_SECONDS", 0)
     monkeypatch.setattr(guards, "MAX_SKIPPED", 4)
     planted = []
 
@@ -555,7 +557,7 @@ def test_sizes_and_channels_that_do_not_fit_are_refused_and_odd_files_trained(tm
 
 def crowded(most: int):
     """VAE.forward on a device with room for `most` images; it is noticed late."""
-    forward = train.VAE.forward
+    forward = model_module.VAE.forward
 
     def limited(self, x, *args, **kwargs):
         found = forward(self, x, *args, **kwargs)
@@ -569,7 +571,7 @@ def crowded(most: int):
 def test_out_of_memory_keeps_the_batch_and_says_so_once(data, tmp_path, monkeypatch):
     cfg = small(epochs_phase2=0, batch_size=20)  # no noise is drawn: the parts add up
     whole = vaekit.fit(cfg, data, out=tmp_path / "a", verbose=False)
-    monkeypatch.setattr(train.VAE, "forward", crowded(10))
+    monkeypatch.setattr(model_module.VAE, "forward", crowded(10))
     with pytest.warns(UserWarning, match="batches of 20 go through in 2 parts.*BatchNorm") as said:
         parts = vaekit.fit(cfg, data, out=tmp_path / "b", verbose=False)
     assert len([w for w in said if "memory" in str(w.message)]) == 1
@@ -587,7 +589,7 @@ def test_out_of_memory_keeps_the_batch_and_says_so_once(data, tmp_path, monkeypa
 def test_out_of_memory_three_times_at_most(data, monkeypatch):
     for most, batch, parts in ((3, 20, 8), (1, 40, 8), (1, 4, 2)):
         with monkeypatch.context() as patch, warnings.catch_warnings(record=True) as said:
-            patch.setattr(train.VAE, "forward", crowded(most))
+            patch.setattr(model_module.VAE, "forward", crowded(most))
             warnings.simplefilter("always")
             trainer, x = train.Trainer(small(), data, None), data.train.images[:batch] / 255
             if most == 3:
@@ -602,7 +604,7 @@ def test_what_failed_for_memory_leaves_no_trace_in_the_statistics(data, monkeypa
     trainers = [train.Trainer(small(norm="batch"), data, None) for _ in range(2)]
     trainers[1].parts, x = 2, data.train.images[:20] / 255
     trainers[1].train_step(x, 0.0)
-    monkeypatch.setattr(train.VAE, "forward", crowded(10))
+    monkeypatch.setattr(model_module.VAE, "forward", crowded(10))
     with pytest.warns(UserWarning, match="memory"):
         trainers[0].train_step(x, 0.0)
     a, b = (trainer.raw.state_dict() for trainer in trainers)
@@ -613,7 +615,7 @@ def test_other_errors_are_not_taken_for_memory(data, monkeypatch):
     def broken(self, *args, **kwargs):
         raise RuntimeError("shapes do not match")
 
-    monkeypatch.setattr(train.VAE, "forward", broken)
+    monkeypatch.setattr(model_module.VAE, "forward", broken)
     with pytest.raises(RuntimeError, match="shapes"):
         vaekit.fit(small(), data)
 
@@ -621,7 +623,7 @@ def test_other_errors_are_not_taken_for_memory(data, monkeypatch):
 def test_what_the_failed_attempt_held_is_let_go_first(data, monkeypatch):
     import weakref
 
-    held, forward = [], train.VAE.forward
+    held, forward = [], model_module.VAE.forward
 
     def greedy(self, x, *args, **kwargs):
         if len(x) == 8 and torch.is_grad_enabled():
@@ -631,7 +633,7 @@ def test_what_the_failed_attempt_held_is_let_go_first(data, monkeypatch):
         assert held[0]() is None
         return forward(self, x, *args, **kwargs)
 
-    monkeypatch.setattr(train.VAE, "forward", greedy)
+    monkeypatch.setattr(model_module.VAE, "forward", greedy)
     with pytest.warns(UserWarning, match="memory"):
         train.Trainer(small(), data, None).train_step(data.train.images[:8] / 255, 0.0)
     assert held

@@ -10,7 +10,7 @@ import nbformat
 import pytest
 import torch
 
-from vaekit import hosting
+from vaekit.place import device, progress, setup
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOK = ROOT / "notebooks" / "01_data_and_clahe.ipynb"
@@ -28,7 +28,7 @@ def set_up(cwd: Path, kaggle: Path, *, installed=False, repo="") -> subprocess.C
         " if not getattr(f, '__module__', getattr(f, '__name__', '')).startswith('__editable__')];"
         f"sys.path = [p for p in sys.path if p.rstrip('/') != {str(ROOT)!r}]\n"
     )
-    report = "print(vaekit.hosting.set_up())"  # takes seconds: once is enough
+    report = "print(vaekit.set_up())"  # takes seconds: once is enough
     code = code if installed else code.replace(report, "")
     code = ("" if installed else hide) + code + "\nprint('found in', vaekit.__file__)"
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
@@ -93,20 +93,20 @@ def test_set_up_installs_what_is_missing_and_nothing_else(monkeypatch):
     def pip(command, **_):
         asked.extend(command)
         pinned = Path(command[command.index("-c") + 1]).read_text()
-        assert [line.split("==")[0] for line in pinned.split()] == list(hosting.MACHINES_OWN[:3])
+        assert [line.split("==")[0] for line in pinned.split()] == list(setup.MACHINES_OWN[:3])
         there["lpips"] = True  # ... and torchmetrics is not to be had
 
-    monkeypatch.setattr(hosting.subprocess, "run", pip)
-    monkeypatch.setattr(hosting, "_absent", lambda names: [n for n in names if not there.get(n, 1)])
-    line = hosting.set_up()
+    monkeypatch.setattr(setup.subprocess, "run", pip)
+    monkeypatch.setattr(setup, "_absent", lambda names: [n for n in names if not there.get(n, 1)])
+    line = setup.set_up()
     assert asked[-2:] == ["lpips", "torchmetrics"] and "\n" not in line
     assert "installed lpips" in line and "no FID and KID: torchmetrics is missing" in line
     there["tqdm"] = False
     with pytest.raises(ModuleNotFoundError, match="could not install tqdm.*Internet"):
-        hosting.set_up()
+        setup.set_up()
     there["torch"] = False
     with pytest.raises(ModuleNotFoundError, match="torch: not here, and never installed"):
-        hosting.set_up()
+        setup.set_up()
 
 
 def test_what_is_needed_is_what_is_required():
@@ -114,33 +114,33 @@ def test_what_is_needed_is_what_is_required():
     required = {line.split(">=")[0] for line in lines if not line.startswith("#")}
     own = {"torch", "torchvision", "numpy", "opencv-python"}
     here = {"jupyter", "nbval", "scikit-image"}  # to work on a machine of one's own, and its tests
-    assert required == own | here | {package for package, _ in hosting.NEEDED.values()}
+    assert required == own | here | {package for package, _ in setup.NEEDED.values()}
 
 
 def test_attached_folders_of_both_layouts(monkeypatch, tmp_path):
-    monkeypatch.setattr(hosting, "KAGGLE_INPUT", tmp_path)
+    monkeypatch.setattr(setup, "KAGGLE_INPUT", tmp_path)
     for name in ("old", "datasets/someone/new", "notebooks/someone/before"):
         (tmp_path / name).mkdir(parents=True)
-    names = [path.relative_to(tmp_path).as_posix() for path in hosting.attached()]
+    names = [path.relative_to(tmp_path).as_posix() for path in setup.attached()]
     assert names == ["datasets/someone/new", "notebooks/someone/before", "old"]
 
 
 def test_a_training_ends_before_kaggle_does(monkeypatch):
     monkeypatch.delenv("KAGGLE_KERNEL_RUN_TYPE", raising=False)
-    assert hosting.minutes_left() is None
+    assert setup.minutes_left() is None
     monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Batch")
-    monkeypatch.setattr(hosting, "STARTED", hosting.time.monotonic() - 3600)
-    assert hosting.minutes_left() == pytest.approx(12 * 60 - 30 - 60, abs=1)
+    monkeypatch.setattr(setup, "STARTED", setup.time.monotonic() - 3600)
+    assert setup.minutes_left() == pytest.approx(12 * 60 - 30 - 60, abs=1)
 
 
 def test_host(monkeypatch):
     monkeypatch.delenv("COLAB_RELEASE_TAG", raising=False)
     monkeypatch.delenv("KAGGLE_KERNEL_RUN_TYPE", raising=False)
-    assert hosting.host() == "local"
+    assert setup.host() == "local"
     monkeypatch.setenv("COLAB_RELEASE_TAG", "x")
-    assert hosting.host() == "colab"
+    assert setup.host() == "colab"
     monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Batch")
-    assert hosting.host() == "kaggle"
+    assert setup.host() == "kaggle"
 
 
 def test_a_gpu_without_kernels_is_found_before_training(monkeypatch):
@@ -150,22 +150,22 @@ def test_a_gpu_without_kernels_is_found_before_training(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "Tesla P100")
     monkeypatch.setattr(torch, "ones", no_kernel)
-    assert "Tesla P100" in hosting.gpu_problem() and not hosting.usable_gpu()
+    assert "Tesla P100" in device.gpu_problem() and not device.usable_gpu()
 
 
 def test_nobody_watches_a_batch_run(monkeypatch):
     monkeypatch.delenv("VAEKIT_PROGRESS", raising=False)
     monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Batch")
-    assert not hosting.watched()
+    assert not progress.watched()
     monkeypatch.setenv("VAEKIT_PROGRESS", "bar")
-    assert hosting.watched()
+    assert progress.watched()
 
 
 def test_lines_are_thinned_out_in_long_runs(monkeypatch, capsys):
     monkeypatch.setenv("VAEKIT_PROGRESS", "lines")
     row = {"phase": 1, "beta": 0, "beta_elbo": 0, "train_loss": 1, "val_loss": 1, "val_kl": 1,
            "val_psnr": 1, "seconds": 1}  # fmt: skip
-    bar = hosting.Progress(150, 0, True)
+    bar = progress.Progress(150, 0, True)
     for epoch in range(1, 151):
         bar.show(row | {"epoch": epoch})
     lines = capsys.readouterr().out.splitlines()
@@ -176,7 +176,6 @@ def test_lines_are_thinned_out_in_long_runs(monkeypatch, capsys):
 def test_freed_memory_is_kept_and_used_again():
     code = """
 import resource, torch
-from vaekit import hosting
 faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 def use():
     before = faults()
@@ -184,7 +183,7 @@ def use():
         torch.ones(64 << 20, dtype=torch.uint8)  # glibc keeps up to 32 MiB by itself
     return faults() - before
 use()
-given_back, kept = use(), (hosting.keep_freed_memory(), use(), use())[2]
+given_back, kept = use(), (fast.keep_freed_memory(), use(), use())[2]
 print(given_back > 10 * max(kept, 1))
 """
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -8,35 +8,36 @@ import torch
 from conftest import need_weights
 from test_metrics import Means, films, no_weights
 
-from vaekit import distances, judges
+from vaekit import metrics
 from vaekit.features import WeightsMissing
+from vaekit.judge import distances, networks
 
 
 def test_pixel_features_and_sizes():
-    vectors = judges.feature_vectors(SimpleNamespace(images=films(5, 48)), batch_size=2)
+    vectors = networks.feature_vectors(SimpleNamespace(images=films(5, 48)), batch_size=2)
     assert vectors.shape == (5, 32 * 32) and vectors.dtype == np.float64
     flat = torch.full((1, 1, 20, 20), 51, dtype=torch.uint8)
-    assert judges.feature_vectors(flat) == pytest.approx(np.full((1, 1024), 0.2), abs=1e-6)
-    assert judges.at_least(torch.zeros(1, 1, 20, 40), 64).shape[-2:] == (64, 128)
+    assert networks.feature_vectors(flat) == pytest.approx(np.full((1, 1024), 0.2), abs=1e-6)
+    assert metrics.at_least(torch.zeros(1, 1, 20, 40), 64).shape[-2:] == (64, 128)
     with pytest.raises(ValueError, match="N, C, H, W"):
-        judges.feature_vectors(torch.zeros(3, 3))
+        networks.feature_vectors(torch.zeros(3, 3))
 
 
 def test_network_features_do_not_depend_on_the_batch():
     need_weights("squeezenet")
-    trunk = judges.load_judge(download=False).trunk
-    one, three = (judges.feature_vectors(films(5), trunk, size) for size in (1, 3))
+    trunk = networks.load_judge(download=False).trunk
+    one, three = (networks.feature_vectors(films(5), trunk, size) for size in (1, 3))
     assert one.shape == (5, 512) and one == pytest.approx(three, rel=1e-3, abs=1e-3)
 
 
 def test_a_notice_is_given_once(monkeypatch, tmp_path, capsys):
     no_weights(monkeypatch, tmp_path)
-    assert judges.load_judge() is None and judges.load_judge(download=False) is None
-    assert judges.load_judges(["squeezenet", "vgg19"]) == [None]
+    assert networks.load_judge() is None and networks.load_judge(download=False) is None
+    assert networks.load_judges(["squeezenet", "vgg19"]) == [None]
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2 and "no LPIPS" in lines[0] and "vgg19 cannot judge" in lines[1]
     with pytest.raises(ValueError, match="unknown trunk"):
-        judges.load_judges(["inceptionv9"])
+        networks.load_judges(["inceptionv9"])
 
 
 def labelled(n: int, seed: int) -> SimpleNamespace:
@@ -50,39 +51,39 @@ def labelled(n: int, seed: int) -> SimpleNamespace:
 
 @pytest.fixture(scope="module")
 def judge():
-    return judges.train_judge(labelled(64, seed=0), epochs=6)
+    return networks.train_judge(labelled(64, seed=0), epochs=6)
 
 
 def test_the_label_judge_knows_the_classes(judge):
     test = labelled(40, seed=1)
     assert (judge(test.images / 255).argmax(1) == test.labels).float().mean() > 0.9
-    vectors = judges.feature_vectors(test, judge)
+    vectors = networks.feature_vectors(test, judge)
     assert vectors.shape == (40, 128) and vectors == pytest.approx(
-        judges.feature_vectors(test, judge, batch_size=7), abs=1e-5)  # fmt: skip
+        networks.feature_vectors(test, judge, batch_size=7), abs=1e-5)  # fmt: skip
     assert not judge.training and not any(p.requires_grad for p in judge.parameters())
 
 
 def test_the_label_judge_repeats_with_its_seed_and_wants_two_classes():
     split, before = labelled(20, seed=0), torch.get_rng_state()
-    one, same, other = (judges.train_judge(split, seed, epochs=1).head.weight for seed in (0, 0, 1))
+    one, same, other = (networks.train_judge(split, seed, epochs=1).head.weight for seed in (0, 0, 1))
     assert torch.equal(one, same) and not torch.equal(one, other)
     assert torch.equal(torch.get_rng_state(), before)
     split.labels = torch.ones(20, dtype=torch.int64)
     with pytest.raises(ValueError, match="two classes"):
-        judges.train_judge(split)
+        networks.train_judge(split)
 
 
 def test_a_last_batch_of_one_small_film_does_not_stop_the_judge():
     split = labelled(65, seed=0)
     split.images = split.images[..., :16, :16]
-    assert judges.train_judge(split, epochs=1).name == "CNN on 2 labels"
+    assert networks.train_judge(split, epochs=1).name == "CNN on 2 labels"
 
 
 def test_vgg_is_named_with_the_layer_it_is_cut_at():
     need_weights("vgg19")
-    (trunk,) = judges.load_judges(["vgg19"], download=False)
+    (trunk,) = networks.load_judges(["vgg19"], download=False)
     name = f"vgg19 to layer {max(trunk.taps)} (ImageNet)"
-    assert judges.network_name(trunk) == name and max(trunk.taps) < 36
+    assert networks.network_name(trunk) == name and max(trunk.taps) < 36
 
 
 def test_inception_says_what_is_missing(monkeypatch, tmp_path):
@@ -90,7 +91,7 @@ def test_inception_says_what_is_missing(monkeypatch, tmp_path):
     try:
         import torch_fidelity  # noqa: F401
     except ImportError:
-        for score in (judges.fid, judges.kid):
+        for score in (networks.fid, networks.kid):
             with pytest.raises(WeightsMissing, match="torch-fidelity"):
                 score(films(4), films(4))
     else:
@@ -99,33 +100,33 @@ def test_inception_says_what_is_missing(monkeypatch, tmp_path):
 
 def test_fid_and_kid_are_torchmetrics_on_grey_as_rgb(monkeypatch):
     inception = Means(1, 1)
-    monkeypatch.setattr(judges, "load_inception", lambda: inception)
+    monkeypatch.setattr(networks, "load_inception", lambda: inception)
     a, b = films(40), films(30, seed=1) // 2
     vectors = [inception(t.expand(-1, 3, -1, -1)).double().numpy() for t in (a, b)]
-    assert judges.fid(a, b / 255) == pytest.approx(distances.gaussian_frechet(*vectors), rel=1e-6)
-    value, error = judges.kid(a, b)
+    assert networks.fid(a, b / 255) == pytest.approx(distances.gaussian_frechet(*vectors), rel=1e-6)
+    value, error = networks.kid(a, b)
     assert abs(value - distances.kernel_distance(*vectors)) < error / 5
     assert 0 < error < value
-    assert judges.kid(a, b) == (value, error)  # whatever torch's own random state is
-    assert judges.kid(a[:4], b)[1] > error
+    assert networks.kid(a, b) == (value, error)  # whatever torch's own random state is
+    assert networks.kid(a[:4], b)[1] > error
     with pytest.raises(ValueError, match="3 images"):
-        judges.kid(a[:3], b)
+        networks.kid(a[:3], b)
 
 
 def test_inception_is_torch_fidelitys_from_a_file(monkeypatch, tmp_path):
     """The whole path but for the values of the weights, which are random here."""
     module = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3")
-    extractor, file = module.FeatureExtractorInceptionV3, judges.INCEPTION_FILE.replace("*", "w-")
+    extractor, file = module.FeatureExtractorInceptionV3, networks.INCEPTION_FILE.replace("*", "w-")
     with monkeypatch.context() as patch:  # its constructor wants weights
         patch.setattr(torch, "load", lambda *_, **__: {})
         patch.setattr(extractor, "load_state_dict", lambda *_: None)
         random = extractor("inception-v3-compat", ["2048"], feature_extractor_weights_path="")
     torch.save(random.state_dict(), tmp_path / file)
     no_weights(monkeypatch, tmp_path)
-    network, x = judges.load_inception(), films(4)
-    vectors = judges.inception_vectors(x)
+    network, x = networks.load_inception(), films(4)
+    vectors = networks.inception_vectors(x)
     assert vectors.shape == (4, 2048) and vectors.dtype == torch.float64
     with torch.no_grad():
         direct = random(x.expand(-1, 3, -1, -1))[0]
     torch.testing.assert_close(vectors, direct.double())
-    assert not network.training and judges.kid(vectors, vectors)[1] >= 0
+    assert not network.training and networks.kid(vectors, vectors)[1] >= 0

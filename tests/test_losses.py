@@ -9,6 +9,7 @@ from skimage.metrics import structural_similarity
 
 import vaekit
 from vaekit import features, losses
+from vaekit.files import weights
 
 TERMS = {
     "l1": losses.l1_per_image,
@@ -308,12 +309,12 @@ def test_missing_weights_say_how_to_get_them(monkeypatch, tmp_path, capsys):
 def test_weights_are_found_in_both_kaggle_layouts(monkeypatch, tmp_path):
     monkeypatch.setenv("VAEKIT_WEIGHTS", "")
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
-    monkeypatch.setattr("vaekit.hosting.KAGGLE_INPUT", tmp_path)
+    monkeypatch.setattr("vaekit.place.setup.KAGGLE_INPUT", tmp_path)
     for place in ("weights-slug", "datasets/owner/weights-slug"):
         file = tmp_path / place / "squeezenet1_1-b8a52dc0.pth"
         file.parent.mkdir(parents=True)
         file.touch()
-        assert features.find_weights("squeezenet", download=False) == file
+        assert weights.find_weights("squeezenet", download=False) == file
         file.unlink()
 
 
@@ -337,15 +338,15 @@ def test_a_file_of_another_network_is_not_taken_and_named_if_given(monkeypatch, 
 def test_a_download_is_kept_only_with_the_right_hash(monkeypatch, tmp_path):
     server, name = tmp_path / "server", "squeezenet1_1-b8a52dc0.pth"
     server.mkdir()
-    monkeypatch.setattr(features, "URL", f"{server.as_uri()}/")
+    monkeypatch.setattr(weights, "URL", f"{server.as_uri()}/")
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
     monkeypatch.setenv("VAEKIT_WEIGHTS", "")
     (server / name).write_bytes(b"torn")
     with pytest.raises(features.WeightsMissing, match="tried to download it"):
-        features.find_weights("squeezenet")
+        weights.find_weights("squeezenet")
     digest = hashlib.sha256(b"torn").hexdigest()[:8]
     spec = features.TRUNKS["squeezenet"]._replace(url_file=f"squeezenet1_1-{digest}.pth")
     monkeypatch.setitem(features.TRUNKS, "squeezenet", spec)
     (server / spec.url_file).write_bytes(b"torn")
-    file = features.find_weights("squeezenet")
+    file = weights.find_weights("squeezenet")
     assert file.read_bytes() == b"torn" and [*file.parent.iterdir()] == [file]

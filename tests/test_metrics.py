@@ -8,8 +8,10 @@ import torch
 from conftest import need_weights
 
 import vaekit
-from vaekit import judges, metrics
-from vaekit.judges import LabelJudge
+from vaekit import metrics
+from vaekit.judge import evaluation, networks
+from vaekit.judge import rows as tables
+from vaekit.judge.networks import LabelJudge
 from vaekit.model import VAE
 
 CFG = dict(profile="smoke", widths=[8, 16], attention=[], latent_channels=4)
@@ -25,7 +27,7 @@ def films(n: int, side: int = 32, channels: int = 1, seed: int = 0) -> torch.Ten
 def no_weights(monkeypatch, tmp_path):
     monkeypatch.setenv("VAEKIT_WEIGHTS", str(tmp_path))
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    monkeypatch.setattr(judges, "_told", set())
+    monkeypatch.setattr(networks, "_told", set())
 
 
 class Means(torch.nn.Linear):
@@ -103,7 +105,7 @@ def test_lpips_agrees_with_the_package(pair):
     need_weights("squeezenet")
     import lpips
 
-    judge = metrics.load_judge(download=False)
+    judge = networks.load_judge(download=False)
     package = lpips.LPIPS(net="squeeze", pnet_rand=True, verbose=False).eval()
     package.net.load_state_dict({f"slice{i + 1}.{k}": v for i, s in enumerate(_slices(package.net))
                                  for k, v in _weights_of(s, judge.trunk.layers)})  # fmt: skip
@@ -128,20 +130,20 @@ def _weights_of(part, layers):
 def test_frechet_row_has_a_floor_at_its_own_n():
     rng = np.random.default_rng(0)
     real, others, far = (rng.standard_normal((n, 8)) for n in (200, 300, 120))
-    found = metrics.frechet_row("far", far + 2, real, others, "net")
-    assert tuple(found) == metrics.COLUMNS and found["n"] == 120
+    found = tables.frechet_row("far", far + 2, real, others, "net")
+    assert tuple(found) == tables.COLUMNS and found["n"] == 120
     assert found["network"] == "net, 8 PCs"
     assert found["low"] < found["value"] < found["high"]
     assert found["low"] <= 32 <= found["high"]  # |shift|^2 = 8 * 2^2
     assert found["floor"] < 2
-    same = metrics.frechet_row("same", others[120:], real, others[:120], "net")
+    same = tables.frechet_row("same", others[120:], real, others[:120], "net")
     assert same["value"] < 2
 
 
 def test_distance_rows_are_at_one_n_with_one_floor():
     rng = np.random.default_rng(0)
     real, others, same, far = (rng.standard_normal((n, 8)) for n in (200, 300, 120, 150))
-    rows = metrics.distance_rows({"near": same, "far": far + 2}, real, others, "net")
+    rows = tables.distance_rows({"near": same, "far": far + 2}, real, others, "net")
     found = {(r["metric"], r["subject"]): r for r in rows}
     assert len(found) == len(rows) == 14 and {r["n"] for r in rows} == {120}
     assert [r["subject"] for r in rows[:4]] == ["near", "far"] * 2  # metric by metric
@@ -162,32 +164,32 @@ def test_distance_rows_are_at_one_n_with_one_floor():
 
 def test_distance_rows_of_a_handful_of_images():
     rng = np.random.default_rng(0)
-    rows = metrics.distance_rows({"s": rng.random((4, 6))}, *rng.random((2, 4, 6)), "net")
+    rows = tables.distance_rows({"s": rng.random((4, 6))}, *rng.random((2, 4, 6)), "net")
     assert all(np.isfinite(r["value"]) for r in rows)
     assert {r["network"] for r in rows} == {"net", "net, 1 PCs", "net, k=1"}
 
 
 def test_mean_and_ratio_rows():
     values = torch.tensor([1.0, 2.0, 3.0])
-    found = metrics.mean_row("m", "s", values)
+    found = tables.mean_row("m", "s", values)
     assert found["value"] == 2 and found["high"] == pytest.approx(2 + 1.96 / 3**0.5)
-    ratio = metrics.ratio_row("m", "s", 2 * values, values, paired=True)
+    ratio = tables.ratio_row("m", "s", 2 * values, values, paired=True)
     assert (ratio["value"], ratio["low"], ratio["high"]) == pytest.approx((2, 2, 2))
-    assert metrics.ratio_row("m", "s", 2 * values, values, paired=False)["high"] > 2.5
+    assert tables.ratio_row("m", "s", 2 * values, values, paired=False)["high"] > 2.5
 
 
 def test_one_image_has_no_interval(model):
-    rows = metrics.evaluate(model, films(1), model.cfg, samples={"prior": films(1, seed=1)})
+    rows = evaluation.evaluate(model, films(1), model.cfg, samples={"prior": films(1, seed=1)})
     assert {"psnr", "sharpness ratio"} < {r["metric"] for r in rows}
     assert {(r["low"], r["high"]) for r in rows} == {(None, None)}
     with pytest.raises(ValueError, match="N, C, H, W"):
-        metrics.evaluate(model, films(4)[:0], model.cfg)
+        evaluation.evaluate(model, films(4)[:0], model.cfg)
 
 
 def test_a_share_of_few_images_is_never_certain():
     """No sample of 20 lies among the films: up to 16% could, by Wilson's interval of 0 of 20."""
     real, others, far = np.random.default_rng(0).standard_normal((3, 20, 4))
-    rows = metrics.distance_rows({"far": far + 100}, real, others, "net")
+    rows = tables.distance_rows({"far": far + 100}, real, others, "net")
     for r in rows:
         if r["metric"] in ("precision", "recall", "coverage"):
             assert (r["value"], r["low"]) == (0, 0) and r["high"] == pytest.approx(0.161, abs=1e-3)
@@ -203,11 +205,11 @@ def test_evaluate_without_weights(model, monkeypatch, tmp_path, capsys):
     no_weights(monkeypatch, tmp_path)
     test, val = films(20), SimpleNamespace(images=films(30, seed=1))
     samples = {"prior": torch.rand(12, 1, 32, 32), "copy": films(16, seed=2), "few": films(3)}
-    rows = metrics.evaluate(model, test, model.cfg, val, samples)
+    rows = evaluation.evaluate(model, test, model.cfg, val, samples)
     printed = capsys.readouterr().out
     assert printed.count("no LPIPS") == 1 and "VAEKIT_WEIGHTS" in printed
     assert "no distances of few: below 4 images" in printed
-    assert all(tuple(row) == metrics.COLUMNS for row in rows) and model.training
+    assert all(tuple(row) == tables.COLUMNS for row in rows) and model.training
     found = {(r["metric"], r["subject"]): r for r in rows}
     assert not any(metric == "lpips" for metric, _ in found)
     with torch.no_grad():
@@ -225,16 +227,16 @@ def test_evaluate_without_weights(model, monkeypatch, tmp_path, capsys):
 
 def test_evaluate_halves_the_test_films_when_there_are_no_others(model, monkeypatch, tmp_path):
     no_weights(monkeypatch, tmp_path)
-    rows = metrics.evaluate(model, films(21), model.cfg)
+    rows = evaluation.evaluate(model, films(21), model.cfg)
     assert [r["n"] for r in rows if r["metric"] == "frechet"] == [10]
-    assert "frechet" not in {r["metric"] for r in metrics.evaluate(model, films(6), model.cfg)}
-    real, others = metrics._reference(films(21), None, seed=0)
+    assert "frechet" not in {r["metric"] for r in evaluation.evaluate(model, films(6), model.cfg)}
+    real, others = evaluation._reference(films(21), None, seed=0)
     assert not {t.numpy().tobytes() for t in real} & {t.numpy().tobytes() for t in others}
 
 
 def test_evaluate_with_weights(model):
     need_weights("squeezenet")
-    rows = metrics.evaluate(model, films(10), model.cfg, films(10, seed=1))
+    rows = evaluation.evaluate(model, films(10), model.cfg, films(10, seed=1))
     networks = {r["metric"]: r["network"] for r in rows if r["network"]}
     assert networks["lpips"].startswith("squeezenet, LPIPS v0.1")
     assert networks["frechet"].startswith("squeezenet (ImageNet), 2 PCs; trained with")
@@ -242,7 +244,7 @@ def test_evaluate_with_weights(model):
 
 def test_every_judge_gives_its_own_rows(model):
     judge = LabelJudge(1, 2).eval()
-    rows = metrics.evaluate(model, films(12), model.cfg, films(12, seed=1),
+    rows = evaluation.evaluate(model, films(12), model.cfg, films(12, seed=1),
                             judges=("pixels", judge))  # fmt: skip
     found = [r["network"] for r in rows if r["metric"] == "kernel"]
     trained_with = f"; trained with {vaekit.features.trunk_name(model.cfg)}"
@@ -250,9 +252,9 @@ def test_every_judge_gives_its_own_rows(model):
 
 
 def test_evaluate_gives_fid_and_kid_of_samples(model, monkeypatch):
-    monkeypatch.setattr(metrics, "load_inception", lambda device: Means(1, 1))
+    monkeypatch.setattr(networks, "load_inception", lambda device: Means(1, 1))
     samples = {"copy": films(9, seed=2), "dark": films(12, seed=3) // 4, "few": films(3)}
-    rows = metrics.evaluate(model, films(12), model.cfg, films(12, seed=1), samples, fid=True)
+    rows = evaluation.evaluate(model, films(12), model.cfg, films(12, seed=1), samples, fid=True)
     found = {(r["metric"], r["subject"]): r for r in rows if "inception" in r["network"]}
     assert set(found) == {(m, s) for m in ("fid", "kid") for s in ("copy", "dark")}
     assert found["fid", "copy"]["n"] == 9 and found["fid", "dark"]["n"] == 12
@@ -263,16 +265,16 @@ def test_evaluate_gives_fid_and_kid_of_samples(model, monkeypatch):
 
 
 def test_format_table_is_aligned_markdown():
-    rows = [metrics.row("psnr", "reconstruction", 20.123, 19.0, 21.0, 7),
-            metrics.row("frechet", "prior", 12345.6, n=5, network="net", floor=3.0)]  # fmt: skip
-    lines = metrics.format_table(rows).splitlines()
+    rows = [tables.row("psnr", "reconstruction", 20.123, 19.0, 21.0, 7),
+            tables.row("frechet", "prior", 12345.6, n=5, network="net", floor=3.0)]  # fmt: skip
+    lines = tables.format_table(rows).splitlines()
     assert len(lines) == 4 and len({len(line) for line in lines}) == 1
     assert "20.1" in lines[2] and "12346" in lines[3] and "None" not in lines[3]
 
 
 def test_rank_cases(model):
     split = SimpleNamespace(images=films(9))
-    best, worst, values, metric = metrics.rank_cases(model, split, k=3, batch_size=4)
+    best, worst, values, metric = evaluation.rank_cases(model, split, k=3, batch_size=4)
     assert values.shape == (9,) and metric == "SSIM"
     assert best[0] == values.argmax() and worst[0] == values.argmin()
     assert values[best].tolist() == sorted(values.tolist(), reverse=True)[:3]

@@ -3,15 +3,8 @@ import torch
 from torch import nn
 
 import vaekit
-from vaekit.model import (
-    VAE,
-    FreeDown,
-    FreeUp,
-    SelfAttention,
-    UpBlock,
-    make_norm,
-    stage_sizes,
-)
+from vaekit.fast import FreeDown, FreeUp
+from vaekit.model import VAE, SelfAttention, UpBlock, make_norm, stage_sizes
 
 SMALL = {"widths": [8, 16, 32], "attention": [8], "latent_channels": 4, "shortcut": "conv"}
 

@@ -9,8 +9,12 @@ import torch
 from test_metrics import CFG, films
 
 import vaekit
-from vaekit import metrics, plots
-from vaekit.judges import LabelJudge
+from vaekit import plots
+from vaekit.judge import evaluation, figures
+from vaekit.judge import rows as tables
+from vaekit.judge.networks import LabelJudge
+from vaekit.lessons import sweeps
+from vaekit.lessons.live import LiveHistory
 from vaekit.model import VAE
 
 
@@ -78,8 +82,8 @@ def test_show_rows_compares_column_by_column():
 
 def test_show_cases():
     model, split = VAE(vaekit.preset(**CFG)).eval(), SimpleNamespace(images=films(8))
-    cases = metrics.rank_cases(model, split, k=2)
-    found = words(plots.show_cases(model, split, cases))
+    cases = evaluation.rank_cases(model, split, k=2)
+    found = words(figures.show_cases(model, split, cases))
     assert found[0] == f"best\nSSIM {cases.values.max():.3f}" and found[2].startswith("worst")
     assert found[4:6] == ["image", "reconstruction"] and found[6].startswith("|difference|\n0 to ")
 
@@ -117,7 +121,7 @@ def test_live_history_redraws_one_figure_in_a_watched_notebook(monkeypatch):
         return Handle()
 
     run = SimpleNamespace(history=history(), cfg=SimpleNamespace(num_epochs=4))
-    live = plots.LiveHistory()
+    live = LiveHistory()
     live(run)
     assert shown == []  # no notebook
     monkeypatch.setattr(IPython, "get_ipython", lambda: object())
@@ -141,24 +145,24 @@ def test_plot_histogram():
 
 
 def test_plot_rows():
-    rows = [metrics.row("frechet", "prior", 9.0, 8.0, 10.0, 50, "net, 12 PCs", 1.0),
-            metrics.row("frechet", "gmm", 5.0, 4.0, 6.0, 50, "net, 12 PCs", 1.0),
-            metrics.row("sharpness ratio", "prior", 0.5, 0.4, 0.6, 50),
-            metrics.row("psnr", "reconstruction", 20.0, 19.0, 21.0, 50)]  # fmt: skip
-    left, right = plots.plot_rows(rows).axes
+    rows = [tables.row("frechet", "prior", 9.0, 8.0, 10.0, 50, "net, 12 PCs", 1.0),
+            tables.row("frechet", "gmm", 5.0, 4.0, 6.0, 50, "net, 12 PCs", 1.0),
+            tables.row("sharpness ratio", "prior", 0.5, 0.4, 0.6, 50),
+            tables.row("psnr", "reconstruction", 20.0, 19.0, 21.0, 50)]  # fmt: skip
+    left, right = figures.plot_rows(rows).axes
     assert left.get_title() == "Fréchet distance\nnet, 12 PCs" and left.get_xlim()[0] == 0
     assert [t.get_text() for t in left.get_yticklabels()] == ["prior\nN=50", "gmm\nN=50"]
     assert len(right.get_yticklabels()) == 1
     with pytest.raises(ValueError, match="no row is of frechet, sharpness ratio"):
-        plots.plot_rows(rows[-1:])
+        figures.plot_rows(rows[-1:])
 
 
 def test_every_metric_of_every_judge_has_a_scale_of_its_own():
     model = VAE(vaekit.preset(**CFG))
-    rows = metrics.evaluate(model, films(8), model.cfg, films(8, seed=1), {"few": films(1)},
+    rows = evaluation.evaluate(model, films(8), model.cfg, films(8, seed=1), {"few": films(1)},
                             judges=("pixels", LabelJudge(1, 2).eval()))  # fmt: skip
     wanted = ("psnr", "sharpness ratio", "frechet", "frechet excess", "kernel", "precision")
-    figure = plots.plot_rows(rows, metrics=wanted)
+    figure = figures.plot_rows(rows, metrics=wanted)
     heads = [axis.get_title().split("\ntrained")[0] for axis in figure.axes]
     assert heads[0] == "PSNR, dB" and len(heads) == 10
     assert heads[2:4] == ["Fréchet distance\npixels 32x32, 2 PCs",
@@ -167,10 +171,10 @@ def test_every_metric_of_every_judge_has_a_scale_of_its_own():
 
 
 def test_gaps_have_an_interval_each_and_are_hollow_where_it_holds_zero():
-    from vaekit.sweeps import Difference
+    from vaekit.lessons.sweeps import Difference
 
     clear, none = Difference(1.0, 0.5, 1.5, 5), Difference(0.1, -0.2, 0.4, 5)
-    figure = plots.plot_gaps({"psnr": {"a": {"alone": clear, "with": none}, "b": {"alone": none}}})
+    figure = sweeps.plot_gaps({"psnr": {"a": {"alone": clear, "with": none}, "b": {"alone": none}}})
     (axis,) = figure.axes
     dots = [line for line in axis.lines if line.get_marker() == "o"]
     assert [dot.get_markerfacecolor() for dot in dots] == [plots.COLOURS[0], "white", "white"]

@@ -9,10 +9,10 @@ import torch
 import vaekit
 from vaekit.config import Config
 from vaekit.data import Data, load_data
+from vaekit.files.sources import BUNDLE
 from vaekit.losses import beta_elbo, vae_loss
 from vaekit.model import stage_sizes
 from vaekit.presets import PRESETS
-from vaekit.sources import BUNDLE
 
 # What the sources list, preset by preset: (latent shape, parameters, hyperparameters).
 # Only celeba256 lists parameters (more than 50 M); the other numbers keep the models as they are.

@@ -10,9 +10,10 @@ from test_metrics import CFG, films
 
 import vaekit
 from vaekit import sample
-from vaekit.flow import Flow, fit_flow, train_flow
-from vaekit.metrics import gaussian_frechet
+from vaekit.judge import choice
+from vaekit.judge.distances import gaussian_frechet
 from vaekit.model import VAE
+from vaekit.priors.flow import Flow, fit_flow, train_flow
 
 FITTED = ("gaussian", "gmm", "flow")
 
@@ -42,7 +43,7 @@ def test_encode_and_decode(model):
     mu, logvar = sample.encode_all(model, split, batch_size=3)
     expected = model.encode(split.images.float() / 255)
     torch.testing.assert_close((mu, logvar), expected, atol=1e-5, rtol=1e-4)
-    images = sample.decode_batched(model, mu, batch_size=3)
+    images = sample.decode_all(model, mu, batch_size=3)
     torch.testing.assert_close(images, model.decode(mu).detach(), atol=1e-5, rtol=1e-4)
     assert not images.requires_grad
 
@@ -254,7 +255,7 @@ def smooth():
 
 def choose(smooth, memorises=lambda images: False, **kwargs):
     kwargs = {"kinds": ("prior", "gaussian", "gmm"), "trunk": None, "draws": 3} | kwargs
-    return sample.choose_sampler(Pixels(), *smooth, memorises=memorises, **kwargs)
+    return choice.choose_sampler(Pixels(), *smooth, memorises=memorises, **kwargs)
 
 
 def values(choice, metric: str) -> dict:
@@ -283,7 +284,7 @@ def test_the_sampler_nearest_to_validation_is_chosen(smooth):
 def test_gaps_are_paired_and_say_what_is_chance(smooth):
     choice = choose(smooth)
     rows = {r["subject"]: r for r in choice.rows if r["metric"] == "frechet gap"}
-    chosen = sample.subject(choice.best, choice.temperature)
+    chosen = choice.subject(choice.best, choice.temperature)
     value = values(choice, "frechet")
     assert rows.keys() == value.keys() - {chosen, "reconstruction"}
     for name, r in rows.items():

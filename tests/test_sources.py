@@ -12,8 +12,9 @@ import torch
 from test_data import alone, film, splits, write  # noqa: F401 (`alone` is a fixture)
 
 import vaekit
-import vaekit.data as D
-from vaekit import images, sources
+from vaekit import data
+from vaekit import data as data_module
+from vaekit.files import cache, images, patients, sources
 
 SHARED = Path(os.environ.get("VAEKIT_DATA") or "/nowhere")  # before the fixture hides it
 
@@ -24,7 +25,7 @@ def pictures(n, shape, seed=0):
 
 def load(name, root="", **changes):
     cfg = vaekit.preset(name, **{"data_path": str(root), "max_images": 0, **changes})
-    return D.load_data(cfg, verbose=False)
+    return data_module.load_data(cfg, verbose=False)
 
 
 def idx(array):
@@ -189,7 +190,7 @@ def test_damaged_arrays_are_named(tmp_path, damage):
 def test_the_order_of_places(tmp_path, monkeypatch):
     cfg, known = vaekit.preset("fashion_mnist"), sources.KNOWN["fashion_mnist"].kaggle
     with pytest.raises(FileNotFoundError) as error:
-        D.find_dataset(cfg)
+        sources.find_dataset(cfg)
     for part in ("dataset=fashion_mnist", "train-images-idx3-ubyte", "VAEKIT_DATA", known,
                  "load_data(cfg, download=True)", "torchvision"):  # fmt: skip
         assert part in str(error.value)
@@ -200,12 +201,12 @@ def test_the_order_of_places(tmp_path, monkeypatch):
         ("kaggle input", "input/fashionmnist"),
     ):
         write_fashion(tmp_path / folder)
-        assert D.find_dataset(cfg) == sources.Found(tmp_path / folder, source)
+        assert sources.find_dataset(cfg) == sources.Found(tmp_path / folder, source)
     write_fashion(tmp_path / "root/FashionMNIST/raw")
     monkeypatch.setenv("VAEKIT_DATA", str(tmp_path / "root"))
-    assert D.find_dataset(cfg).source == "VAEKIT_DATA"
+    assert sources.find_dataset(cfg).source == "VAEKIT_DATA"
     write_fashion(tmp_path / "mine")
-    given = D.find_dataset(cfg.replace(data_path=str(tmp_path / "mine")))
+    given = sources.find_dataset(cfg.replace(data_path=str(tmp_path / "mine")))
     assert given == sources.Found(tmp_path / "mine", "given")
 
 
@@ -218,12 +219,12 @@ def test_one_data_set_never_stands_in_for_another(tmp_path, monkeypatch, name):
     own = {"fashion_mnist": "FashionMNIST/raw", "cifar10": "cifar10.npz",
            "celeba64": "celeba/img_align_celeba", "chest_xray": "chest_xray"}  # fmt: skip
     monkeypatch.setenv("VAEKIT_DATA", str(tmp_path / "root"))
-    assert D.find_dataset(vaekit.preset(name)).path == tmp_path / "root" / own[name]
+    assert sources.find_dataset(vaekit.preset(name)).path == tmp_path / "root" / own[name]
     for other in ("FashionMNIST", "celeba", "celeba/img_align_celeba", "chest_xray"):
         if not own[name].startswith(other):
             monkeypatch.setenv("VAEKIT_DATA", str(tmp_path / "root" / other))
             with pytest.raises(FileNotFoundError, match="VAEKIT_DATA=.*expected"):
-                D.find_dataset(vaekit.preset(name))
+                sources.find_dataset(vaekit.preset(name))
 
 
 def test_a_download_happens_only_when_asked_for(tmp_path, monkeypatch):
@@ -236,11 +237,11 @@ def test_a_download_happens_only_when_asked_for(tmp_path, monkeypatch):
     monkeypatch.setattr(sources, "_download", fetch)
     for profile, download in (("quick", False), ("smoke", True)):
         with pytest.raises(FileNotFoundError):
-            D.find_dataset(vaekit.preset("fashion_mnist", profile=profile), download=download)
+            sources.find_dataset(vaekit.preset("fashion_mnist", profile=profile), download=download)
     assert not calls
     cfg = vaekit.preset("fashion_mnist", profile="quick")
     for _ in range(2):  # the second time it is there
-        assert D.find_dataset(cfg, download=True).source == "torchvision cache"
+        assert sources.find_dataset(cfg, download=True).source == "torchvision cache"
     assert calls == ["fashion_mnist"]
 
 
@@ -258,7 +259,7 @@ def test_without_patients_only_what_is_used_is_decoded_and_nothing_compared(tmp_
         decoded.append(path.name)
         return real(path, channels)
 
-    monkeypatch.setattr(D, "near_duplicates", None)  # would fail if it were called
+    monkeypatch.setattr(patients, "near_duplicates", None)  # would fail if it were called
     monkeypatch.setattr(
         images, "decode", lambda path, c: decoded.append(path.name) or real(path, c)
     )
@@ -281,7 +282,7 @@ def test_small_chunks_give_the_same_data(tmp_path, monkeypatch, key):
     write_faces(tmp_path / "set", 30, (40, 40))
     before = load("celeba64", tmp_path / "set", patient_key=key)
     monkeypatch.setenv("VAEKIT_CACHE", str(tmp_path / "cache2"))
-    monkeypatch.setattr(D, "CHUNK", 7000)  # two images of 3 x 32 x 32
+    monkeypatch.setattr(data, "CHUNK", 7000)  # two images of 3 x 32 x 32
     after = load("celeba64", tmp_path / "set", patient_key=key)
     assert after.hash == before.hash
     for a, b in zip(splits(after), splits(before), strict=True):
@@ -292,13 +293,13 @@ def test_small_chunks_give_the_same_data(tmp_path, monkeypatch, key):
 def test_memory_does_not_grow_with_the_set(tmp_path, monkeypatch):
     """300 MB of pixels, decoded and hashed in a tenth of that."""
     face = np.stack([film(c, 160, 160) for c in range(3)], -1)
-    monkeypatch.setattr(D, "reader", lambda *_: lambda name: face)
-    monkeypatch.setattr(D, "CHUNK", 8 * 2**20)
+    monkeypatch.setattr(images, "reader", lambda *_: lambda name: face)
+    monkeypatch.setattr(data, "CHUNK", 8 * 2**20)
     files = [(f"{i:06}.jpg", "", "faces", 1, 1) for i in range(4000)]
     cfg = vaekit.preset("celeba256", image_size=160, max_images=0)
     Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here
     before = peak()
-    pixels, index = D._load_arrays(tmp_path, files, cfg, verbose=False)
+    pixels, index = cache._load_arrays(tmp_path, files, cfg, verbose=False)
     assert pixels.nbytes > 300e6 and index["lengths"] == [3240, 360, 400]
     assert peak() - before < 30e6
 

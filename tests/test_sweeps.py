@@ -9,8 +9,8 @@ import torch
 from tiny import SMALL, blobs
 
 import vaekit
-from vaekit import sweeps
 from vaekit.data import Data
+from vaekit.lessons import sweeps
 from vaekit.model import VAE
 
 

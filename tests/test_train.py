@@ -10,11 +10,12 @@ import torch
 from tiny import blobs, rows, shapes, small, weights
 
 import vaekit
-from vaekit import hosting, train
-from vaekit.checkpoint import CheckpointError
+from vaekit import __main__, train
 from vaekit.data import Data
+from vaekit.keep.checkpoint import CheckpointError
 from vaekit.losses import vae_loss
 from vaekit.model import VAE
+from vaekit.place import device
 
 
 @pytest.fixture
@@ -116,7 +117,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(data, stop, schedule, tmp_
             raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("vaekit.runs.SAVE_SECONDS", 0)
+        patch.setattr("vaekit.keep.writer.SAVE_SECONDS", 0)
         with pytest.raises(KeyboardInterrupt):
             vaekit.fit(cfg, data, out=tmp_path / "cut", on_epoch_end=pull_the_plug)
     resumed = vaekit.fit(cfg, data, out=tmp_path / "cut")
@@ -249,10 +250,10 @@ def test_epoch_order_is_shared_out_without_overlap():
      ("cuda", False, (7, 5), "fp16"), ("mps", False, None, "fp32")],
 )  # fmt: skip
 def test_native_precision(monkeypatch, kind, bf16, capability, expected):
-    monkeypatch.setattr("vaekit.hosting.cpu_has_bf16", lambda: bf16)
+    monkeypatch.setattr("vaekit.place.device.cpu_has_bf16", lambda: bf16)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    assert hosting.choose_precision("auto", torch.device(kind)) == expected
-    assert hosting.choose_precision("fp32", torch.device(kind)) == "fp32"
+    assert device.choose_precision("auto", torch.device(kind)) == expected
+    assert device.choose_precision("fp32", torch.device(kind)) == "fp32"
 
 
 def test_bf16_and_batchnorm_train_too(data):
@@ -288,8 +289,8 @@ def test_two_processes_equal_one_where_no_noise_is_drawn(tmp_path):
 
 
 def test_arguments_of_the_command_line():
-    assert train.parse_changes(["beta=0.1", "widths=[8]", "norm=batch", "flip=false"]) == {
+    assert __main__.parse_changes(["beta=0.1", "widths=[8]", "norm=batch", "flip=false"]) == {
         "beta": 0.1, "widths": [8], "norm": "batch", "flip": False,
     }  # fmt: skip
     with pytest.raises(ValueError, match="key=value"):
-        train.parse_changes(["beta"])
+        __main__.parse_changes(["beta"])

@@ -3,14 +3,15 @@
 import pytest
 import torch
 
-from vaekit import Data, fit, hosting, preset
+from vaekit import Data, fit, preset
+from vaekit.place import setup
 
 
 @pytest.fixture
 def session(monkeypatch, tmp_path):
     """(cfg, data, folder of a previous version's output), on Kaggle."""
     monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Batch")
-    monkeypatch.setattr(hosting, "KAGGLE_INPUT", tmp_path / "input")
+    monkeypatch.setattr(setup, "KAGGLE_INPUT", tmp_path / "input")
     images = torch.randint(0, 255, (8, 1, 16, 16), dtype=torch.uint8)
     cfg = preset("chest_xray", image_size=16, widths=(4, 8), attention=(), latent_channels=2,
                  perceptual_weight=0.0, epochs_phase1=1, epochs_phase2=2)  # fmt: skip
@@ -22,7 +23,7 @@ def test_the_end_of_the_session_stops_a_training_that_the_next_one_finishes(
 ):
     cfg, data, before = session
     with monkeypatch.context() as late:  # the twelve hours are nearly over
-        late.setattr(hosting, "minutes_left", lambda: 0.001)
+        late.setattr(setup, "minutes_left", lambda: 0.001)
         stopped = fit(cfg, data, out=before / "runs")
     assert not stopped.finished and len(stopped.history) == 1
     assert "the same call goes on" in capsys.readouterr().out

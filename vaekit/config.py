@@ -9,7 +9,6 @@ from pathlib import Path
 from vaekit.presets import AT_MOST, DURATIONS, LARGE_SETS, PRESETS, PROFILE_CHANGES
 
 PROFILES = ("smoke", "quick", "full")
-
 ACTIVATIONS = ("silu", "leaky_relu", "relu")
 LR_SCHEDULES = ("constant", "cosine", "cosine_restarts", "plateau")
 EPOCHS = (0, 100_000)
@@ -235,17 +234,12 @@ def profile() -> str:
     """
     name = os.environ.get("VAEKIT_PROFILE", "").strip().lower()
     if not name:
-        from vaekit.hosting import usable_gpu
+        from vaekit.place.device import usable_gpu
 
         return "full" if usable_gpu() else "quick"
     if name not in PROFILES:
         raise ValueError(f"VAEKIT_PROFILE={name!r} is not one of {', '.join(PROFILES)}")
     return name
-
-
-def runs_dir() -> Path:
-    """Where runs are written: `VAEKIT_RUNS`, else `runs` in the working folder."""
-    return Path(os.environ.get("VAEKIT_RUNS") or "runs")
 
 
 def preset(name: str = "chest_xray", **changes) -> Config:

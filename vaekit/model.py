@@ -1,13 +1,15 @@
 """The VAE: blocks, Encoder, Decoder. Every value of Config's model section acts here."""
 
+import contextlib
 import math
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vaekit.config import Config
-from vaekit.groupnorm import GroupNorm
+from vaekit.fast import FreeDown, FreeUp, GroupNorm, PointwiseConv
 
 ACTIVATIONS = {"silu": nn.SiLU, "leaky_relu": lambda: nn.LeakyReLU(0.2), "relu": nn.ReLU}
 
@@ -52,59 +54,6 @@ class SelfAttention(nn.Module):
         # longhand: at 256 pixels twice as fast on a CPU as scaled_dot_product_attention
         out = self.weigh(q, k).to(v.dtype) @ v
         return x + self.project(out.transpose(1, 2).reshape(x.shape))
-
-
-class FreeDown(nn.Module):
-    """Parameter-free shortcut down: pixel-unshuffle, then the mean over groups of channels.
-    (B, C, 2H, 2W) -> (B, out, H, W). Source: DC-AE, arXiv 2410.10733.
-
-    A group of two is a pixel and its neighbour to the right, a group of four all four pixels:
-    those are averaged first, and fewer move. channels_last stays, which saves half the time.
-    """
-
-    def __init__(self, in_channels: int, out_channels: int):
-        super().__init__()
-        if in_channels * 4 % out_channels:
-            raise ValueError(f"shortcut='free' needs 4 x {in_channels} divisible by {out_channels}")
-        self.out_channels = out_channels
-        self.rows, self.columns = _quarters(4 * in_channels // out_channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        if x.shape[-1] % 2 or x.shape[-2] % 2:
-            x = F.pad(x, (0, x.shape[-1] % 2, 0, x.shape[-2] % 2))
-        (b, c, h, w), tall, wide = x.shape, self.rows, self.columns
-        x = F.avg_pool2d(x, (2 // tall, 2 // wide)).permute(0, 2, 3, 1)
-        x = x.reshape(b, h // 2, tall, w // 2, wide, c).permute(0, 1, 3, 5, 2, 4)
-        x = x.reshape(b, h // 2, w // 2, -1).permute(0, 3, 1, 2)
-        group = x.shape[1] // self.out_channels
-        return x if group == 1 else x.unflatten(1, (-1, group)).mean(2)
-
-
-class FreeUp(nn.Module):
-    """Parameter-free shortcut up: repeat channels, then pixel-shuffle: the mirror of FreeDown.
-    (B, C, H, W) -> (B, out, 2H, 2W)."""
-
-    def __init__(self, in_channels: int, out_channels: int):
-        super().__init__()
-        if out_channels * 4 % in_channels:
-            raise ValueError(f"shortcut='free' needs 4 x {out_channels} divisible by {in_channels}")
-        self.out_channels = out_channels
-        self.rows, self.columns = _quarters(4 * out_channels // in_channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        (b, c, h, w), tall, wide, out = x.shape, self.rows, self.columns, self.out_channels
-        if (times := out * tall * wide // c) > 1:
-            x = x.repeat_interleave(times, 1)
-        x = x.permute(0, 2, 3, 1).reshape(b, h, w, out, tall, wide)
-        x = x.permute(0, 1, 4, 2, 5, 3).contiguous()  # (B, H, tall, W, wide, out)
-        x = x.expand(b, h, 2, w, 2, out).reshape(b, 2 * h, 2 * w, out)
-        return x.permute(0, 3, 1, 2)
-
-
-def _quarters(group: int) -> tuple[int, int]:
-    """Rows and columns of each 2x2 pixels that differ, where `group` channels of the unshuffled
-    are one: (2, 1) for a pair, (1, 1) for four or a multiple, else all (2, 2)."""
-    return (2, 1) if group == 2 else (1, 1) if group % 4 == 0 else (2, 2)
 
 
 class Enlarge(nn.Module):
@@ -152,21 +101,6 @@ def main_branch(first: nn.Module, channels: int, convs: int, act, norm: str) -> 
     for _ in range(convs - 1):
         layers += [act(), conv3x3(channels, channels), make_norm(norm, channels)]
     return nn.Sequential(*layers)
-
-
-class PointwiseConv(nn.Conv2d):
-    """A 1x1 convolution; what a stride would skip is left out before it, which comes to the same.
-
-    oneDNN (torch 2.15) writes beyond its memory in the weights' gradient of a strided one over
-    few channels, channels_last, from 128 pixels up: at 256 the process dies.
-    """
-
-    def __init__(self, in_channels: int, out_channels: int, stride: int = 1):
-        super().__init__(in_channels, out_channels, 1)
-        self.every = stride
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x[..., :: self.every, :: self.every])
 
 
 def conv_skip(in_channels: int, out_channels: int, cfg: Config, stride: int = 1) -> nn.Sequential:
@@ -349,3 +283,15 @@ class VAE(nn.Module):
     def reconstruct(self, x: Tensor) -> Tensor:
         """decode(mean of q(z|x)): the reconstruction without sampling noise."""
         return self.decode(self.encode(x)[0])
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[torch.device]:
+    """Evaluation mode without gradients; gives the model's device and restores its mode."""
+    was = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield next(model.parameters()).device
+    finally:
+        model.train(was)

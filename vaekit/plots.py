@@ -5,8 +5,6 @@ fixed scale, black 0 and white 1, one film pixel a whole number of figure pixels
 and Ito's, told apart by colour-blind readers.
 """
 
-import sys
-
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
@@ -14,15 +12,11 @@ import torch.nn.functional as F
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from vaekit.hosting import watched
-from vaekit.metrics import Cases, as_float, evaluating, pixels_of
+from vaekit.data import as_float, pixels_of
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 LABELS = {"l1": "L1", "mse": "MSE", "ssim": "1 - SSIM", "perceptual": "perceptual",
           "lpips": "LPIPS", "spectral": "spectral", "nll": "NLL"}  # fmt: skip
-HEADS = {"psnr": "PSNR, dB", "ssim": "SSIM", "lpips": "LPIPS", "frechet": "Fréchet distance",
-         "sharpness ratio": "Sharpness ratio to real images\n1 is best, above 1.1 is noise",
-         "fid": "FID", "kid": "KID"}  # fmt: skip
 
 
 def panels(rows: int, columns: int, size: tuple[float, float], title: str = ""):
@@ -43,9 +37,6 @@ def label(axis, title: str = "", x: str = "", y: str = "", **legend) -> None:
     axis.tick_params(labelsize=7, which="both")
     if axis.get_legend_handles_labels()[0]:
         axis.legend(fontsize=7, frameon=False, **legend)
-
-
-# ---- images --------------------------------------------------------------------------------------
 
 
 def _enlarged(images, size: float) -> Tensor:
@@ -110,22 +101,6 @@ def difference(a: Tensor, b: Tensor, name: str) -> dict[str, Tensor]:
     return {f"{name}\n0 to {top:.2g}": (gap / top).expand_as(a)}
 
 
-def show_cases(model, split, cases: Cases) -> Figure:
-    """The best and worst films of `rank_cases`: film, reconstruction, absolute difference."""
-    names = ["best"] * len(cases.best) + ["worst"] * len(cases.worst)
-    chosen = [*cases.best, *cases.worst]
-    with evaluating(model) as device:
-        x = as_float(pixels_of(split)[chosen].to(device))
-        x_hat = model.reconstruct(x)
-    titles = [f"{name}\n{cases.metric} {cases.values[i]:.3f}"
-              for name, i in zip(names, chosen, strict=True)]  # fmt: skip
-    rows = {"image": x, "reconstruction": x_hat} | difference(x, x_hat, "|difference|")
-    return show_rows(rows, columns=len(chosen), titles=titles)
-
-
-# ---- numbers -------------------------------------------------------------------------------------
-
-
 def _curves(axis, history: list[dict], names: dict[str, str | None], **style) -> None:
     """One line a column of the history that is there; `names`: column -> label."""
     epochs = [row["epoch"] for row in history]
@@ -175,27 +150,6 @@ def plot_history(history: list[dict], title: str = "") -> Figure:
     return figure
 
 
-class LiveHistory:
-    """A hook for `fit(on_epoch_end=...)`: `plot_history`, redrawn in place about 20 times a run.
-
-    Only in a notebook that somebody watches (see `hosting.watched`); silent everywhere else.
-    """
-
-    def __init__(self):
-        self.handle = None
-
-    def __call__(self, run) -> None:
-        every = max(1, run.cfg.num_epochs // 20)
-        ipython = sys.modules.get("IPython")
-        if not ipython or not ipython.get_ipython() or not watched() or len(run.history) % every:
-            return
-        figure = plot_history(run.history)
-        if self.handle is None:
-            self.handle = ipython.display.display(figure, display_id=True)
-        else:
-            self.handle.update(figure)
-
-
 def plot_histogram(sets: dict, bins: int = 64, title: str = "Grey levels") -> Figure:
     """Histograms of all pixel values of {name: images}, as densities over [0, 1], overlaid."""
     figure, axes = panels(1, 1, (4.5, 3), title)
@@ -206,72 +160,4 @@ def plot_histogram(sets: dict, bins: int = 64, title: str = "Grey levels") -> Fi
         axes[0, 0].stairs(counts / counts.sum() * bins, edges, color=COLOURS[i % len(COLOURS)],
                           lw=1.4, label=f"{name}, N={len(images)}")  # fmt: skip
     label(axes[0, 0], x="grey level", y="density")
-    return figure
-
-
-def _draw_group(axis, metric: str, network: str, rows: list[dict]) -> None:
-    """A dot a row with its interval and its floor, subjects from top to bottom."""
-    for y, row in enumerate(rows):
-        axis.plot(row["value"], y, "o", color=COLOURS[0], ms=5)
-        if row["low"] is not None:
-            axis.plot([row["low"], row["high"]], [y, y], color=COLOURS[0], lw=1.4)
-        if row["floor"] is not None:
-            axis.plot([row["floor"]] * 2, [y - 0.3, y + 0.3], color=COLOURS[1], lw=2,
-                      label="floor: real against real" if y == 0 else None)  # fmt: skip
-    axis.set_yticks(range(len(rows)), [f"{row['subject']}\nN={row['n']}" for row in rows])
-    axis.set_ylim(len(rows) - 0.5, -0.5)
-    if metric == "sharpness ratio":
-        axis.axvspan(0.9, 1.1, color="0.9", zorder=0, lw=0)
-        axis.axvline(1, color="0.4", lw=1)
-    if metric == "sharpness ratio" or rows[0]["floor"] is not None:
-        axis.set_xlim(left=min(0, axis.get_xlim()[0]))
-    judge = network.replace("; ", "\n")
-    label(axis, f"{HEADS.get(metric, metric)}\n{judge}".strip())
-
-
-def plot_rows(rows: list[dict], title: str = "", metrics=("frechet", "sharpness ratio")) -> Figure:
-    """Rows of `metrics.evaluate`: a panel for each of `metrics`, of any that are there, and judge.
-
-    A tick marks the floor, real films against real films at the same N: no more can be expected.
-    The grey band is a sharpness ratio of 0.9 to 1.1. ValueError where no row is of these metrics.
-    """
-    groups: dict[tuple, list[dict]] = {}
-    for row in (r for metric in metrics for r in rows if r["metric"] == metric):
-        groups.setdefault((row["metric"], row["network"]), []).append(row)
-    if not groups:
-        raise ValueError(f"no row is of {', '.join(metrics)}")
-    columns = min(3, len(groups))
-    lines = -(-len(groups) // columns)
-    height = 1.2 + 0.45 * max(map(len, groups.values()))
-    figure, axes = panels(lines, columns, (4.5 * columns, lines * height), title)
-    for axis in axes.flat[len(groups) :]:
-        axis.remove()
-    for axis, (key, group) in zip(axes.flat, groups.items(), strict=False):
-        _draw_group(axis, *key, group)
-    return figure
-
-
-def plot_gaps(gaps: dict, title: str = "") -> Figure:
-    """What changes brought: {metric: {change: {series: sweeps.Difference}}}, a panel a metric.
-
-    A dot with its 95% interval for each series; hollow where the interval holds 0.
-    """
-    changes = list(next(iter(gaps.values())))
-    size = 2.6 * len(gaps) + 2.2, 1.1 + 0.45 * len(changes)
-    figure, axes = panels(1, len(gaps), size, title)
-    for axis, (metric, rows) in zip(axes[0], gaps.items(), strict=True):
-        series = list(rows[changes[0]])
-        for y, change in enumerate(changes):
-            for i, gap in enumerate(rows[change].values()):
-                at, colour = y + 0.3 * (i - (len(series) - 1) / 2), COLOURS[i]
-                fill = "white" if gap.word == "no difference" else colour
-                axis.plot([gap.low, gap.high], [at, at], color=colour, lw=1.6)
-                axis.plot(gap.value, at, "o", ms=5, color=colour, mfc=fill)
-        axis.axvline(0, color="0.4", lw=0.8)
-        axis.set_yticks(range(len(changes)), changes if axis is axes[0, 0] else [])
-        axis.set_ylim(len(changes) - 0.5, -0.5)
-        label(axis, metric)
-    marks = [plt.Line2D([], [], color=colour, marker="o", label=name)
-             for name, colour in zip(series, COLOURS, strict=False)]  # fmt: skip
-    figure.legend(handles=marks, loc="outside lower center", ncols=len(marks), fontsize=8)
     return figure

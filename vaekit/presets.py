@@ -25,7 +25,6 @@ BASELINE = {
     "recon_reduction": "sum", "kl_reduction": "sum", "lr_phase1": 1e-3, "lr_phase2": 1e-3,
     "grad_clip": 0.1,
 }  # fmt: skip
-
 PRESETS = {
     "chest_xray": {},  # the defaults of Config
     # 256 px to 8x8 in five halvings, 256 channels at 16x16. Learning rate, batch and epochs are
@@ -91,7 +90,6 @@ PRESETS = {
         "beta_schedule": "warmup", "beta_warmup": 2, "epochs_phase2": 30,
     },
 }  # fmt: skip
-
 # What each profile does to the knobs that cost time. `full` is the preset itself.
 PROFILE_CHANGES = {
     "smoke": {

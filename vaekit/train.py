@@ -1,30 +1,23 @@
 """fit(): two phases, one readable loop. `python -m vaekit.train chest_xray beta=0.01` runs it."""
 
-import contextlib
 import copy
-import json
 import math
-import os
-import platform
-import sys
 import time
-from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, send_to_device
+from accelerate.utils import send_to_device
 from accelerate.utils.memory import clear_device_cache
 from torch import Tensor
 
-from vaekit import guards, hosting
-from vaekit.config import Config, preset, runs_dir
-from vaekit.data import Data, batches, load_data
-from vaekit.features import FeatureLoss, feature_loss
+from vaekit import fast
+from vaekit.config import Config
+from vaekit.data import Data, batches
+from vaekit.features import FeatureLoss
+from vaekit.keep import guards
 from vaekit.losses import beta_elbo, kl_share, reduction_factors, vae_loss
 from vaekit.model import VAE
-from vaekit.resume import go_back, go_on_from
-from vaekit.runs import Run, RunWriter, load_run, open_run, read_info
+from vaekit.place.device import choose_device, choose_precision
 from vaekit.schedules import BetaBand, Plateau, annealed, beta_at, ema_decay, lr_factor
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -56,14 +49,14 @@ class Trainer:
     """What a run needs from step to step. `fit` is the way in."""
 
     def __init__(self, cfg: Config, data: Data, features: FeatureLoss | None):
-        device = hosting.choose_device()
+        device = choose_device()
         if device.type == "cpu":
-            hosting.keep_freed_memory()
+            fast.keep_freed_memory()
         # Accelerator brings device, processes and DDP. Precision stays here: a second Accelerator
         # with another `mixed_precision` raises, and one notebook holds many fits.
         self.accelerator = Accelerator(cpu=device.type == "cpu")
         self.device, self.cfg, self.data = self.accelerator.device, cfg, data
-        self.precision = hosting.choose_precision(cfg.precision, self.device)
+        self.precision = choose_precision(cfg.precision, self.device)
         with torch.random.fork_rng():
             torch.manual_seed(cfg.seed)
             model = VAE(cfg)
@@ -286,110 +279,3 @@ class Trainer:
         if self.best:
             model.load_state_dict(self.best["model"])
         return model
-
-
-def fit(cfg: Config, data: Data, out: str | Path | None = None, resume: str = "auto",
-        max_minutes: float | None = None, on_epoch_end: Callable[[Run], None] | None = None,
-        verbose: bool = True) -> Run:  # fmt: skip
-    """Train `cfg` on `data` in two phases and return the Run.
-
-    out: folder of runs (default `VAEKIT_RUNS` or "runs"). resume: "auto" continues an unfinished
-    run of the same config and data, or loads a finished one, and says so; "never" starts anew.
-    max_minutes: stop before the epoch that would not fit, saved and ready to go on; on Kaggle the
-    session's end is the limit where none is given.
-    on_epoch_end(run): called after every epoch with the run so far, `run.model` the averaged
-    weights. Raises FloatingPointError where the loss stops being finite, ValueError where data
-    and config disagree.
-    """
-    if resume not in ("auto", "never"):
-        raise ValueError(f"resume={resume!r} is not one of auto, never")
-    data.check(cfg)
-    max_minutes = hosting.minutes_left() if max_minutes is None else max_minutes
-    with guards.Stop(max_minutes) as stop, contextlib.ExitStack() as stack:
-        features = feature_loss(cfg, verbose)
-        cfg = cfg.replace(features=features.name if features else "none")
-        trainer = Trainer(cfg, data, features)
-        main, trainer.stop = trainer.accelerator.is_main_process, stop
-        say = print if verbose and main else lambda *_: None
-        out = Path(out) if out else runs_dir()
-        path = stack.enter_context(open_run(out, cfg, data.hash, resume, say)) if main else None
-        path = Path(broadcast_object_list([str(path)])[0])  # the main process's, told to the others
-        if read_info(path).get("finished"):
-            run = load_run(path)
-            say(f"finished run found: {path.name}, {len(run.history)} epochs; loaded, not trained")
-            return run
-        if go_on_from(trainer, path):
-            say(f"going on with {path.name} after epoch {trainer.epoch} of {cfg.num_epochs}")
-        run = Run(trainer.ema, trainer.history, path, cfg, _run_info(cfg, data, trainer))
-        while True:
-            try:
-                with contextlib.closing(RunWriter(run, trainer, main)) as writer:
-                    _loop(trainer, run, writer, on_epoch_end, say)
-                return run
-            except guards.NotFinite as error:
-                go_back(trainer, path, error, say)
-
-
-def _loop(trainer: Trainer, run: Run, writer: RunWriter, on_epoch_end, say) -> None:
-    """Epoch after epoch until the run is done or has to stop; saved either way."""
-    cfg, stop = trainer.cfg, trainer.stop
-    with contextlib.closing(hosting.Progress(cfg.num_epochs, trainer.epoch, say is print)) as bar:
-        while not trainer.done and (row := trainer.run_epoch()):
-            bar.show(row)
-            writer.epoch(row)
-            if on_epoch_end:
-                on_epoch_end(run)
-            ahead = 1.2 * max(row["seconds"] for row in trainer.history[-3:])
-            if trainer.any_process(stop.now(ahead, least=0)):
-                break
-    run.model = trainer.result()
-    writer.finish()
-    if not trainer.done:
-        steps = f" and {trainer.partial['steps']} steps" if trainer.partial else ""
-        say(f"{stop} after epoch {trainer.epoch}{steps} of {cfg.num_epochs}: saved in {run.path};"
-            " the same call goes on from here")  # fmt: skip
-
-
-def _run_info(cfg: Config, data: Data, trainer: Trainer) -> dict:
-    from vaekit import __version__
-
-    return {
-        "vaekit": __version__, "torch": torch.__version__, "python": platform.python_version(),
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "device": trainer.device.type, "precision": trainer.precision, "features": cfg.features,
-        "processes": trainer.accelerator.num_processes, "finished": False,
-        "data": {"source": data.source, "hash": data.hash, "train": len(data.train),
-                 "val": len(data.val), "test": len(data.test)},
-    }  # fmt: skip
-
-
-def parse_changes(arguments: list[str]) -> dict:
-    """["beta=0.01", "widths=[32,64]", "norm=batch"] -> {"beta": 0.01, ...}."""
-    changes = {}
-    for argument in arguments:
-        key, equals, text = argument.partition("=")
-        if not equals:
-            raise ValueError(f"{argument!r} is not key=value")
-        changes[key] = text
-        with contextlib.suppress(json.JSONDecodeError):
-            changes[key] = json.loads(text)
-    return changes
-
-
-def main(arguments: list[str]) -> Run:
-    """`python -m vaekit.train PRESET key=value ... [out=DIR] [max_minutes=M]`"""
-    name, *rest = arguments or ["chest_xray"]
-    changes = parse_changes(rest)
-    out, minutes = changes.pop("out", None), changes.pop("max_minutes", None)
-    cfg, speaks = preset(name, **changes), os.environ.get("RANK", "0") == "0"  # torchrun's rank
-    run = fit(cfg, load_data(cfg, verbose=speaks), out=out, max_minutes=minutes)
-    if speaks:
-        print(f"{run.path}: {len(run.history)} epochs, {'' if run.finished else 'un'}finished")
-    if torch.distributed.is_initialized():
-        torch.distributed.barrier()  # nobody leaves while another still writes
-        torch.distributed.destroy_process_group()
-    return run
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

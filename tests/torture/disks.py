@@ -10,7 +10,7 @@ import torch
 from tiny import shapes, small
 
 import vaekit
-from vaekit import checkpoint, runs
+from vaekit.keep import checkpoint, writer
 
 CFG = dict(epochs_phase1=3, epochs_phase2=6)
 
@@ -34,7 +34,7 @@ def fill_up() -> dict:
     """Too little room for one more file, at every stage; then room is made."""
     if os.geteuid():
         return {"skipped": "needs root"}
-    runs.SAVE_SECONDS, data, stopped = 0, shapes(), {}
+    writer.SAVE_SECONDS, data, stopped = 0, shapes(), {}
     with tempfile.TemporaryDirectory() as out:
         whole = vaekit.fit(small(**CFG), data, out=out, verbose=False)
         used = sum(f.stat().st_size for f in whole.path.rglob("*")) // 1024

@@ -17,12 +17,13 @@ import torch
 from tiny import rows, shapes, small
 
 import vaekit
-from vaekit import resume, runs, train
+from vaekit import train
+from vaekit.keep import folder, resume, writer
 
 WHERE = {  # the moments: where the n-th call dies, and how many calls there are
     "in a step": (train.Trainer, "backward", 45), "in a checkpoint": (os, "fsync", 12),
     "between the renames": (os, "replace", 12),
-    "in the sample grid": (runs.RunWriter, "_samples", 9),
+    "in the sample grid": (writer.RunWriter, "_samples", 9),
     "between the phases": (train.Trainer, "begin_phase2", 1),
     "in validation": (train.Trainer, "validate", 9), "at any time": (None, "", 0),
 }  # fmt: skip
@@ -41,7 +42,7 @@ def child(work, *args) -> int:
 
 
 def train_in(out: Path, save_seconds: float) -> None:
-    runs.SAVE_SECONDS = save_seconds
+    writer.SAVE_SECONDS = save_seconds
     run = vaekit.fit(small(**CFG), shapes(), out=out, verbose=False)
     torch.save(torch.get_rng_state(), run.path / "rng.pt")
 
@@ -70,7 +71,7 @@ def left_behind(out: Path) -> dict:
     state = torch.load(path / "last.pt", weights_only=True)
     table = (path / "history.csv").read_text().splitlines()[1:]
     assert [int(line.split(",")[0]) for line in table] == list(range(1, 10)), table
-    assert runs.read_info(path)["finished"]
+    assert folder.read_info(path)["finished"]
     return {"state": {k: state[k] for k in ("model", "ema", "optimizer", "step", "plateau")},
             "best": torch.load(path / "best.pt", weights_only=True), "rows": rows(state["history"]),
             "rng": torch.load(path / "rng.pt", weights_only=True)}  # fmt: skip
@@ -120,7 +121,7 @@ def stop_command(trials: int = 3, seed: int = 0) -> dict:
             (file,) = Path(out).glob("*/last.pt")
             state = torch.load(file, weights_only=True)
             steps.append(state["step"])
-            assert (file.parent / "history.csv").exists() and runs.read_info(file.parent)
+            assert (file.parent / "history.csv").exists() and folder.read_info(file.parent)
     return {"SIGTERMs": trials, "stopped after steps": steps}
 
 
@@ -165,7 +166,7 @@ def spoil(trials: int, seed: int = 0) -> dict:
     rng, count = random.Random(seed), Counter()
     with tempfile.TemporaryDirectory() as folder:
         with contextlib.suppress(KeyboardInterrupt):
-            runs.SAVE_SECONDS = 0
+            writer.SAVE_SECONDS = 0
 
             def stop(run):
                 if len(run.history) == 3:

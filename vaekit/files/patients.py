@@ -11,10 +11,9 @@ import cv2
 import numpy as np
 
 from vaekit.config import Config
+from vaekit.data import SPLITS
 
-SPLITS = ("train", "val", "test")
 PATIENTS = (re.compile(r"(person\d+)_(?:bacteria|virus)"), re.compile(r"(?:NORMAL2-)?(IM-\d+)"))
-
 # Two films are one when their 32x32 thumbnails, less a blur of THUMB_BLUR pixels, correlate above
 # this. Copies that were recompressed, resized, brightened, turned by 1 degree or trimmed by 1% of
 # a side score 0.93 to 1.00; the closest different patients in Kermany's set score 0.925. Without
@@ -22,7 +21,6 @@ PATIENTS = (re.compile(r"(person\d+)_(?:bacteria|virus)"), re.compile(r"(?:NORMA
 NEAR_DUPLICATE = 0.94
 THUMB, THUMB_BLUR = 32, 3.0
 MOST_COMPARED = 20_000  # images; beyond it N^2 products take minutes and only exact copies merge
-
 OWN_VAL = 0.05, 50  # a folder's own val is kept from this share of train + val, and this size
 
 

@@ -14,11 +14,12 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-from vaekit.config import runs_dir
 from vaekit.data import load_data
+from vaekit.keep.folder import runs_dir
+from vaekit.keep.run import Run, load_run
 from vaekit.plots import show_rows
-from vaekit.runs import Run, load_run
-from vaekit.sample import decode_batched, encode_all, fit_sampler, principal_directions, traverse
+from vaekit.priors.directions import principal_directions, traverse
+from vaekit.sample import decode_all, encode_all, fit_sampler
 
 REACH = 3  # standard deviations that a slider goes to either side
 SIDE = 256  # screen pixels of a picture, about
@@ -53,7 +54,7 @@ class LatentView:
 
     def image(self, values, temperature: float = 1.0, seed: int = 0) -> np.ndarray:
         """The decoded code as uint8 (S, S), or (S, S, 3) where the model is in colour."""
-        x = decode_batched(self.model, self.code(values, temperature, seed)[None])[0]
+        x = decode_all(self.model, self.code(values, temperature, seed)[None])[0]
         return (255 * x).round().byte().permute(1, 2, 0).squeeze(-1).numpy()
 
     def strip(self) -> Figure:

@@ -10,18 +10,49 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
 from vaekit import metrics
 from vaekit.config import Config, preset
-from vaekit.data import Data, load_data
-from vaekit.diagnose import diagnose
-from vaekit.distances import NEAREST, gaussian_frechet, precision_recall, principal_axes
-from vaekit.sample import decode_batched, encode_all, sample_latents
-from vaekit.sources import bundled
+from vaekit.data import Data, as_float, chunks, load_data
+from vaekit.files.sources import bundled
+from vaekit.judge import networks
+from vaekit.judge.distances import NEAREST, gaussian_frechet, precision_recall, principal_axes
+from vaekit.judge.health import diagnose
+from vaekit.plots import COLOURS, label, panels
+from vaekit.sample import decode_all, encode_all, sample_latents
+
+
+def plot_gaps(gaps: dict, title: str = "") -> Figure:
+    """What changes brought: {metric: {change: {series: sweeps.Difference}}}, a panel a metric.
+
+    A dot with its 95% interval for each series; hollow where the interval holds 0.
+    """
+    changes = list(next(iter(gaps.values())))
+    size = 2.6 * len(gaps) + 2.2, 1.1 + 0.45 * len(changes)
+    figure, axes = panels(1, len(gaps), size, title)
+    for axis, (metric, rows) in zip(axes[0], gaps.items(), strict=True):
+        series = list(rows[changes[0]])
+        for y, change in enumerate(changes):
+            for i, gap in enumerate(rows[change].values()):
+                at, colour = y + 0.3 * (i - (len(series) - 1) / 2), COLOURS[i]
+                fill = "white" if gap.word == "no difference" else colour
+                axis.plot([gap.low, gap.high], [at, at], color=colour, lw=1.6)
+                axis.plot(gap.value, at, "o", ms=5, color=colour, mfc=fill)
+        axis.axvline(0, color="0.4", lw=0.8)
+        axis.set_yticks(range(len(changes)), changes if axis is axes[0, 0] else [])
+        axis.set_ylim(len(changes) - 0.5, -0.5)
+        label(axis, metric)
+    marks = [plt.Line2D([], [], color=colour, marker="o", label=name)
+             for name, colour in zip(series, COLOURS, strict=False)]  # fmt: skip
+    figure.legend(handles=marks, loc="outside lower center", ncols=len(marks), fontsize=8)
+    return figure
+
 
 RESULTS = Path(__file__).parent / "results"
 SHOWN = 6  # reconstructions, and as many prior samples, of each case in the picture
@@ -39,7 +70,7 @@ def lattice(images) -> float:
 
     images: Split or (N, C, H, W), sides divisible by 4, 32 px at least. Geometric means.
     """
-    x = torch.cat([metrics.to_grey(x)[:, 0] for x in metrics.chunks(images)])
+    x = torch.cat([metrics.to_grey(x)[:, 0] for x in chunks(images)])
     x = x - x.mean((1, 2), keepdim=True)
     ratios = []
     for dim in (1, 2):
@@ -72,14 +103,14 @@ def measure(model, data, seed: int = 0) -> tuple[dict[str, Any], Tensor]:
     Ratios are to the real test films. `prior_excess` is the samples' Fréchet distance from the
     test films on SqueezeNet (without its weights on pixels), less the training films' own, `floor`.
     """
-    real = metrics.as_float(data.test.images)
+    real = as_float(data.test.images)
     mu, logvar = encode_all(model, real)
     noise = torch.Generator().manual_seed(seed)
-    x_hat = decode_batched(model, mu)
-    x_noisy = decode_batched(model, model.reparameterize(mu, logvar, noise))
-    prior = decode_batched(model, sample_latents(model, len(real), seed=seed))
+    x_hat = decode_all(model, mu)
+    x_noisy = decode_all(model, model.reparameterize(mu, logvar, noise))
+    prior = decode_all(model, sample_latents(model, len(real), seed=seed))
     found = diagnose(model, data.test, seed)
-    judge = metrics.load_judge()
+    judge = networks.load_judge()
     numbers = {k: v.mean().item() for k, v in metrics.compare_images(x_hat, real, judge).items()}
     looks = metrics.appearance(x_hat)
     numbers |= {
@@ -105,7 +136,7 @@ def _distances(prior: Tensor, data, judge) -> dict[str, float]:
     trunk, n = judge and judge.trunk, len(data.test)
     drawn = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(0))
     others = data.train.images[drawn[:n]]
-    real, others, prior = (metrics.feature_vectors(x, trunk) for x in (data.test, others, prior))
+    real, others, prior = (networks.feature_vectors(x, trunk) for x in (data.test, others, prior))
     axes = principal_axes(real, len(real))
     floor, sampled = (gaussian_frechet(real @ axes, x @ axes) for x in (others, prior))
     precision, _, _, coverage = precision_recall(real, prior, min(NEAREST, n // 4))

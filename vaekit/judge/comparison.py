@@ -5,9 +5,13 @@ from dataclasses import dataclass
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from vaekit import judges, metrics, plots
-from vaekit.runs import Run
-from vaekit.sample import decode_batched, encode_all, sample_latents
+from vaekit import metrics, plots
+from vaekit.data import as_float, chunks, pixels_of
+from vaekit.judge import networks
+from vaekit.judge.evaluation import measure, say_heard
+from vaekit.judge.rows import format_table, frechet_row, mean_row, ratio_row
+from vaekit.keep.run import Run
+from vaekit.sample import decode_all, encode_all, sample_latents
 
 HIGHER_IS_BETTER = {"psnr": True, "ssim": True, "lpips": False, "l1": False}
 DIFFERENCE = "b - a"
@@ -34,7 +38,7 @@ class Comparison:
         lines += [] if self.changed else ["  the configs do not differ"]
         findings = [finding(row) for row in self.rows if row["metric"] in HIGHER_IS_BETTER
                     and row["subject"] == DIFFERENCE]  # fmt: skip
-        return "\n".join([*lines, "", metrics.format_table(self.rows), "", *findings, *self.notes])
+        return "\n".join([*lines, "", format_table(self.rows), "", *findings, *self.notes])
 
     def plot(self, columns: int = SHOWN) -> Figure:
         """The same images in every column; rows: real, a, b, |b - a|, samples of a and of b."""
@@ -54,7 +58,7 @@ def compare(run_a: Run, run_b: Run, test, val=None, seed: int = 0) -> Comparison
     Fréchet distances of its reconstructions and of prior samples from `test`, beside their floor.
     ValueError where the two models, or the films, differ in size or channels.
     """
-    runs, test = (run_a, run_b), judges.pixels_of(test)
+    runs, test = (run_a, run_b), pixels_of(test)
     shapes = [(r.cfg.in_channels, r.cfg.image_size, r.cfg.image_size) for r in runs]
     shapes.append(tuple(test.shape[1:]))
     if len(set(shapes)) > 1 or len(test) < 2:
@@ -62,15 +66,15 @@ def compare(run_a: Run, run_b: Run, test, val=None, seed: int = 0) -> Comparison
         raise ValueError(f"a makes {a} images, b {b}, and test has {len(test)} of {films}:"
                          " comparing takes at least 2, and one size for all")  # fmt: skip
     device = next(run_a.model.parameters()).device
-    judge = judges.load_judge(device, download=run_a.cfg.profile != "smoke")
+    judge = networks.load_judge(device, download=run_a.cfg.profile != "smoke")
     rows = pair_rows(runs, test, judge)
     rows += distance_rows(runs, test, val, judge, seed) if val is not None else []
-    images = {"image": judges.as_float(test[:SHOWN].cpu())}
+    images = {"image": as_float(test[:SHOWN].cpu())}
     for name, run in zip("ab", runs, strict=True):
         images[name] = reconstructions(run.model, test[:SHOWN])
         images[f"samples of {name}"] = samples(run.model, len(images["image"]), seed)
     names, changed = (run_a.path.name, run_b.path.name), run_a.cfg.differences(run_b.cfg)
-    rows = metrics.say_heard(rows, run_a.cfg, run_b.cfg)
+    rows = say_heard(rows, run_a.cfg, run_b.cfg)
     return Comparison(names, changed, rows, images, notes_on(run_a, run_b, seed))
 
 
@@ -88,26 +92,26 @@ def notes_on(run_a: Run, run_b: Run, seed: int) -> list[str]:
 
 def reconstructions(model, images) -> Tensor:
     """From the mean: float32 (N, C, H, W) in [0, 1], CPU."""
-    return decode_batched(model, encode_all(model, images)[0])
+    return decode_all(model, encode_all(model, images)[0])
 
 
 def samples(model, n: int, seed: int) -> Tensor:
     """n prior samples; models with latents of one shape decode the same noise."""
-    return decode_batched(model, sample_latents(model, n, seed=seed))
+    return decode_all(model, sample_latents(model, n, seed=seed))
 
 
 def pair_rows(runs, test: Tensor, judge) -> list[dict]:
     """Three rows a metric: the means of a and of b, and the mean of b - a film by film."""
-    a, b = (metrics.measure(run.model, test, judge) for run in runs)
-    real = metrics.collect(map(metrics.appearance, judges.chunks(test)))["sharpness"]
+    a, b = (measure(run.model, test, judge) for run in runs)
+    real = metrics.collect(map(metrics.appearance, chunks(test)))["sharpness"]
     rows = []
     for name in (name for name in (*HIGHER_IS_BETTER, "sharpness") if name in a):
         network = metrics.LPIPS if name == "lpips" else ""
         for subject, values in (("a", a[name]), ("b", b[name]), (DIFFERENCE, b[name] - a[name])):
             if name == "sharpness":  # of means; its delta method suits a difference as well
-                rows.append(metrics.ratio_row("sharpness ratio", subject, values, real, True))
+                rows.append(ratio_row("sharpness ratio", subject, values, real, True))
             else:
-                rows.append(metrics.mean_row(name, subject, values, network))
+                rows.append(mean_row(name, subject, values, network))
     return rows
 
 
@@ -117,13 +121,13 @@ def distance_rows(runs, test: Tensor, val, judge, seed: int) -> list[dict]:
     Both runs meet the same films in the same cut. A difference of two distances has no interval.
     """
     trunk = judge.trunk if judge is not None else None
-    real, others = (judges.feature_vectors(images, trunk) for images in (test, val))
+    real, others = (networks.feature_vectors(images, trunk) for images in (test, val))
     makers = {"frechet, reconstruction": lambda model: reconstructions(model, val),
               "frechet, prior": lambda model: samples(model, len(test), seed)}  # fmt: skip
     rows = []
     for name, make in makers.items():
-        made = (judges.feature_vectors(make(run.model), trunk) for run in runs)
-        a, b = (metrics.frechet_row(subject, f, real, others, judges.network_name(trunk), seed)
+        made = (networks.feature_vectors(make(run.model), trunk) for run in runs)
+        a, b = (frechet_row(subject, f, real, others, networks.network_name(trunk), seed)
                 for subject, f in zip("ab", made, strict=True))  # fmt: skip
         gap = {"subject": DIFFERENCE, "value": b["value"] - a["value"], "low": None, "high": None}
         rows += [row | {"metric": name} for row in (a, b, a | gap | {"floor": None})]

@@ -21,9 +21,11 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from vaekit.distances import mmd
+from vaekit.data import chunks, pixels_of
+from vaekit.judge.distances import mmd
 from vaekit.losses import kl_elements, mse_per_image
-from vaekit.metrics import chunks, collect, evaluating, pixels_of
+from vaekit.metrics import collect
+from vaekit.model import evaluating
 from vaekit.plots import COLOURS, label, panels
 from vaekit.sample import encode_all
 
@@ -39,7 +41,6 @@ PRIOR_MMD = 0.1  # share, 0..1
 UNITS = 1024  # at most, drawn at random, in the covariance: its spectrum costs their cube
 FILMS = 500  # at most, in the MMD: its null costs their square
 NULLS = 40
-
 ADVICE = {
     "collapsed": "{idle_share:.0%} of {units} units hold more noise than signal ({active_units} are"
     " active), an image has {kl:.2g} nats, and another image's code costs only {other_to_mean:.2g}"
@@ -223,9 +224,6 @@ def judge(n: dict) -> tuple[str, str]:
         verdict = why = "healthy"
     blurred = verdict == "healthy" and n["noise_price"] > DEAR_NOISE
     return verdict, ADVICE[why].format(**n) + ADVICE["blurred"] * blurred
-
-
-# ---- the panels of the plot ----------------------------------------------------------------------
 
 
 def _draw_kl(axis, arrays: dict, numbers: dict) -> None:

@@ -5,7 +5,7 @@ three dimensions projected from the front, then scatter, film curve, grain, coll
 Lengths are in units of half the widest inner width of the rib cage: u points to the image's right
 (the patient's left), v down from the lung apices, z to the front. No real film went into it.
 
-    python -m vaekit.phantom data/chest_xray_phantom      # redraws the bundled images
+    python -m vaekit.lessons.phantom data/chest_xray_phantom      # redraws the bundled images
 """
 
 import argparse
@@ -16,7 +16,6 @@ import cv2
 import numpy as np
 
 PNEUMONIA = (None, "bacteria", "virus")
-
 ANATOMY = {  # ranges, one uniform value a patient
     "age": (0.0, 1.0), "habitus": (0.0, 1.0),  # infant to school child, thin to stout
     "cage": (1.5, 2.3), "bend": (-0.05, 0.05),  # how soon the ribs widen; curve of the spine
@@ -55,9 +54,6 @@ def draw_film(
 def draw_lungs(patient: int, film: int = 0, height: int = 256, seed: int = 0) -> np.ndarray:
     """Where that film has air deeper than 0.35, before any pneumonia: bool (height, W)."""
     return _air(_scene(patient, film, height, seed)) > 0.35
-
-
-# --- patient and film ---------------------------------------------------------------------------
 
 
 def _rng(*key: int) -> np.random.Generator:
@@ -150,9 +146,6 @@ def _splat(xy: np.ndarray, weight: np.ndarray, shape: tuple[int, int]) -> np.nda
     parts = ((0, low * (1 - x)), (1, low * x), (w, high * (1 - x)), (w + 1, high * x))
     image = sum(np.bincount(at + skip, part, h * w) for skip, part in parts)
     return image.reshape(h, w)[1:-1, 1:-1].astype(np.float32)
-
-
-# --- anatomy: each returns attenuation (H, W); 1 is the trunk at its thickest --------------------
 
 
 def _tissue(s: SimpleNamespace) -> np.ndarray:
@@ -317,8 +310,6 @@ def _finish(s: SimpleNamespace, grey: np.ndarray) -> np.ndarray:
     cv2.putText(film, "R", at, cv2.FONT_HERSHEY_SIMPLEX, size, 245, max(1, round(px)), cv2.LINE_AA)
     return film
 
-
-# --- the bundled data set -----------------------------------------------------------------------
 
 SHARES = {  # of all films
     ("train", "NORMAL"): 0.295, ("train", "PNEUMONIA"): 0.445,

@@ -19,14 +19,14 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from vaekit import metrics, plots
+from vaekit import losses, metrics, plots
 from vaekit.config import Config, preset, profile
-from vaekit.data import Data
-from vaekit.diagnose import diagnose
+from vaekit.data import Data, as_float
+from vaekit.judge.health import diagnose
+from vaekit.lessons.sweeps import RESULTS
 from vaekit.losses import beta_elbo
 from vaekit.model import VAE
-from vaekit.sample import decode_batched, encode_all, sample_latents
-from vaekit.sweeps import RESULTS
+from vaekit.sample import decode_all, encode_all, sample_latents
 
 WIDTHS = (12, 24, 48, 96)  # three eighths of the channels, one halving fewer: 0.8 MB a model
 COLUMNS = 6  # films, and as many samples of each kind, in a picture
@@ -71,9 +71,9 @@ class Portrait:
     @classmethod
     def of(cls, model: VAE, data: Data) -> "Portrait":
         """Films are data.test, the Gaussian is fitted to the codes of data.train."""
-        films = metrics.as_float(data.test.images)
-        x_hat = decode_batched(model, encode_all(model, films)[0])
-        samples = {kind: decode_batched(model, sample_latents(
+        films = as_float(data.test.images)
+        x_hat = decode_all(model, encode_all(model, films)[0])
+        samples = {kind: decode_all(model, sample_latents(
             model, len(films), kind, fit_on=data.train, seed=0)) for kind in ("prior", "gaussian")
         }  # fmt: skip
         pictures = {"reconstructions": x_hat, "samples, prior": samples["prior"],
@@ -86,7 +86,7 @@ class Portrait:
             "beta_elbo": beta_elbo(cfg, cfg.beta, *error, films[0].numel(),
                                    math.prod(model.latent_shape)),
             "psnr": metrics.psnr(x_hat, films).mean().item(),
-            "ssim": metrics.ssim_per_image(x_hat, films).mean().item(),
+            "ssim": losses.ssim_per_image(x_hat, films).mean().item(),
             "sharpness": metrics.sharpness_ratio(x_hat, films),
             "kl": found.numbers["kl"], "active": found.numbers["active_share"],
         }  # fmt: skip
@@ -110,7 +110,7 @@ class BetaSlider:
 
     def __init__(self, models: list[VAE], data: Data):
         self.data, self.portraits, self._drawn = data, [], {}
-        self.films = metrics.as_float(data.test.images[:COLUMNS])
+        self.films = as_float(data.test.images[:COLUMNS])
         self.slider = widgets.SelectionSlider(options=["-"], description="β")
         self.picture = widgets.Image(format="png")
         self.box = widgets.VBox([self.slider, self.picture])

@@ -7,14 +7,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from vaekit import hosting
 from vaekit.config import Config
-from vaekit.images import read_arrays
-from vaekit.patients import SPLITS
+from vaekit.data import SPLITS
+from vaekit.files.images import read_arrays
+from vaekit.place.setup import KAGGLE_INPUT
 
 SUFFIXES = (".jpeg", ".jpg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".pgm", ".ppm")
 EXPECTED = "train/<class>/*.jpeg with test/ beside it, or <class>/*.jpeg, or images directly"
-BUNDLE = Path(__file__).parent.parent / "data" / "chest_xray_phantom"
+BUNDLE = Path(__file__).parents[2] / "data" / "chest_xray_phantom"
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ def _nowhere(name: str, *more: Path | str) -> str:
     if name in KNOWN:
         kaggle = KNOWN[name].kaggle
         ways += f"; attach {kaggle} on Kaggle; or vaekit.load_data(cfg, download=True)"
-        places += [hosting.KAGGLE_INPUT, f"kagglehub's cache of {kaggle}", _torchvision_cache()]
+        places += [KAGGLE_INPUT, f"kagglehub's cache of {kaggle}", _torchvision_cache()]
     looked = "".join(f"\n  {place}" for place in (*places, *more))
     return (f"no images for dataset={name}; expected {_expected(name)}.\nTo get them: {ways}."
             f"\nLooked at{looked}")  # fmt: skip
@@ -137,7 +137,7 @@ def _kaggle_inputs(name: str) -> list[Path]:
     """Folders with the data set, at most 3 deep in an attached input, the usual one first."""
     # never a deep search: an input may hold a million files
     depths = "*/", "*/*/", "*/*/*/", "datasets/*/*/*/", "datasets/*/*/*/*/"
-    folders = (folder for depth in depths for folder in sorted(hosting.KAGGLE_INPUT.glob(depth)))
+    folders = (folder for depth in depths for folder in sorted(KAGGLE_INPUT.glob(depth)))
     found = [folder for folder in folders if _marked(folder, name)]
     slug = KNOWN[name].kaggle.split("/")[1]
     return sorted(found, key=lambda folder: slug not in folder.parts)  # stable: nearest first
@@ -154,7 +154,7 @@ def _kagglehub_versions(name: str) -> list[Path]:
 
 def bundled() -> Found:
     """The bundle; where vaekit is installed without its checkout, drawn once into the cache."""
-    from vaekit.phantom import write_bundle
+    from vaekit.lessons.phantom import write_bundle
 
     drawn = cache_dir() / BUNDLE.name
     for place in (BUNDLE, drawn):

@@ -5,8 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vaekit.features import Trunk
-from vaekit.metrics import evaluating, feature_vectors, load_judge, network_name
+from vaekit.model import evaluating
 
 
 def interpolate(z_a: Tensor, z_b: Tensor, steps: int, how: str = "linear") -> Tensor:
@@ -112,37 +111,3 @@ def probe(mu_train: Tensor, labels: Tensor, mu_test: Tensor, labels_test: Tensor
     low, high = binomtest(hits, n).proportion_ci(method="wilson")
     majority = float((y_test == int(counts.argmax())).mean())
     return Probe(hits / n, float(low), float(high), majority, n)
-
-
-# ---- nearest training films ----------------------------------------------------------------------
-
-
-def find_trunk(trunk: Trunk | str | None, download: bool = True) -> Trunk | None:
-    """The judge's SqueezeNet for "auto", None where its weights are not to be had; else `trunk`."""
-    if trunk != "auto":
-        return trunk
-    judge = load_judge(download=download)
-    return judge.trunk if judge is not None else None
-
-
-class Neighbours(NamedTuple):
-    indices: Tensor  # (n, k) into the split, nearest first
-    distances: Tensor  # (n, k), Euclidean
-    network: str  # what they are distances of
-
-
-def nearest_neighbours(images, split, k: int = 1, trunk: Trunk | str | None = "auto",
-                       batch_size: int = 64, download: bool = True) -> Neighbours:  # fmt: skip
-    """The k films of `split` nearest to each of `images`, by feature vector.
-
-    trunk: one from `load_trunk`; "auto": the judge's SqueezeNet if its weights are there, or may
-    be downloaded; otherwise, or None, the distance is of pixels at 32x32.
-    """
-    from sklearn.neighbors import NearestNeighbors
-
-    trunk = find_trunk(trunk, download)
-    there, here = (feature_vectors(s, trunk, batch_size) for s in (split, images))
-    search = NearestNeighbors(n_neighbors=k, algorithm="brute").fit(there)
-    distances, indices = search.kneighbors(here)
-    return Neighbours(torch.from_numpy(indices), torch.from_numpy(distances).float(),
-                      network_name(trunk))  # fmt: skip

@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 from vaekit.config import Config, preset
-from vaekit.sources import find_dataset, list_images
+from vaekit.files.sources import find_dataset, list_images
 
 LOOKED_AT = 64  # images, spread over the folder
 BY_SIZE = {  # smallest side at least, in pixels -> preset for one channel, for three

@@ -2,8 +2,9 @@
 
 import time
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -11,42 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vaekit.config import profile
-from vaekit.features import FeatureLoss, Trunk, WeightsMissing, load_trunk, weight_places
+from vaekit.data import as_float, chunks
+from vaekit.features import FeatureLoss, Trunk, WeightsMissing, load_trunk
+from vaekit.files.weights import weight_places
+from vaekit.metrics import at_least
 
 PIXELS = "pixels 32x32"  # the judge where no network is to be had
 INCEPTION_FILE = "*inception-2015-12-05-6726825d.pth"
-
-
-def pixels_of(images) -> Tensor:
-    """The (N, C, H, W) tensor of a Split, or the tensor itself; ValueError for others or N=0."""
-    images = getattr(images, "images", images)
-    if images.dim() != 4 or not len(images):
-        raise ValueError(f"images should be (N, C, H, W), N > 0, not {tuple(images.shape)}")
-    return images
-
-
-def as_float(images: Tensor) -> Tensor:
-    """uint8 0..255 -> float32 [0, 1]; floating images only become float32."""
-    return images.float() / 255 if images.dtype == torch.uint8 else images.float()
-
-
-def chunks(images, batch_size: int = 64, device: torch.device | str = "cpu") -> Iterator[Tensor]:
-    """Float batches (B, C, H, W) in [0, 1] of a Split or a uint8 or float tensor, in order."""
-    for part in pixels_of(images).split(batch_size):
-        yield as_float(part.to(device))
-
-
-def at_least(x: Tensor, side: int) -> Tensor:
-    """Enlarged bilinearly so that the shorter side has `side` pixels; larger images unchanged."""
-    scale = side / min(x.shape[-2:])
-    if scale <= 1:
-        return x
-    size = [round(s * scale) for s in x.shape[-2:]]
-    return F.interpolate(x, size=size, mode="bilinear", align_corners=False)
-
-
-# ---- who judges ----------------------------------------------------------------------------------
-
 _told: set[str] = set()  # a notice is given once a session
 
 
@@ -145,9 +117,6 @@ def network_name(judge: nn.Module | None) -> str:
     return f"{judge.name}{cut} (ImageNet)"
 
 
-# ---- what it sees --------------------------------------------------------------------------------
-
-
 def _seen_by(judge: nn.Module | None, x: Tensor) -> Tensor:
     """(B, D) of a batch."""
     if judge is None:
@@ -170,9 +139,6 @@ def feature_vectors(images, trunk: nn.Module | None = None, batch_size: int = 64
     uint8. trunk: one of `load_judges`; None: the pixels themselves at 32x32, no network.
     """
     return features_by([trunk], chunks(images, batch_size))[0]
-
-
-# ---- FID and KID: Inception features and nothing else --------------------------------------------
 
 
 def load_inception(device: torch.device | str = "cpu") -> nn.Module:
@@ -247,3 +213,34 @@ def kid(real, fake, subset_size: int = 1000) -> tuple[float, float]:
         metric = KernelInceptionDistance(nn.Identity(), subset_size=m)
         mean, std = _by_torchmetrics(metric, real, fake)
     return mean.item(), std.item() * (m / (n - m)) ** 0.5
+
+
+def find_trunk(trunk: Trunk | str | None, download: bool = True) -> Trunk | None:
+    """The judge's SqueezeNet for "auto", None where its weights are not to be had; else `trunk`."""
+    if trunk != "auto":
+        return trunk
+    judge = load_judge(download=download)
+    return judge.trunk if judge is not None else None
+
+
+class Neighbours(NamedTuple):
+    indices: Tensor  # (n, k) into the split, nearest first
+    distances: Tensor  # (n, k), Euclidean
+    network: str  # what they are distances of
+
+
+def nearest_neighbours(images, split, k: int = 1, trunk: Trunk | str | None = "auto",
+                       batch_size: int = 64, download: bool = True) -> Neighbours:  # fmt: skip
+    """The k films of `split` nearest to each of `images`, by feature vector.
+
+    trunk: one from `load_trunk`; "auto": the judge's SqueezeNet if its weights are there, or may
+    be downloaded; otherwise, or None, the distance is of pixels at 32x32.
+    """
+    from sklearn.neighbors import NearestNeighbors
+
+    trunk = find_trunk(trunk, download)
+    there, here = (feature_vectors(s, trunk, batch_size) for s in (split, images))
+    search = NearestNeighbors(n_neighbors=k, algorithm="brute").fit(there)
+    distances, indices = search.kneighbors(here)
+    return Neighbours(torch.from_numpy(indices), torch.from_numpy(distances).float(),
+                      network_name(trunk))  # fmt: skip

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from vaekit import checkpoint, guards
 from vaekit.config import Config
+from vaekit.keep import checkpoint, guards
 
 PARTS = ("raw", "ema", "optimizer", "scaler")  # of a Trainer, with a state_dict; raw is "model"
 COUNTERS = ("epoch", "step", "best_loss", "bad_epochs", "setbacks", "parts", "streak", "partial")

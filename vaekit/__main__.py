@@ -1,0 +1,44 @@
+"""`python -m vaekit chest_xray beta=0.01` trains from a shell."""
+
+import contextlib
+import json
+import os
+import sys
+
+import torch
+
+from vaekit.config import preset
+from vaekit.data import load_data
+from vaekit.keep.run import Run, fit
+
+
+def parse_changes(arguments: list[str]) -> dict:
+    """["beta=0.01", "widths=[32,64]", "norm=batch"] -> {"beta": 0.01, ...}."""
+    changes = {}
+    for argument in arguments:
+        key, equals, text = argument.partition("=")
+        if not equals:
+            raise ValueError(f"{argument!r} is not key=value")
+        changes[key] = text
+        with contextlib.suppress(json.JSONDecodeError):
+            changes[key] = json.loads(text)
+    return changes
+
+
+def main(arguments: list[str]) -> Run:
+    """`python -m vaekit PRESET key=value ... [out=DIR] [max_minutes=M]`"""
+    name, *rest = arguments or ["chest_xray"]
+    changes = parse_changes(rest)
+    out, minutes = changes.pop("out", None), changes.pop("max_minutes", None)
+    cfg, speaks = preset(name, **changes), os.environ.get("RANK", "0") == "0"  # torchrun's rank
+    run = fit(cfg, load_data(cfg, verbose=speaks), out=out, max_minutes=minutes)
+    if speaks:
+        print(f"{run.path}: {len(run.history)} epochs, {'' if run.finished else 'un'}finished")
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()  # nobody leaves while another still writes
+        torch.distributed.destroy_process_group()
+    return run
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,1 @@
+"""From any folder to arrays."""

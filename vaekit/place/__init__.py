@@ -1,0 +1,1 @@
+"""Where we are: Kaggle, Colab or a laptop, and what computes there."""
