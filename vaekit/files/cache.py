@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from itertools import repeat
 from pathlib import Path
 
 import cv2
@@ -99,8 +100,8 @@ class PixelCache:
         problems = []
         with ThreadPoolExecutor(min(os.cpu_count() or 1, 32)) as pool:
             for part in _parts(images):
-                readers = [reader] * len(names[part])
-                problems += pool.map(self.fill, readers, names[part], images[part], thumbs[part])
+                targets = images[part], thumbs[part]
+                problems += pool.map(self.fill, repeat(reader), names[part], *targets)
         return images, thumbs, {row: why for row, why in zip(rows, problems, strict=True) if why}
 
     def fill(self, reader: Reader, name: str, image: np.ndarray, thumb: np.ndarray) -> str:
@@ -115,7 +116,7 @@ class PixelCache:
         return ""
 
     def plan(self, bad: dict[int, str], pairs: list) -> tuple[list[int], dict]:
-        """The rows of `files` that are train, then val, then test, and the index to go with them."""
+        """The rows of `files` that are train, then val, then test, and the index with them."""
         reasons = [(self.files[row].name, bad[row]) for row in sorted(bad)]
         good = [row for row in range(len(self.files)) if row not in bad]
         if not good:

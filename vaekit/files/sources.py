@@ -19,39 +19,26 @@ EXPECTED = "train/<class>/*.jpeg with test/ beside it, or <class>/*.jpeg, or ima
 BUNDLE = Path(__file__).parents[2] / "data" / "chest_xray_phantom"
 
 
-@dataclass(frozen=True)
-class Known:
-    """How a data set is recognised: one of `marks` lies in one of `inside`, nearest first."""
-
-    kaggle: str
-    marks: tuple[str, ...]
-    inside: tuple[str, ...]
-    torchvision: str = ""  # its class there, if that is where it is downloaded from
-
-
 FACES = "img_align_celeba"
-KNOWN = {
-    "chest_xray": Known(
-        "paultimothymooney/chest-xray-pneumonia", ("train/NORMAL",), ("", "chest_xray")
-    ),
-    "fashion_mnist": Known(
-        "zalando-research/fashionmnist",
-        ("train-images-idx3-ubyte*",),
-        ("", "raw", "FashionMNIST/raw"),
-        "FashionMNIST",
-    ),
-    "cifar10": Known(
-        "pankrzysiu/cifar10-python",
-        ("data_batch_1", "cifar10*.npz"),
-        ("", "cifar-10-batches-py", "cifar10/cifar-10-batches-py", "cifar10"),
-        "CIFAR10",
-    ),
-    "celeba": Known(
-        "jessicali9530/celeba-dataset",
-        ("000001.jpg",),
-        # Kaggle's zip has the folder twice
-        ("", f"{FACES}/{FACES}", FACES, f"celeba/{FACES}/{FACES}", f"celeba/{FACES}"),
-    ),
+KAGGLE = {  # the known data sets, and their names there
+    "chest_xray": "paultimothymooney/chest-xray-pneumonia",
+    "fashion_mnist": "zalando-research/fashionmnist",
+    "cifar10": "pankrzysiu/cifar10-python",
+    "celeba": "jessicali9530/celeba-dataset",
+}
+TORCHVISION = {"fashion_mnist": "FashionMNIST", "cifar10": "CIFAR10"}  # whence it downloads these
+MARKS = {  # how a data set is recognised: one of these lies
+    "chest_xray": ("train/NORMAL",),
+    "fashion_mnist": ("train-images-idx3-ubyte*",),
+    "cifar10": ("data_batch_1", "cifar10*.npz"),
+    "celeba": ("000001.jpg",),
+}
+INSIDE = {  # in one of these, nearest first
+    "chest_xray": ("", "chest_xray"),
+    "fashion_mnist": ("", "raw", "FashionMNIST/raw"),
+    "cifar10": ("", "cifar-10-batches-py", "cifar10/cifar-10-batches-py", "cifar10"),
+    # Kaggle's zip has the folder twice
+    "celeba": ("", f"{FACES}/{FACES}", FACES, f"celeba/{FACES}/{FACES}", f"celeba/{FACES}"),
 }
 
 
@@ -75,29 +62,25 @@ def find_dataset(cfg: Config, download: bool = False) -> Found:
     Found nowhere, it is downloaded if `download` says so (never in the smoke profile); without,
     chest_xray means the bundled phantoms and every other set FileNotFoundError.
     """
-    if cfg.data_path:
-        return _ordered("data_path", cfg.data_path, cfg.dataset, "given")
-    if _env("VAEKIT_DATA"):
-        return _ordered("VAEKIT_DATA", _env("VAEKIT_DATA"), cfg.dataset, "VAEKIT_DATA")
-    found = _search(cfg.dataset)
-    if not found and download and cfg.dataset in KNOWN and downloads_allowed(cfg.profile):
-        _download(cfg.dataset)
-        found = _search(cfg.dataset)
-    if not found and cfg.dataset != "chest_xray":
-        raise FileNotFoundError(_nowhere(cfg.dataset))
+    name = cfg.dataset
+    for asked, place in (("data_path", cfg.data_path), ("VAEKIT_DATA", _env("VAEKIT_DATA"))):
+        if place:
+            path = _enter(Path(place).expanduser(), name)
+            if path is None:
+                what = f"{asked}={place} has no images for dataset={name}"
+                raise FileNotFoundError(f"{what}; expected {_expected(name)}")
+            return Found(path, "given" if asked == "data_path" else asked)
+    found = _search(name)
+    if not found and download and name in KAGGLE and downloads_allowed(cfg.profile):
+        _download(name)
+        found = _search(name)
+    if not found and name != "chest_xray":
+        raise FileNotFoundError(_nowhere(name))
     return found or bundled()
 
 
-def _ordered(by: str, place: str, name: str, source: str) -> Found:
-    path = _enter(Path(place).expanduser(), name)
-    if path is None:
-        what = f"{by}={place} has no images for dataset={name}"
-        raise FileNotFoundError(f"{what}; expected {_expected(name)}")
-    return Found(path, source)
-
-
 def _search(name: str) -> Found | None:
-    if name not in KNOWN:
+    if name not in KAGGLE:
         return None
     places = [("kaggle input", folder) for folder in _attached_with(name)]
     places += [("kagglehub cache", folder) for folder in _kagglehub_versions(name)]
@@ -112,14 +95,14 @@ def _search(name: str) -> Found | None:
 def _attached_with(name: str) -> list[Path]:
     """Folders with the data set in what is attached on Kaggle, those of its usual name first."""
     found = [folder for folder in folders_in_attached() if _marked(folder, name)]
-    slug = KNOWN[name].kaggle.split("/")[1]
+    slug = KAGGLE[name].split("/")[1]
     return sorted(found, key=lambda folder: slug not in folder.parts)  # stable: nearest first
 
 
 def _kagglehub_versions(name: str) -> list[Path]:
     """kagglehub's copies on disk: finished downloads first, newest first."""
     root = Path(_env("KAGGLEHUB_CACHE") or "~/.cache/kagglehub").expanduser()
-    root = root / "datasets" / KNOWN[name].kaggle
+    root = root / "datasets" / KAGGLE[name]
     versions = [folder for folder in root.glob("versions/*") if folder.name.isdigit()]
 
     def rank(folder: Path) -> tuple[bool, int]:
@@ -143,31 +126,30 @@ def _env(name: str) -> str:
 
 def _download(name: str) -> None:
     """From torchvision's servers, or from Kaggle (which needs `pip install kagglehub`)."""
-    if KNOWN[name].torchvision:
+    if name in TORCHVISION:
         from torchvision import datasets
 
-        getattr(datasets, KNOWN[name].torchvision)(_torchvision_cache(), download=True)
+        getattr(datasets, TORCHVISION[name])(_torchvision_cache(), download=True)
     else:
         import kagglehub
 
-        kagglehub.dataset_download(KNOWN[name].kaggle)
+        kagglehub.dataset_download(KAGGLE[name])
 
 
 def _expected(name: str) -> str:
     if name in ("chest_xray", "images"):
         return EXPECTED
-    places = [f"{inside}/" if inside else "this folder" for inside in KNOWN[name].inside]
-    return f"{' or '.join(KNOWN[name].marks)} in {' or '.join(places)}"
+    places = [f"{inside}/" if inside else "this folder" for inside in INSIDE[name]]
+    return f"{' or '.join(MARKS[name])} in {' or '.join(places)}"
 
 
 def _nowhere(name: str, *more: Path | str) -> str:
     """The message where a data set is missing: what, how to get it, where it was looked for."""
     places = ["data_path (empty)", "VAEKIT_DATA (not set)"]
     ways = "set VAEKIT_DATA or data_path to its folder"
-    if name in KNOWN:
-        kaggle = KNOWN[name].kaggle
-        ways += f"; attach {kaggle} on Kaggle; or vaekit.load_data(cfg, download=True)"
-        places += ["/kaggle/input", f"kagglehub's cache of {kaggle}", _torchvision_cache()]
+    if name in KAGGLE:
+        ways += f"; attach {KAGGLE[name]} on Kaggle; or vaekit.load_data(cfg, download=True)"
+        places += ["/kaggle/input", f"kagglehub's cache of {KAGGLE[name]}", _torchvision_cache()]
     looked = "".join(f"\n  {place}" for place in (*places, *more))
     what = f"no images for dataset={name}; expected {_expected(name)}"
     return f"{what}.\nTo get them: {ways}.\nLooked at{looked}"
@@ -194,8 +176,8 @@ def bundled() -> Found:
 
 def _marked(folder: Path, name: str) -> Path | None:
     """The folder, at or below `folder`, that has the marks of the known data set; or the .npz."""
-    for inside in KNOWN[name].inside:
-        for mark in KNOWN[name].marks:
+    for inside in INSIDE[name]:
+        for mark in MARKS[name]:
             hits = sorted((folder / inside).glob(mark))
             if hits:  # of several .npz the last by name
                 return hits[-1] if hits[-1].suffix == ".npz" else folder / inside
@@ -206,7 +188,7 @@ def _enter(folder: Path, name: str) -> Path | None:
     """What to read in `folder` for the data set `name`; None if it is not there."""
     if name == "cifar10" and folder.suffix == ".npz" and folder.is_file():
         return folder
-    if name in KNOWN:
+    if name in KAGGLE:
         found = _marked(folder, name)
         if found or name != "chest_xray":
             return found
@@ -282,15 +264,12 @@ def _class_folders(root: Path) -> list[tuple[str, str, Path]]:
     tops = [(split, root / split) for split in SPLITS if (root / split).is_dir()] or [("", root)]
     found = []
     for split, top in tops:
-        classes = [(split, folder.name, folder) for folder in _subfolders(top)]
-        found += classes or [(split, root.name, top)]
+        # [] where `top` is not there, not a folder or not ours to read
+        inner = [
+            sub for sub in sorted(top.glob("*/")) if not sub.name.startswith((".", "__MACOSX"))
+        ]
+        found += [(split, sub.name, sub) for sub in inner] or [(split, root.name, top)]
     return found
-
-
-def _subfolders(folder: Path) -> list[Path]:
-    """[] where `folder` is not there, not a folder or not ours to read."""
-    subs = sorted(folder.glob("*/"))
-    return [sub for sub in subs if sub.name != "__MACOSX" and not sub.name.startswith(".")]
 
 
 def _strays(root: Path, leaves: set[Path]) -> list[tuple[str, str]]:

@@ -36,30 +36,31 @@ def find_weights(name: str, path: str | Path | None = None, download: bool = Tru
     """
     if name not in TRUNKS:
         raise ValueError(f"unknown trunk {name!r}; there are {', '.join(TRUNKS)}")
-    builder, file, *_ = TRUNKS[name]
+    spec = TRUNKS[name]
     if path and Path(path).is_file():
         return Path(path)
     places = [Path(path)] if path else weight_places()
     for place in places:
-        for found in [*place.glob(file), *sorted(place.glob(f"{builder}*.pth"))]:
+        for found in [*place.glob(spec.url_file), *sorted(place.glob(f"{spec.builder}*.pth"))]:
             if "_bn" not in found.name:  # vgg16_bn is another network
                 return found
     tried = download and not path
-    if tried and _download(file):
-        return hub_folder() / file
-    looked = ", ".join(_in_words(places)) or "no folder (none exists)"
+    if tried and _download(spec.url_file):
+        return hub_folder() / spec.url_file
+    attempt = " and tried to download it" if tried else ""
     raise WeightsMissing(
-        f"no weights for {name}: looked for {file} in {looked}"
-        f"{' and tried to download it' if tried else ''}. With internet it comes by"
-        " itself; without, put the file into a folder and set VAEKIT_WEIGHTS to it."
+        f"no weights for {name}: looked for {spec.url_file} in {_in_words(places)}{attempt}. With"
+        " internet it comes by itself; without, put the file into a folder and set VAEKIT_WEIGHTS"
+        " to it."
     )
 
 
-def _in_words(places: list[Path]) -> list[str]:
-    """Paths below ~, and of what is attached only its own folders."""
+def _in_words(places: list[Path]) -> str:
+    """As they are below ~; of what is attached only its own folders."""
     inputs, home = set(attached()), Path.home()
     shown = [place for place in places if not inputs.intersection(place.parents)]
-    return [f"~/{p.relative_to(home)}" if p.is_relative_to(home) else str(p) for p in shown]
+    names = [f"~/{p.relative_to(home)}" if p.is_relative_to(home) else str(p) for p in shown]
+    return ", ".join(names) or "no folder (none exists)"
 
 
 def _download(file: str) -> bool:
