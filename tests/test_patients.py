@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import need_pack
-from films import assert_apart, film, load, make, splits, write
+from films import assert_apart, config, film, load, make, splits, write
 
 from vaekit.files import images, patients
 
@@ -86,13 +86,23 @@ def test_own_test_stays_and_train_gives_way(tmp_path):
     root = make(tmp_path / "set")
     write(root / "train/NORMAL/IM-0200-0099.jpeg", film(77))  # patient 200 is in test
     write(root / "train/NORMAL/IM-0100-0099.jpeg", film(78))  # patient 100 is in val
+    write(root / "val/NORMAL/IM-0201-0099.jpeg", film(79))  # patient 201 is in test
     data = load(root)
     assert len(data.test) == 12 and len(data.val) == 8 and len(data.train) == 40
     assert dict(data.dropped) == {
         "train/NORMAL/IM-0200-0099.jpeg": "shares a patient with test",
         "train/NORMAL/IM-0100-0099.jpeg": "shares a patient with val",
+        "val/NORMAL/IM-0201-0099.jpeg": "shares a patient with test",
     }
-    assert len(assert_apart(data)) == 62
+    assert len(assert_apart(data)) == 63
+
+
+def test_the_only_patient_of_a_class_stays_in_train():
+    groups = [*"abcdefgh", "rare", "rare"]
+    own, labels = [""] * 10, [0] * 8 + [1] * 2
+    rows, dropped = patients.split_by_patient(groups, own, labels, groups, config())
+    assert {8, 9} < set(rows["train"]) and not dropped
+    assert [len(rows[split]) for split in ("train", "val", "test")] == [8, 1, 1]
 
 
 def test_test_is_carved_where_there_is_none(tmp_path):

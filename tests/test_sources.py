@@ -54,14 +54,6 @@ def test_kaggle_is_not_searched_deeper_than_three(tmp_path, monkeypatch):
     assert sources.find_dataset(config()).source == "kaggle input"
 
 
-def test_vaekit_data_is_the_folder_or_a_root(tmp_path, monkeypatch):
-    folder = make(tmp_path / "root/chest_xray")
-    (tmp_path / "root/FashionMNIST/raw").mkdir(parents=True)
-    for value in (folder, tmp_path / "root"):
-        monkeypatch.setenv("VAEKIT_DATA", str(value))
-        assert sources.find_dataset(config()) == sources.Found(folder, "VAEKIT_DATA")
-
-
 @pytest.mark.parametrize("kind", ["missing", "empty", "other data"])
 def test_an_order_that_cannot_be_followed_is_an_error(tmp_path, monkeypatch, kind):
     monkeypatch.setattr(sources, "BUNDLE", make(tmp_path / "bundle"))
@@ -282,14 +274,7 @@ def test_the_order_of_places_where_there_is_no_bundle(tmp_path, monkeypatch):
     cfg, known = vaekit.preset("fashion_mnist"), sources.KAGGLE["fashion_mnist"]
     with pytest.raises(FileNotFoundError) as error:
         sources.find_dataset(cfg)
-    for part in (
-        "dataset=fashion_mnist",
-        "train-images-idx3-ubyte",
-        "VAEKIT_DATA",
-        known,
-        "load_data(cfg, download=True)",
-        "torchvision",
-    ):
+    for part in ("fashion_mnist", "train-images-idx3-ubyte", known, "download=True", "torchvision"):
         assert part in str(error.value)
     for source, folder in (
         ("torchvision cache", "cache/torchvision/FashionMNIST/raw"),
@@ -312,8 +297,9 @@ def test_one_data_set_never_stands_in_for_another(tmp_path, monkeypatch, name):
         "celeba64": "celeba/img_align_celeba",
         "chest_xray": "chest_xray",
     }
-    monkeypatch.setenv("VAEKIT_DATA", str(tmp_path / "root"))
-    assert sources.find_dataset(vaekit.preset(name)).path == tmp_path / "root" / own[name]
+    for place in ("root", f"root/{own[name]}"):  # the folder above several, or its own
+        monkeypatch.setenv("VAEKIT_DATA", str(tmp_path / place))
+        assert sources.find_dataset(vaekit.preset(name)).path == tmp_path / "root" / own[name]
     for other in ("FashionMNIST", "celeba", "celeba/img_align_celeba", "chest_xray"):
         if not own[name].startswith(other):
             monkeypatch.setenv("VAEKIT_DATA", str(tmp_path / "root" / other))
