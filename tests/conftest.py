@@ -1,11 +1,13 @@
 """Every test runs in the smoke profile, in folders of its own, without a network."""
 
 import os
+from pathlib import Path
 
 import pytest
 import torch
 
 os.environ.setdefault("MPLBACKEND", "Agg")
+PACKS = os.environ.pop("VAEKIT_DATA", "")  # for `need_pack`; no other test sees it
 
 
 @pytest.fixture(autouse=True)
@@ -13,7 +15,15 @@ def _sandbox(monkeypatch, tmp_path):
     monkeypatch.setenv("VAEKIT_PROFILE", "smoke")
     monkeypatch.setenv("VAEKIT_RUNS", str(tmp_path / "runs"))
     monkeypatch.setenv("VAEKIT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("KAGGLEHUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("vaekit.place.setup.KAGGLE_INPUT", tmp_path / "input")
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def tiny_sets(monkeypatch):
+    """A folder's own val is kept from 5 images on."""
+    monkeypatch.setattr("vaekit.files.patients.OWN_VAL", (0.05, 5))
 
 
 def need_weights(*names: str):
@@ -26,3 +36,10 @@ def need_weights(*names: str):
             find_weights(name, download=False)
         except WeightsMissing:
             pytest.skip(f"VAEKIT_WEIGHTS holds no {name}")
+
+
+def need_pack(name: str) -> Path:
+    """The folder `name` of real images in VAEKIT_DATA; skip, with the reason, where it is not."""
+    if not PACKS or not (Path(PACKS) / name).is_dir():
+        pytest.skip(f"VAEKIT_DATA has no {name}/")
+    return Path(PACKS) / name

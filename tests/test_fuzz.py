@@ -3,6 +3,7 @@
 `make torture` runs this file with VAEKIT_CASES=2000 (10,000 cases and more in all).
 """
 
+import gzip
 import io
 import json
 import math
@@ -217,10 +218,29 @@ def test_any_bytes_as_image(tmp_path_factory, content, channels):
         COUNT["image: refused"] += 1
 
 
-def test_an_image_that_claims_to_be_huge(tmp_path):
-    (tmp_path / "huge.png").write_bytes(huge(100_000, 100_000))
-    with pytest.raises(images.BadImage, match="100,000,000 pixels"):
-        images.decode(tmp_path / "huge.png")
+def arrays() -> list[bytes]:
+    """Images in the idx format, plain and zipped, and as an .npz."""
+    x, npz = np.zeros((2, 4, 4), np.uint8), io.BytesIO()
+    np.savez_compressed(npz, x=x, y=[0, 1], classes=["a", "b"])
+    idx = bytes([0, 0, 8, 3, *(0, 0, 0, 2), *(0, 0, 0, 4), *(0, 0, 0, 4)]) + x.tobytes()
+    return [idx, gzip.compress(idx), npz.getvalue()]
+
+
+@cases
+@given(st.binary(max_size=300) | damaged(arrays()), st.sampled_from(["npz", "idx", "idx.gz"]))
+def test_any_bytes_as_arrays(tmp_path_factory, content, kind):
+    folder = tmp_path_factory.getbasetemp() / f"arrays {kind}"
+    folder.mkdir(exist_ok=True)
+    names = ["train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1"]
+    for name in names:
+        (folder / f"{name}-ubyte{'.gz' if kind == 'idx.gz' else ''}").write_bytes(content)
+    (folder / "any.npz").write_bytes(content)
+    try:
+        assert images.read_arrays(folder / "any.npz" if kind == "npz" else folder)
+        COUNT["arrays: read"] += 1
+    except images.BadImage as error:
+        assert "cannot be read" in str(error)
+        COUNT["arrays: refused"] += 1
 
 
 def checkpoint_bytes() -> bytes:

@@ -1,56 +1,30 @@
 """Data in memory: three splits of uint8 images, and batches cut from them."""
 
 import hashlib
-import mmap
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from math import inf
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from vaekit.config import Config
 
 SPLITS = ("train", "val", "test")
-CHUNK = 64 * 2**20  # bytes of pixels that are held at a time, however large the set
-ON_DEVICE = 0.4  # share of the free CUDA memory that a resident split may take
-
-
-def _chunks(images: np.ndarray, *others: np.ndarray) -> Iterator[slice]:
-    """Rows of `images`, CHUNK bytes at a time; after each, the maps' pages are handed back.
-
-    They are the file's, written or not, but would count as this process's until RAM is full.
-    """
-    step = max(1, CHUNK * len(images) // images.nbytes)
-    for start in range(0, len(images), step):
-        yield slice(start, min(start + step, len(images)))
-        for array in (images, *others):
-            if isinstance(array, np.memmap) and hasattr(mmap, "MADV_DONTNEED"):
-                array._mmap.madvise(mmap.MADV_DONTNEED)
-
-
-def _content_hash(parts: list, index: dict) -> str:
-    shape = sum(map(len, parts)), *parts[0].shape[1:]
-    facts = shape, index["labels"], index["lengths"], index["classes"]
-    digest = hashlib.sha256(repr(facts).encode())
-    for images in parts:
-        for part in _chunks(images):
-            digest.update(np.ascontiguousarray(images[part]))
-    return digest.hexdigest()
+ON_DEVICE = 0.4  # share of the free CUDA memory that a split may take
 
 
 @dataclass(eq=False, repr=False)
 class Split:
     """One side of the data: images uint8 (N, C, H, W), labels int64 (N,) into `classes`."""
 
-    images: torch.Tensor
-    labels: torch.Tensor
+    images: Tensor
+    labels: Tensor
     names: list[str]
     groups: list[str]  # the patient of each image
     classes: list[str]
-    _resident: dict = field(default_factory=dict)
+    _copies: dict = field(default_factory=dict)  # device -> the images there
 
     def __len__(self) -> int:
         return len(self.images)
@@ -58,16 +32,16 @@ class Split:
     def __repr__(self) -> str:
         return f"Split({len(self)} images of {len(set(self.groups))} patients)"
 
-    def to_device(self, device: str | torch.device) -> torch.Tensor:
+    def to_device(self, device: str | torch.device) -> Tensor:
         """The images on `device`, copied once; `images` itself where CUDA has too little room."""
         device = torch.device(device)
         if device.type == "cpu":
             return self.images
-        if device not in self._resident:
-            room = ON_DEVICE * torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else inf
-            fits = self.images.nbytes <= room
-            self._resident[device] = self.images.to(device) if fits else self.images
-        return self._resident[device]
+        if device not in self._copies:
+            room = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else inf
+            fits = self.images.nbytes <= ON_DEVICE * room
+            self._copies[device] = self.images.to(device) if fits else self.images
+        return self._copies[device]
 
 
 @dataclass(eq=False, repr=False)
@@ -83,35 +57,31 @@ class Data:
     hash: str  # of pixels, labels and split: the same files elsewhere have the same
     skipped: list[tuple[str, str]] = field(default_factory=list)  # (name, why it cannot be used)
     dropped: list[tuple[str, str]] = field(default_factory=list)  # (name, why it is in no split)
-    merged: int = 0  # patients by name that near-duplicate films joined to another
+    merged: int = 0  # patients by name that near-duplicate images joined to another
+    who: str = "groups"  # what is apart: "patients" where file names tell of them
 
     def check(self, cfg: Config) -> None:
         """ValueError unless the images are of cfg.image_size and cfg.in_channels."""
-        shape, wanted = tuple(self.train.images.shape[1:]), (cfg.in_channels, *[cfg.image_size] * 2)
+        shape = tuple(self.train.images.shape[1:])
+        wanted = (cfg.in_channels, cfg.image_size, cfg.image_size)
         if shape != wanted:
             raise ValueError(f"images are {shape}, in_channels and image_size ask for {wanted}")
 
     def summary(self) -> str:
-        """A table of images and patients per split and class, and what was left out.
-
-        Where no file name tells of a patient, what near-duplicates form are groups.
-        """
-        from vaekit.files.patients import has_patient
-
-        names = (name for split in SPLITS for name in getattr(self, split).names[:100])
-        who = "patients" if any(map(has_patient, names)) else "groups"
-        rows = [("", "images", who, *self.classes)]
+        """A table of images and patients per split and class, and what was left out."""
+        table = [("", "images", self.who, *self.classes)]
         for name in SPLITS:
             split = getattr(self, name)
             counts = torch.bincount(split.labels, minlength=len(self.classes)).tolist()
-            rows.append((name, len(split), len(set(split.groups)), *counts))
+            table.append((name, len(split), len(set(split.groups)), *counts))
         width = max(9, *(len(name) + 2 for name in self.classes))
         lines = [f"{self.source}, hash {self.hash[:12]}"]
-        lines += [f"{name:7}" + "".join(f"{x:>{width}}" for x in row) for name, *row in rows]
+        for name, *cells in table:
+            lines.append(f"{name:7}" + "".join(f"{cell:>{width}}" for cell in cells))
         if self.merged:
-            lines.append(f"{who} joined by near-duplicate images: {self.merged}")
-        for reason, count in Counter(reason for _, reason in self.dropped).items():
-            lines.append(f"dropped, {reason}: {count}")
+            lines.append(f"{self.who} joined by near-duplicate images: {self.merged}")
+        reasons = Counter(reason for _, reason in self.dropped)
+        lines += [f"dropped, {reason}: {count}" for reason, count in reasons.items()]
         lines += [f"skipped {name}: {reason}" for name, reason in self.skipped[:10]]
         if len(self.skipped) > 10:
             lines.append(f"and {len(self.skipped) - 10} more in data.skipped")
@@ -126,36 +96,38 @@ class Data:
         `labels`: three int sequences, one per split; `classes`: their names. ValueError for floats,
         another rank, sides that are not square, shapes that differ, or labels that do not fit.
         """
-        parts = [torch.as_tensor(images).cpu().contiguous() for images in (train, val, test)]
-        for x in parts:
-            if x.dtype != torch.uint8 or x.ndim != 4 or 0 in x.shape or x.shape[2] != x.shape[3]:
-                got = f"{x.dtype} {tuple(x.shape)}"
-                raise ValueError(f"images should be uint8 (N, C, S, S) with N > 0, not {got}")
-        lengths, shapes = [len(x) for x in parts], [tuple(x.shape[1:]) for x in parts]
-        if len(set(shapes)) > 1:
-            raise ValueError(f"images are {shapes}: should be the same in all three")
-        labels = labels or [[0] * length for length in lengths]
+        images = [torch.as_tensor(x).cpu().contiguous() for x in (train, val, test)]
+        shape = tuple(images[0].shape[1:])
+        for x in images:
+            square = x.ndim == 4 and x.numel() > 0 and x.shape[2] == x.shape[3]
+            if x.dtype != torch.uint8 or not square or x.shape[1:] != shape:
+                got = [(x.dtype, *x.shape) for x in images]
+                raise ValueError(f"images should be uint8 (N, C, S, S), N > 0, alike, not {got}")
+        lengths = [len(x) for x in images]
+        if labels is None:
+            labels = [[0] * n for n in lengths]
         labels = [torch.as_tensor(values, dtype=torch.int64) for values in labels]
-        if [tuple(values.shape) for values in labels] != [(length,) for length in lengths]:
+        if [len(values) for values in labels] != lengths:
             raise ValueError(f"labels should be three sequences of lengths {lengths}")
         flat = torch.cat(labels).tolist()
         classes = list(classes or map(str, range(max(flat) + 1)))
         if min(flat) < 0 or max(flat) >= len(classes):
             raise ValueError(f"labels run from {min(flat)} to {max(flat)}, classes are {classes}")
-        names = [f"{name}/{i}" for name, n in zip(SPLITS, lengths, strict=True) for i in range(n)]
-        index = dict(labels=flat, lengths=lengths, classes=classes, names=names, groups=names)
-        digest = _content_hash([images.numpy() for images in parts], index)
-        return cls(*_splits(parts, index), classes, source="tensors", path="", hash=digest)
+        splits = []
+        for split, x, values in zip(SPLITS, images, labels, strict=True):
+            names = [f"{split}/{i}" for i in range(len(x))]
+            splits.append(Split(x, values, names, names, classes))
+        facts = (sum(lengths), *shape), flat, lengths, classes
+        digest = content_hash((x.numpy() for x in images), facts)
+        return cls(*splits, classes, source="tensors", path="", hash=digest)
 
 
-def _splits(parts: list[torch.Tensor], index: dict) -> list[Split]:
-    splits, start = [], 0
+def content_hash(parts: Iterable, facts: tuple) -> str:
+    """SHA-256 of the images, in contiguous parts, and `facts`: shape, labels, lengths, classes."""
+    digest = hashlib.sha256(repr(facts).encode())
     for images in parts:
-        rows = slice(start, start + len(images))
-        names, groups, labels = (index[key][rows] for key in ("names", "groups", "labels"))
-        splits.append(Split(images, torch.tensor(labels), names, groups, index["classes"]))
-        start = rows.stop
-    return splits
+        digest.update(images)
+    return digest.hexdigest()
 
 
 def load_data(cfg: Config, verbose: bool = True, download: bool = False) -> Data:
@@ -165,24 +137,32 @@ def load_data(cfg: Config, verbose: bool = True, download: bool = False) -> Data
     FileNotFoundError where there is nothing to read, ValueError where the patients are too few
     for three splits.
     """
-    from vaekit.files.cache import _load_arrays
+    from vaekit.files.cache import PixelCache
     from vaekit.files.sources import find_dataset, list_images
 
     found = find_dataset(cfg, download)
     if verbose:
         print(found)
     files, skipped = list_images(found.path)
-    images, index = _load_arrays(found.path, files, cfg, verbose)
-    parts = torch.from_numpy(images).split(index["lengths"])
+    images, index = PixelCache(found.path, files, cfg, verbose).load()
+    images = torch.from_numpy(images).split(index["lengths"])  # train, val, test
+    labels = torch.tensor(index["labels"]).split(index["lengths"])
+    splits, start = [], 0
+    for x, y in zip(images, labels, strict=True):
+        rows = slice(start, start + len(x))
+        start = rows.stop
+        names, groups = index["names"][rows], index["groups"][rows]
+        splits.append(Split(x, y, names, groups, index["classes"]))
     return Data(
-        *_splits(parts, index),
-        classes=index["classes"],
-        source=found.source,
-        path=str(found.path),
-        hash=index["hash"],
+        *splits,
+        index["classes"],
+        found.source,
+        str(found.path),
+        index["hash"],
         skipped=skipped + [tuple(pair) for pair in index["bad"]],
         dropped=[tuple(pair) for pair in index["dropped"]],
         merged=index["merged"],
+        who=index["who"],
     )
 
 
@@ -190,10 +170,10 @@ def batches(
     split: Split,
     batch_size: int,
     device: str | torch.device = "cpu",
-    order: torch.Tensor | None = None,
-    flip: torch.Tensor | None = None,
+    order: Tensor | None = None,
+    flip: Tensor | None = None,
     channels_last: bool = False,
-) -> Iterator[torch.Tensor]:
+) -> Iterator[Tensor]:
     """(B, C, H, W) in [0, 1] on `device`: the images `order` names (int64), or all of them.
 
     `flip`: bool, one per entry of `order`, which to mirror. Images come from the device itself
@@ -201,25 +181,23 @@ def batches(
     """
     if not len(split):
         raise ValueError("the split has no images")
-    if batch_size < 1:
-        raise ValueError(f"batch_size={batch_size} should be at least 1")
-    order = torch.arange(len(split)) if order is None else torch.as_tensor(order)
+    order = torch.arange(len(split)) if order is None else order
     if len(order) and not 0 <= int(order.min()) <= int(order.max()) < len(split):
         raise ValueError(f"order should lie in 0..{len(split) - 1}")  # CUDA would abort instead
-    if flip is not None and flip.shape != order.shape:
-        raise ValueError(f"flip {tuple(flip.shape)} should have the shape of order")
-    images, device = split.to_device(device), torch.device(device)
+    device = torch.device(device)
+    images = split.to_device(device)
     order = order.to(images.device)  # once, not once a batch
-    flip = None if flip is None else flip.to(device)
     layout = torch.channels_last if channels_last else torch.contiguous_format
 
-    def cut(start: int) -> torch.Tensor:
+    def cut(start: int) -> Tensor:
         rows = slice(start, start + batch_size)
         x = images[order[rows]]
         if device.type == "cuda" and not x.is_cuda:
             x = x.pin_memory()
         x = x.to(device, non_blocking=True).to(torch.float32, memory_format=layout) / 255
-        return x if flip is None else torch.where(flip[rows, None, None, None], x.flip(-1), x)
+        if flip is None:
+            return x
+        return torch.where(flip[rows, None, None, None], x.flip(-1), x)
 
     return map(cut, range(0, len(order), batch_size))
 

@@ -1,8 +1,7 @@
-"""From a file to square pictures: read by content, even out the contrast, make it square."""
+"""From a file to square images: read by content, even out the contrast, make it square."""
 
 import gzip
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -18,11 +17,11 @@ class BadImage(ValueError):
 
 
 def decode(path: str | Path, channels: int = 1) -> np.ndarray:
-    """The picture in a file: uint8, (H, W) for one channel, (H, W, 3) RGB for three.
+    """The image in a file: uint8, (H, W) for one channel, (H, W, 3) RGB for three.
 
     What the file is, its content decides, not its name. EXIF orientation is honoured, alpha is
     laid over black, 16-bit and float greys are scaled from the file's own minimum and maximum to
-    0..255. Raises BadImage with the reason for everything that is not a whole picture.
+    0..255. Raises BadImage with the reason for everything that is not a whole image.
     """
     # Pillow, not cv2.imdecode: the same pixels at 1.1 times the time for a full-size film, and it
     # alone refuses truncated files in every version and knows palettes, alpha and CMYK.
@@ -30,9 +29,10 @@ def decode(path: str | Path, channels: int = 1) -> np.ndarray:
         if os.path.getsize(path) == 0:
             raise BadImage("empty file, 0 bytes")
         with Image.open(path) as image:
-            if min(image.size) < MIN_SIDE:
-                raise BadImage("{} x {} is smaller than {} pixels".format(*image.size, MIN_SIDE))
-            if image.width * image.height > MAX_PIXELS:
+            width, height = image.size
+            if min(width, height) < MIN_SIDE:
+                raise BadImage(f"{width} x {height} is smaller than {MIN_SIDE} pixels")
+            if width * height > MAX_PIXELS:
                 raise Image.DecompressionBombError
             ImageOps.exif_transpose(image, in_place=True)
             return _to_uint8(image, channels)
@@ -52,7 +52,8 @@ def _to_uint8(image: Image.Image, channels: int) -> np.ndarray:
         image = Image.fromarray(_stretch(np.asarray(image)))
     if "A" in image.getbands() or "transparency" in image.info:
         image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image)
+        black = Image.new("RGBA", image.size, "black")
+        image = Image.alpha_composite(black, image)
     if image.mode not in ("L", "RGB"):  # palette, CMYK, 1 bit, YCbCr, ...
         image = image.convert("RGB")
     return np.asarray(image.convert("L" if channels == 1 else "RGB"))
@@ -63,7 +64,8 @@ def _stretch(values: np.ndarray) -> np.ndarray:
     low, high = values.min(), values.max()
     if not np.isfinite([low, high]).all():
         raise BadImage("has values that are not finite")
-    return np.rint((values - low) * (255 / max(high - low, 1e-12))).astype(np.uint8)
+    scale = 255 / max(high - low, 1e-12)
+    return np.rint((values - low) * scale).astype(np.uint8)
 
 
 def apply_clahe(image: np.ndarray, clip: float = 2.0, tiles: int = 8) -> np.ndarray:
@@ -96,30 +98,49 @@ def fit_square(image: np.ndarray, size: int, how: str = "squash", crop: float = 
         side = max(1, round(crop * min(height, width)))
         top, left = (height - side) // 2, (width - side) // 2
         return _resize(image[top : top + side, left : left + side], size, size)
-    if how in ("pad", "frame"):  # the bars last: a strip of film would make a huge square
-        scale = size / max(height, width)
-        scale = min(scale, 1.0) if how == "frame" else scale
-        height, width = max(1, round(height * scale)), max(1, round(width * scale))
-        image, dy, dx = _resize(image, height, width), size - height, size - width
-        edges = dy // 2, dy - dy // 2, dx // 2, dx - dx // 2
-        return cv2.copyMakeBorder(image, *edges, cv2.BORDER_CONSTANT, value=0)
-    raise ValueError(f"fit={how!r} is not one of squash, pad, frame, crop")
+    if how not in ("pad", "frame"):
+        raise ValueError(f"fit={how!r} is not one of squash, pad, frame, crop")
+    scale = size / max(height, width)
+    if how == "frame":
+        scale = min(scale, 1.0)
+    height, width = max(1, round(height * scale)), max(1, round(width * scale))
+    image = _resize(image, height, width)  # the bars last: a strip of film would make a huge square
+    top, left = (size - height) // 2, (size - width) // 2
+    bottom, right = size - height - top, size - width - left
+    return cv2.copyMakeBorder(image, top, bottom, left, right, cv2.BORDER_CONSTANT, value=0)
 
 
 def _resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    shrunk = min(image.shape[1], width), min(image.shape[0], height)
-    if shrunk != image.shape[1::-1]:
-        image = cv2.resize(image, shrunk, interpolation=cv2.INTER_AREA)
-    if shrunk != (width, height):  # a wide, low film may need both steps
+    old_height, old_width = image.shape[:2]
+    smaller = min(old_width, width), min(old_height, height)
+    if smaller != (old_width, old_height):
+        image = cv2.resize(image, smaller, interpolation=cv2.INTER_AREA)
+    if smaller != (width, height):  # a wide, low film may need both steps
         image = cv2.resize(image, (width, height), interpolation=cv2.INTER_CUBIC)
     return image
 
 
 def prepare(image: np.ndarray, cfg) -> np.ndarray:
-    """A decoded picture to (C, S, S) uint8: CLAHE at the file's own resolution, then the square."""
+    """A decoded image to (C, S, S) uint8: CLAHE at the file's own resolution, then the square."""
     image = apply_clahe(image, cfg.clahe_clip, cfg.clahe_tiles)
     image = fit_square(image, cfg.image_size, cfg.fit, cfg.crop)
     return image[None] if image.ndim == 2 else image.transpose(2, 0, 1)
+
+
+class Reader:
+    """The images that `sources.list_images(path)` names: decoded files, or rows of arrays."""
+
+    def __init__(self, path: Path, channels: int):
+        self.path, self.channels = path, channels
+        self.arrays = read_arrays(path)
+
+    def read(self, name: str) -> np.ndarray:
+        """uint8 (H, W) or (H, W, 3); BadImage as `decode` raises it."""
+        if not self.arrays:
+            return decode(self.path / name, self.channels)
+        part, row = name.split("/")
+        images, _ = self.arrays[part]
+        return _to_uint8(Image.fromarray(images[int(row)]), self.channels)
 
 
 def read_arrays(path: Path) -> dict[str, tuple[np.ndarray, list[str]]]:
@@ -131,28 +152,43 @@ def read_arrays(path: Path) -> dict[str, tuple[np.ndarray, list[str]]]:
     """
     try:
         if path.suffix == ".npz":
-            with np.load(path) as file:
-                suffixes = {"all": ""} if "x" in file else {"train": "_train", "test": "_test"}
-                found = {part: (file["x" + s], file["y" + s]) for part, s in suffixes.items()}
-                classes = list(map(str, file["classes"]))
-        elif list(path.glob("train-images-idx3-ubyte*")):
-            from torchvision.datasets import FashionMNIST
-
-            kinds = "images-idx3", "labels-idx1"
-            found = {part: tuple(_read_idx(path, f"{start}-{kind}-ubyte") for kind in kinds)
-                     for part, start in (("train", "train"), ("test", "t10k"))}  # fmt: skip
-            classes = FashionMNIST.classes
+            parts, classes = _read_npz(path)
+        elif any(path.glob("train-images-idx3-ubyte*")):
+            parts, classes = _read_fashion(path)
         elif (path / "data_batch_1").is_file():
-            from torchvision.datasets import CIFAR10  # checks MD5 sums before it unpickles
-
-            sets = {part: CIFAR10(path.parent, train=part == "train") for part in ("train", "test")}
-            found = {part: (one.data, one.targets) for part, one in sets.items()}
-            classes = sets["train"].classes
+            parts, classes = _read_cifar(path)
         else:
             return {}
-        return {part: (x, [classes[i] for i in y]) for part, (x, y) in found.items()}
-    except (OSError, EOFError, KeyError, IndexError, RuntimeError, ValueError) as error:
+        return {part: (x, [classes[i] for i in y]) for part, (x, y) in parts.items()}
+    except Exception as error:  # what damaged files make readers throw is of many kinds
         raise BadImage(f"{path} cannot be read: {error}") from error
+
+
+def _read_npz(path: Path) -> tuple[dict, list[str]]:
+    with np.load(path) as file:
+        classes = [str(name) for name in file["classes"]]
+        if "x" in file:
+            return {"all": (file["x"], file["y"])}, classes
+        return {part: (file[f"x_{part}"], file[f"y_{part}"]) for part in ("train", "test")}, classes
+
+
+def _read_fashion(folder: Path) -> tuple[dict, list[str]]:
+    from torchvision.datasets import FashionMNIST
+
+    parts = {}
+    for part, start in (("train", "train"), ("test", "t10k")):
+        x = _read_idx(folder, f"{start}-images-idx3-ubyte")
+        parts[part] = x, _read_idx(folder, f"{start}-labels-idx1-ubyte")
+    return parts, FashionMNIST.classes
+
+
+def _read_cifar(folder: Path) -> tuple[dict, list[str]]:
+    from torchvision.datasets import CIFAR10
+
+    train = CIFAR10(folder.parent, train=True)  # checks MD5 sums before it unpickles
+    test = CIFAR10(folder.parent, train=False)
+    parts = {"train": (train.data, train.targets), "test": (test.data, test.targets)}
+    return parts, train.classes
 
 
 def _read_idx(folder: Path, name: str) -> np.ndarray:
@@ -160,18 +196,6 @@ def _read_idx(folder: Path, name: str) -> np.ndarray:
     zipped = not (folder / name).is_file()
     with gzip.open(folder / f"{name}.gz") if zipped else open(folder / name, "rb") as file:
         data = file.read()
-    sizes = np.frombuffer(data, ">i4", count=data[3], offset=4)
-    return np.frombuffer(data, np.uint8, offset=4 + 4 * len(sizes)).reshape(sizes)
-
-
-def reader(path: Path, channels: int) -> Callable[[str], np.ndarray]:
-    """name -> uint8 (H, W) or (H, W, 3), for the names that `sources.list_images(path)` gives."""
-    arrays = read_arrays(path)
-    if not arrays:
-        return lambda name: decode(path / name, channels)
-
-    def read(name: str) -> np.ndarray:
-        part, row = name.split("/")
-        return _to_uint8(Image.fromarray(arrays[part][0][int(row)]), channels)
-
-    return read
+    rank = data[3]
+    sizes = np.frombuffer(data, ">i4", count=rank, offset=4)
+    return np.frombuffer(data, np.uint8, offset=4 + 4 * rank).reshape(sizes)

@@ -1,5 +1,6 @@
 """Anyone's images: which preset suits them, and in how many channels."""
 
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,8 @@ BY_SIZE = {  # smallest side at least, in pixels -> preset for one channel, for 
     48: ("celeba64", "celeba64"),
     0: ("fashion_mnist", "cifar10"),
 }
+# no CLAHE, no patients, the centre of each image
+PLAIN = {"dataset": "images", "fit": "crop", "crop": 1.0, "clahe_clip": 0.0, "patient_key": "none"}
 
 
 def preset_for(folder: str | Path, **changes) -> Config:
@@ -23,12 +26,10 @@ def preset_for(folder: str | Path, **changes) -> Config:
     Median smaller side and the majority of colour images decide; no CLAHE, no patients, the centre
     of each image. `changes` beat all of it. FileNotFoundError where there are no images.
     """
-    sides, colours = _look(preset("chest_xray", dataset="images", data_path=str(folder)))
-    channels = 3 if np.mean(colours) > 0.5 else 1
-    least = next(size for size in BY_SIZE if np.median(sides) >= size)
-    values = {"dataset": "images", "data_path": str(folder), "in_channels": channels,
-              "fit": "crop", "crop": 1.0, "clahe_clip": 0.0, "patient_key": "none"}  # fmt: skip
-    return preset(BY_SIZE[least][channels == 3], **values | changes)
+    sides, in_colour = _look(preset("chest_xray", dataset="images", data_path=str(folder)))
+    grey, colour = next(names for least, names in BY_SIZE.items() if np.median(sides) >= least)
+    values = {**PLAIN, "data_path": str(folder), "in_channels": 3 if in_colour else 1}
+    return preset(colour if in_colour else grey, **values | changes)
 
 
 def count_channels(folder: str | Path = "") -> int:
@@ -37,25 +38,23 @@ def count_channels(folder: str | Path = "") -> int:
     Default: the images that such a preset would read, as `VAEKIT_DATA` or the bundle has them.
     FileNotFoundError where there are none.
     """
-    _, colours = _look(preset("chest_xray", data_path=str(folder)))
-    return 3 if np.mean(colours) > 0.5 else 1
+    _, in_colour = _look(preset("chest_xray", data_path=str(folder)))
+    return 3 if in_colour else 1
 
 
-def _look(cfg: Config) -> tuple[list[int], list[bool]]:
-    """Smaller side, and whether in colour, of images spread over what `cfg` reads."""
+def _look(cfg: Config) -> tuple[list[int], bool]:
+    """Smaller sides of images spread over what `cfg` reads, and whether most are in colour."""
     root = find_dataset(cfg).path
     files, _ = list_images(root)
     sides, colours = [], []
-    for name, *_ in files[:: max(1, len(files) // LOOKED_AT)]:
-        try:
-            with Image.open(root / name) as image:
+    for file in files[:: max(1, len(files) // LOOKED_AT)]:
+        with suppress(OSError):  # load_data lists what is damaged
+            with Image.open(root / file.name) as image:
                 sides.append(min(image.size))
                 colours.append(_is_colour(image))
-        except OSError:  # load_data lists what is damaged
-            continue
     if not sides:
         raise FileNotFoundError(f"{root}: not one of {len(files)} files can be opened as an image")
-    return sides, colours
+    return sides, np.mean(colours) > 0.5
 
 
 def _is_colour(image: Image.Image) -> bool:

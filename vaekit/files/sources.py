@@ -6,44 +6,40 @@ import tempfile
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from vaekit.config import Config
 from vaekit.data import SPLITS
 from vaekit.files.images import read_arrays
-from vaekit.place.setup import KAGGLE_INPUT
+from vaekit.files.weights import downloads_allowed
+from vaekit.place.setup import folders_in_attached
 
 SUFFIXES = (".jpeg", ".jpg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".pgm", ".ppm")
 EXPECTED = "train/<class>/*.jpeg with test/ beside it, or <class>/*.jpeg, or images directly"
 BUNDLE = Path(__file__).parents[2] / "data" / "chest_xray_phantom"
 
 
-@dataclass(frozen=True)
-class Known:
-    """How a data set is recognised: one of `marks` lies in one of `inside`, nearest first."""
-
-    kaggle: str
-    marks: tuple[str, ...]
-    inside: tuple[str, ...]
-    torchvision: str = ""  # its class there, if that is where it is downloaded from
-
-
-FACES = ("img_align_celeba/img_align_celeba", "img_align_celeba")  # Kaggle's zip has it twice
-KNOWN = {
-    "chest_xray": Known("paultimothymooney/chest-xray-pneumonia", ("train/NORMAL",),
-                        ("", "chest_xray")),
-    "fashion_mnist": Known("zalando-research/fashionmnist", ("train-images-idx3-ubyte*",),
-                           ("", "raw", "FashionMNIST/raw"), "FashionMNIST"),
-    "cifar10": Known("pankrzysiu/cifar10-python", ("data_batch_1", "cifar10*.npz"),
-                     ("", "cifar-10-batches-py", "cifar10/cifar-10-batches-py", "cifar10"),
-                     "CIFAR10"),
-    "celeba": Known("jessicali9530/celeba-dataset", ("000001.jpg",),
-                    ("", *FACES, *(f"celeba/{place}" for place in FACES))),
-}  # fmt: skip
-
-
-def cache_dir() -> Path:
-    """Where decoded images are kept: `VAEKIT_CACHE`, else ~/.cache/vaekit. Safe to delete."""
-    return Path(env("VAEKIT_CACHE") or "~/.cache/vaekit").expanduser()
+FACES = "img_align_celeba"
+KAGGLE = {  # the known data sets, and their names there
+    "chest_xray": "paultimothymooney/chest-xray-pneumonia",
+    "fashion_mnist": "zalando-research/fashionmnist",
+    "cifar10": "pankrzysiu/cifar10-python",
+    "celeba": "jessicali9530/celeba-dataset",
+}
+TORCHVISION = {"fashion_mnist": "FashionMNIST", "cifar10": "CIFAR10"}  # whence it downloads these
+MARKS = {  # how a data set is recognised: one of these lies
+    "chest_xray": ("train/NORMAL",),
+    "fashion_mnist": ("train-images-idx3-ubyte*",),
+    "cifar10": ("data_batch_1", "cifar10*.npz"),
+    "celeba": ("000001.jpg",),
+}
+INSIDE = {  # in one of these, nearest first
+    "chest_xray": ("", "chest_xray"),
+    "fashion_mnist": ("", "raw", "FashionMNIST/raw"),
+    "cifar10": ("", "cifar-10-batches-py", "cifar10/cifar-10-batches-py", "cifar10"),
+    # Kaggle's zip has the folder twice
+    "celeba": ("", f"{FACES}/{FACES}", FACES, f"celeba/{FACES}/{FACES}", f"celeba/{FACES}"),
+}
 
 
 @dataclass(frozen=True)
@@ -67,14 +63,15 @@ def find_dataset(cfg: Config, download: bool = False) -> Found:
     chest_xray means the bundled phantoms and every other set FileNotFoundError.
     """
     name = cfg.dataset
-    for asked, place in (("data_path", cfg.data_path), ("VAEKIT_DATA", env("VAEKIT_DATA"))):
+    for asked, place in (("data_path", cfg.data_path), ("VAEKIT_DATA", _env("VAEKIT_DATA"))):
         if place:
-            if path := _enter(Path(place).expanduser(), name):
-                return Found(path, "given" if asked == "data_path" else asked)
-            what = f"{asked}={place} has no images for dataset={name}"
-            raise FileNotFoundError(f"{what}; expected {_expected(name)}")
+            path = _enter(Path(place).expanduser(), name)
+            if path is None:
+                what = f"{asked}={place} has no images for dataset={name}"
+                raise FileNotFoundError(f"{what}; expected {_expected(name)}")
+            return Found(path, "given" if asked == "data_path" else asked)
     found = _search(name)
-    if not found and download and name in KNOWN and cfg.profile != "smoke":
+    if not found and download and name in KAGGLE and downloads_allowed(cfg.profile):
         _download(name)
         found = _search(name)
     if not found and name != "chest_xray":
@@ -83,73 +80,79 @@ def find_dataset(cfg: Config, download: bool = False) -> Found:
 
 
 def _search(name: str) -> Found | None:
-    if name not in KNOWN:
+    if name not in KAGGLE:
         return None
-    places = [("kaggle input", path) for path in _kaggle_inputs(name)]
-    places += [("kagglehub cache", path) for path in _kagglehub_versions(name)]
-    for source, place in [*places, ("torchvision cache", _torchvision_cache())]:
-        if path := _enter(place, name):
+    places = [("kaggle input", folder) for folder in _attached_with(name)]
+    places += [("kagglehub cache", folder) for folder in _kagglehub_versions(name)]
+    places += [("torchvision cache", _torchvision_cache())]
+    for source, place in places:
+        path = _enter(place, name)
+        if path:
             return Found(path, source)
     return None
+
+
+def _attached_with(name: str) -> list[Path]:
+    """Folders with the data set in what is attached on Kaggle, those of its usual name first."""
+    found = [folder for folder in folders_in_attached() if _marked(folder, name)]
+    slug = KAGGLE[name].split("/")[1]
+    return sorted(found, key=lambda folder: slug not in folder.parts)  # stable: nearest first
+
+
+def _kagglehub_versions(name: str) -> list[Path]:
+    """kagglehub's copies on disk: finished downloads first, newest first."""
+    root = Path(_env("KAGGLEHUB_CACHE") or "~/.cache/kagglehub").expanduser()
+    root = root / "datasets" / KAGGLE[name]
+    versions = [folder for folder in root.glob("versions/*") if folder.name.isdigit()]
+
+    def rank(folder: Path) -> tuple[bool, int]:
+        return (root / f"{folder.name}.complete").exists(), int(folder.name)
+
+    return sorted(versions, key=rank, reverse=True)
+
+
+def cache_dir() -> Path:
+    """Where decoded images are kept: `VAEKIT_CACHE`, else ~/.cache/vaekit. Safe to delete."""
+    return Path(_env("VAEKIT_CACHE") or "~/.cache/vaekit").expanduser()
 
 
 def _torchvision_cache() -> Path:
     return cache_dir() / "torchvision"
 
 
+def _env(name: str) -> str:
+    return os.environ.get(name, "").strip()
+
+
 def _download(name: str) -> None:
     """From torchvision's servers, or from Kaggle (which needs `pip install kagglehub`)."""
-    if KNOWN[name].torchvision:
+    if name in TORCHVISION:
         from torchvision import datasets
 
-        getattr(datasets, KNOWN[name].torchvision)(_torchvision_cache(), download=True)
+        getattr(datasets, TORCHVISION[name])(_torchvision_cache(), download=True)
     else:
         import kagglehub
 
-        kagglehub.dataset_download(KNOWN[name].kaggle)
+        kagglehub.dataset_download(KAGGLE[name])
 
 
 def _expected(name: str) -> str:
     if name in ("chest_xray", "images"):
         return EXPECTED
-    places = [f"{inside}/" if inside else "this folder" for inside in KNOWN[name].inside]
-    return f"{' or '.join(KNOWN[name].marks)} in {' or '.join(places)}"
+    places = [f"{inside}/" if inside else "this folder" for inside in INSIDE[name]]
+    return f"{' or '.join(MARKS[name])} in {' or '.join(places)}"
 
 
 def _nowhere(name: str, *more: Path | str) -> str:
     """The message where a data set is missing: what, how to get it, where it was looked for."""
     places = ["data_path (empty)", "VAEKIT_DATA (not set)"]
     ways = "set VAEKIT_DATA or data_path to its folder"
-    if name in KNOWN:
-        kaggle = KNOWN[name].kaggle
-        ways += f"; attach {kaggle} on Kaggle; or vaekit.load_data(cfg, download=True)"
-        places += [KAGGLE_INPUT, f"kagglehub's cache of {kaggle}", _torchvision_cache()]
+    if name in KAGGLE:
+        ways += f"; attach {KAGGLE[name]} on Kaggle; or vaekit.load_data(cfg, download=True)"
+        places += ["/kaggle/input", f"kagglehub's cache of {KAGGLE[name]}", _torchvision_cache()]
     looked = "".join(f"\n  {place}" for place in (*places, *more))
-    return (f"no images for dataset={name}; expected {_expected(name)}.\nTo get them: {ways}."
-            f"\nLooked at{looked}")  # fmt: skip
-
-
-def env(name: str) -> str:
-    return os.environ.get(name, "").strip()
-
-
-def _kaggle_inputs(name: str) -> list[Path]:
-    """Folders with the data set, at most 3 deep in an attached input, the usual one first."""
-    # never a deep search: an input may hold a million files
-    depths = "*/", "*/*/", "*/*/*/", "datasets/*/*/*/", "datasets/*/*/*/*/"
-    folders = (folder for depth in depths for folder in sorted(KAGGLE_INPUT.glob(depth)))
-    found = [folder for folder in folders if _marked(folder, name)]
-    slug = KNOWN[name].kaggle.split("/")[1]
-    return sorted(found, key=lambda folder: slug not in folder.parts)  # stable: nearest first
-
-
-def _kagglehub_versions(name: str) -> list[Path]:
-    """kagglehub's copies on disk: finished downloads first, newest first."""
-    root = Path(env("KAGGLEHUB_CACHE") or "~/.cache/kagglehub").expanduser()
-    root = root / "datasets" / KNOWN[name].kaggle
-    versions = [folder for folder in root.glob("versions/*") if folder.name.isdigit()]
-    versions.sort(key=lambda folder: int(folder.name), reverse=True)
-    return sorted(versions, key=lambda folder: not (root / f"{folder.name}.complete").exists())
+    what = f"no images for dataset={name}; expected {_expected(name)}"
+    return f"{what}.\nTo get them: {ways}.\nLooked at{looked}"
 
 
 def bundled() -> Found:
@@ -158,8 +161,8 @@ def bundled() -> Found:
 
     drawn = cache_dir() / BUNDLE.name
     for place in (BUNDLE, drawn):
-        if path := _enter(place, "chest_xray"):
-            return Found(path, "bundled phantoms")
+        if _enter(place, "chest_xray"):
+            return Found(place, "bundled phantoms")
     try:
         drawn.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=drawn.parent) as temporary:
@@ -173,10 +176,11 @@ def bundled() -> Found:
 
 def _marked(folder: Path, name: str) -> Path | None:
     """The folder, at or below `folder`, that has the marks of the known data set; or the .npz."""
-    for place in (folder / inside for inside in KNOWN[name].inside):
-        for mark in KNOWN[name].marks:
-            if hits := sorted(place.glob(mark)):  # of several .npz the last by name
-                return hits[-1] if hits[-1].suffix == ".npz" else place
+    for inside in INSIDE[name]:
+        for mark in MARKS[name]:
+            hits = sorted((folder / inside).glob(mark))
+            if hits:  # of several .npz the last by name
+                return hits[-1] if hits[-1].suffix == ".npz" else folder / inside
     return None
 
 
@@ -184,15 +188,14 @@ def _enter(folder: Path, name: str) -> Path | None:
     """What to read in `folder` for the data set `name`; None if it is not there."""
     if name == "cifar10" and folder.suffix == ".npz" and folder.is_file():
         return folder
-    if name in KNOWN and (found := _marked(folder, name)):
-        return found
-    if name == "chest_xray":
-        if folder.name == FACES[1] or (folder / FACES[1]).is_dir():
+    if name in KAGGLE:
+        found = _marked(folder, name)
+        if found or name != "chest_xray":
+            return found
+        if folder.name == FACES or (folder / FACES).is_dir():
             return None  # one data set does not stand in for another
         if not (folder / "train").is_dir() and (folder / "chest_xray").is_dir():
             folder = folder / "chest_xray"
-    elif name != "images":
-        return None
     with suppress(OSError):
         names = (name for *_, leaf in _class_folders(folder) for name in os.listdir(leaf))
         if any(name.lower().endswith(SUFFIXES) and not name.startswith(".") for name in names):
@@ -200,37 +203,28 @@ def _enter(folder: Path, name: str) -> Path | None:
     return None
 
 
-def _subfolders(folder: Path) -> list[Path]:
-    """[] where `folder` is not there, not a folder or not ours to read."""
-    subs = sorted(folder.glob("*/"))
-    return [sub for sub in subs if sub.name != "__MACOSX" and not sub.name.startswith(".")]
+class ImageFile(NamedTuple):
+    """One image: where it is, what it is, and what changes when the file does."""
+
+    name: str  # relative to the root; "train/00012" for a row of an array
+    split: str  # the folder's own, or ""
+    label: str
+    size: int  # bytes
+    mtime: int  # nanoseconds
 
 
-def _class_folders(root: Path) -> list[tuple[str, str, Path]]:
-    """(the folder's own split or "", class, folder) for <split>/<class>, <class> or flat."""
-    tops = [(split, root / split) for split in SPLITS if (root / split).is_dir()] or [("", root)]
-    found = []
-    for split, top in tops:
-        classes = [(split, folder.name, folder) for folder in _subfolders(top)]
-        found += classes or [(split, root.name, top)]
-    return found
+def list_images(root: Path) -> tuple[list[ImageFile], list[tuple[str, str]]]:
+    """The images in `root`, sorted, and (name, reason) of what is skipped.
 
-
-def list_images(root: Path) -> tuple[list[tuple], list[tuple[str, str]]]:
-    """Sorted (relative name, own split, class, bytes, mtime in ns), and (name, reason) skipped.
-
-    A nested second copy and macOS files are skipped, one line per folder. Arrays (see
-    `images.read_arrays`) give one entry a row, "train/00012". CelebA's own split is read from
-    list_eval_partition, .csv or .txt, beside or above its images.
+    A nested second copy and macOS files are skipped, one line per folder. CelebA's own split is
+    read from list_eval_partition, .csv or .txt, beside or above its images.
     """
-    if arrays := read_arrays(root):
-        stats = [file.stat() for file in ([root] if root.is_file() else root.iterdir())]
-        state = sum(stat.st_size for stat in stats), max(stat.st_mtime_ns for stat in stats)
-        return [(f"{part}/{row:06}", part.replace("all", ""), label, *state)
-                for part, (_, labels) in sorted(arrays.items())
-                for row, label in enumerate(labels)], []  # fmt: skip
-    folders, official = _class_folders(root), _official_split(root)
-    files: list[tuple] = []
+    arrays = read_arrays(root)
+    if arrays:
+        return _rows_of(arrays, root), []
+    folders = _class_folders(root)
+    official = _official_split(root)
+    files = []
     skipped = _strays(root, {folder for *_, folder in folders})
     for split, label, folder in folders:
         relative = "" if folder == root else f"{folder.relative_to(root).as_posix()}/"
@@ -245,21 +239,49 @@ def list_images(root: Path) -> tuple[list[tuple], list[tuple[str, str]]]:
                 elif not entry.is_file():  # a folder or a broken link
                     skipped.append((name, "not a file"))
                 else:
-                    stat, side = entry.stat(), split or official.get(name, "")
-                    files.append((name, side, label, stat.st_size, stat.st_mtime_ns))
+                    stat = entry.stat()
+                    own = split or official.get(name, "")
+                    files.append(ImageFile(name, own, label, stat.st_size, stat.st_mtime_ns))
         if hidden:
             skipped.append((f"{relative}.*", f"hidden or macOS files: {hidden}"))
     return sorted(files), sorted(skipped)
 
 
+def _rows_of(arrays: dict, root: Path) -> list[ImageFile]:
+    stats = [file.stat() for file in ([root] if root.is_file() else root.iterdir())]
+    size = sum(stat.st_size for stat in stats)
+    mtime = max(stat.st_mtime_ns for stat in stats)
+    files = []
+    for part, (_, labels) in sorted(arrays.items()):
+        split = "" if part == "all" else part
+        for row, label in enumerate(labels):
+            files.append(ImageFile(f"{part}/{row:06}", split, label, size, mtime))
+    return files
+
+
+def _class_folders(root: Path) -> list[tuple[str, str, Path]]:
+    """(the folder's own split or "", class, folder) for <split>/<class>, <class> or flat."""
+    tops = [(split, root / split) for split in SPLITS if (root / split).is_dir()] or [("", root)]
+    found = []
+    for split, top in tops:
+        # [] where `top` is not there, not a folder or not ours to read
+        inner = [
+            sub for sub in sorted(top.glob("*/")) if not sub.name.startswith((".", "__MACOSX"))
+        ]
+        found += [(split, sub.name, sub) for sub in inner] or [(split, root.name, top)]
+    return found
+
+
 def _strays(root: Path, leaves: set[Path]) -> list[tuple[str, str]]:
     """What lies beside the class folders `leaves`, with a reason and a count."""
     tops = {leaf.parent for leaf in leaves if leaf != root} | {root} - leaves
+    strays = {entry for top in tops for entry in top.iterdir()} - leaves - tops
     skipped = []
-    for entry in (entry for top in tops for entry in top.iterdir() if entry not in leaves | tops):
+    for entry in strays:
         name, reason, count = entry.relative_to(root).as_posix(), "beside the class folders", 1
         if entry.is_dir():
-            name, count = f"{name}/", sum(len(inside) for *_, inside in os.walk(entry))
+            name = f"{name}/"
+            count = sum(len(inside) for *_, inside in os.walk(entry))
             if entry.name == "__MACOSX":
                 reason = "macOS files"
             elif (entry / "train").is_dir():
@@ -269,7 +291,8 @@ def _strays(root: Path, leaves: set[Path]) -> list[tuple[str, str]]:
 
 
 def _official_split(root: Path) -> dict[str, str]:
-    for folder in (root, *root.parents[:2]) if root.name == "img_align_celeba" else ():
+    """CelebA's own: {file name: split}."""
+    for folder in (root, *root.parents[:2]) if root.name == FACES else ():
         for suffix in ("csv", "txt"):
             with suppress(OSError):
                 text = (folder / f"list_eval_partition.{suffix}").read_text()

@@ -75,6 +75,16 @@ def attached() -> list[Path]:
     return sorted(p for p in found if p.name not in ("datasets", "notebooks") and p.is_dir())
 
 
+def folders_in_attached() -> list[Path]:
+    """The attached folders, then theirs, two levels down; deeper a million files may wait."""
+    level = attached()
+    folders = list(level)
+    for _ in range(2):
+        level = [inner for folder in level for inner in sorted(folder.glob("*/"))]
+        folders += level
+    return folders
+
+
 def minutes_left() -> float | None:
     """Minutes until Kaggle ends this session, with half an hour for what follows a training;
     None elsewhere."""

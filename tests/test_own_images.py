@@ -18,9 +18,15 @@ def fill(folder, size, colour, n=12, mode="RGB"):
 
 @pytest.mark.parametrize(
     ("size", "colour", "name"),
-    [(28, False, "fashion_mnist"), (32, True, "cifar10"), (64, False, "celeba64"),
-     (150, True, "chest_xray"), (300, False, "medical256"), (300, True, "celeba256")],
-)  # fmt: skip
+    [
+        (28, False, "fashion_mnist"),
+        (32, True, "cifar10"),
+        (64, False, "celeba64"),
+        (150, True, "chest_xray"),
+        (300, False, "medical256"),
+        (300, True, "celeba256"),
+    ],
+)
 def test_size_and_channels_decide(tmp_path, size, colour, name):
     fill(tmp_path / "a", size, colour, n=3)
     cfg = vaekit.preset_for(tmp_path)

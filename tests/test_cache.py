@@ -1,0 +1,198 @@
+"""Decoded once, whole or not at all, and never more of it in memory than a chunk."""
+
+import os
+import shutil
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from films import config, film, load, make, same, splits, write, write_faces
+
+import vaekit
+from vaekit.data import load_data
+from vaekit.files import cache, images, patients
+from vaekit.files.sources import ImageFile
+
+pytestmark = pytest.mark.usefixtures("tiny_sets")
+
+
+@pytest.mark.parametrize("key", ["subtype", "none"])
+def test_the_second_load_decodes_nothing_and_is_the_same(tmp_path, monkeypatch, key):
+    root = make(tmp_path / "set")
+    (root / "train/NORMAL/bad.png").write_bytes(b"no image")
+    first = load(root, patient_key=key)
+    monkeypatch.setattr(cache, "Reader", None)
+    assert same(load(root, patient_key=key), first)
+
+
+def test_pixels_are_what_prepare_gives(tmp_path):
+    root = make(tmp_path / "set")
+    cfg, data = config(root, fit="pad"), load(root, fit="pad")
+    for split in splits(data):
+        for image, name in zip(split.images, split.names, strict=True):
+            want = images.prepare(images.decode(root / name, 1), cfg)
+            np.testing.assert_array_equal(image.numpy(), want)
+
+
+def test_the_cache_knows_what_made_it(tmp_path):
+    root = make(tmp_path / "set")
+    base = load(root)
+    hashes = {base.hash}
+    for change in ({"clahe_clip": 0.0}, {"fit": "crop"}, {"image_size": 24}, {"clahe_tiles": 2}):
+        hashes.add(load(root, **change).hash)
+    write(root / "train/NORMAL/IM-0000-0000.jpeg", film(12345))
+    hashes.add(load(root).hash)
+    assert len(hashes) == 6
+
+
+def test_hash_is_of_content_not_of_place_or_time(tmp_path):
+    root = make(tmp_path / "set")
+    before = load(root)
+    shutil.move(root, tmp_path / "elsewhere")
+    for path in (tmp_path / "elsewhere").rglob("*.jpeg"):
+        os.utime(path, (1, 1))
+    assert load(tmp_path / "elsewhere").hash == before.hash
+
+
+@pytest.mark.parametrize(
+    "damage", ["half written", "no index", "short images", "bad index", "empty"]
+)
+def test_a_damaged_cache_is_made_again(tmp_path, monkeypatch, damage):
+    root = make(tmp_path / "set")
+    before = load(root)
+    pixels = before.train.images.clone()  # a map of a file that is cut short cannot be read
+    for path in (tmp_path / "cache").iterdir():
+        images = np.load(path, mmap_mode="r")
+        end = images.offset + images.nbytes  # where the index begins
+        cut = {"no index": end, "short images": 500, "bad index": end + 20, "empty": 0}
+        if damage == "half written":  # killed while writing: only the temporary name is there
+            path.rename(path.with_name(f".{path.name}-x"))
+        else:
+            os.truncate(path, cut[damage])
+    after = load(root)
+    assert after.hash == before.hash
+    assert torch.equal(after.train.images, pixels)
+    monkeypatch.setattr(cache, "Reader", None)
+    assert load(root).hash == before.hash  # and it was kept
+
+
+@pytest.mark.parametrize("kind", ["a file is there", "disk full"])
+@pytest.mark.parametrize("key", ["subtype", "none"])
+def test_without_a_cache_images_stay_in_ram(tmp_path, monkeypatch, kind, key):
+    root = make(tmp_path / "set")
+    want = load(root, patient_key=key)
+    place = tmp_path / "place"
+    monkeypatch.setenv("VAEKIT_CACHE", str(place))
+    if kind == "a file is there":
+        place.write_text("")
+    else:
+
+        def full(*_):
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.warns(UserWarning, match="images stay in RAM") as notices:
+        data = load(root, patient_key=key)
+    assert len(notices) == 1 and same(data, want)
+    assert not list(place.glob("*"))  # nothing is left behind
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs the rights of POSIX")
+def test_a_read_only_cache_folder(monkeypatch):
+    with tempfile.TemporaryDirectory() as folder:  # pytest's own is closed to other users
+        os.chmod(folder, 0o755)
+        root = make(Path(folder) / "set")
+        want = load(root)  # imports what it takes, as a user who may read it
+        (Path(folder) / "locked").mkdir(mode=0o555)
+        monkeypatch.setenv("VAEKIT_CACHE", f"{folder}/locked")
+        user = os.geteuid()
+        try:
+            if user == 0:
+                os.seteuid(65534)  # root writes everywhere
+            with pytest.warns(UserWarning, match="images stay in RAM"):
+                assert same(load(root), want)
+        finally:
+            os.seteuid(user)
+
+
+def test_several_at_once(tmp_path):
+    root = make(tmp_path / "set")
+    with ThreadPoolExecutor(4) as pool:  # what ranks of torchrun do, without their start-up time
+        loaded = list(pool.map(lambda _: load(root), range(4)))
+    assert {data.hash for data in loaded} == {load(root).hash}
+    assert not list((tmp_path / "cache").glob(".*"))
+
+
+def test_images_are_writable_and_writing_leaves_the_cache_alone(tmp_path, recwarn):
+    root = make(tmp_path / "set")
+    data = load(root)
+    before = data.train.images.clone()
+    data.train.images[:] = 0
+    assert torch.equal(load(root).train.images, before)
+    assert not [w for w in recwarn if "writable" in str(w.message)]
+
+
+def faces(root, **changes):
+    cfg = vaekit.preset("celeba64", **{"data_path": str(root), "max_images": 0, **changes})
+    return load_data(cfg, verbose=False)
+
+
+def test_without_patients_only_what_is_used_is_decoded_and_nothing_compared(tmp_path, monkeypatch):
+    write_faces(tmp_path / "set", 60, (60, 50))
+    os.link(tmp_path / "set/000001.jpg", tmp_path / "set/000002_copy.jpg")
+    (tmp_path / "set/000003.jpg").write_bytes(b"")
+    (tmp_path / "set/000004.jpg").write_bytes(b"not an image")
+    decoded, real = [], images.decode
+
+    def counted(path, channels):
+        decoded.append(path.name)
+        return real(path, channels)
+
+    monkeypatch.setattr(patients, "near_duplicates", None)  # would fail if it were called
+    monkeypatch.setattr(images, "decode", counted)
+    data = faces(tmp_path / "set")
+    assert sum(map(len, splits(data))) == 59 and data.merged == 0
+    assert sorted(name for name, _ in data.skipped) == ["000003.jpg", "000004.jpg"]
+    for image, name in zip(data.train.images, data.train.names, strict=True):
+        want = images.prepare(real(tmp_path / "set" / name, 3), vaekit.preset("celeba64"))
+        assert np.array_equal(image, want)
+    decoded.clear()
+    for number in (3, 4):
+        (tmp_path / f"set/{number:06}.jpg").unlink()
+    few = faces(tmp_path / "set", max_images=8)
+    assert [len(split) for split in splits(few)] == [8, 5, 6] and len(decoded) == 19
+
+
+@pytest.mark.parametrize("key", ["none", "subtype"])
+def test_small_chunks_give_the_same_data(tmp_path, monkeypatch, key):
+    write_faces(tmp_path / "set", 30, (40, 40))
+    before = faces(tmp_path / "set", patient_key=key)
+    monkeypatch.setenv("VAEKIT_CACHE", str(tmp_path / "cache2"))
+    monkeypatch.setattr(cache, "CHUNK", 7000)  # two images of 3 x 32 x 32
+    assert same(faces(tmp_path / "set", patient_key=key), before)
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux")
+@pytest.mark.parametrize("key, room", [("none", 30e6), ("subtype", 150e6)])
+def test_memory_does_not_grow_with_the_set(tmp_path, monkeypatch, key, room):
+    """300 MB of pixels in a tenth of that; taken from all over a file, a kernel maps more of it."""
+    face = np.stack([film(c, 160, 160) for c in range(3)], -1)
+    monkeypatch.setattr(cache.Reader, "read", lambda *_: face)
+    monkeypatch.setattr(patients, "near_duplicates", lambda thumbs: [])  # small, and not the matter
+    monkeypatch.setattr(cache, "CHUNK", 8 * 2**20)
+    files = [ImageFile(f"{i:06}.jpg", "", "faces", 1, 1) for i in range(4000)]
+    cfg = vaekit.preset("celeba256", image_size=160, max_images=0, patient_key=key)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here
+    before = peak()
+    pixels, index = cache.PixelCache(tmp_path, files, cfg).load()
+    assert pixels.nbytes > 300e6 and index["lengths"] == [3240, 360, 400]
+    assert peak() - before < room
+    assert len(list((tmp_path / "cache").iterdir())) == (1 if key == "none" else 2)
+
+
+def peak():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))

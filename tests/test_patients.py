@@ -1,0 +1,199 @@
+"""Who is on which film, and on which side of the split."""
+
+import os
+import shutil
+from collections import Counter
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from conftest import need_pack
+from films import assert_apart, config, film, load, make, splits, write
+
+from vaekit.files import images, patients
+
+OWN_VAL = patients.OWN_VAL  # before the fixture makes it tiny
+pytestmark = pytest.mark.usefixtures("tiny_sets")
+
+
+@pytest.mark.parametrize(
+    "name, subtype, number",
+    [
+        ("person12_bacteria_47.jpeg", "person12_bacteria", "person12"),
+        ("train/PNEUMONIA/person12_virus_48.jpeg", "person12_virus", "person12"),
+        ("person1_virus_4_2.jpeg", "person1_virus", "person1"),
+        ("IM-0115-0001.jpeg", "IM-0115", "IM-0115"),
+        ("NORMAL2-IM-0501-0001-0002.jpeg", "NORMAL2-IM-0501", "IM-0501"),
+        ("holiday.jpeg", "holiday", "holiday"),
+    ],
+)
+def test_patient_key(name, subtype, number):
+    assert patients.patient_key(name) == subtype
+    assert patients.patient_key(name, "number") == number
+
+
+def test_same_names_without_patients_stay_apart():
+    groups = patients.group_patients(["a/1.png", "b/1.png", "a/IM-0001-1.png", "b/IM-0001-2.png"])
+    assert groups == ["a/1.png", "b/1.png", "IM-0001", "IM-0001"]
+
+
+def thumbs(films):
+    return np.stack([images.fit_square(image, 32) for image in films])
+
+
+def test_near_duplicates():
+    image = film(1, 200, 200)
+    copy = cv2.imdecode(cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 40])[1], 0)
+    brighter = (255 * (image / 255) ** 0.8).astype(np.uint8)
+    blank = np.zeros((50, 50), np.uint8)
+    films = [film(2, 200, 200), image, blank, copy, cv2.resize(image, (90, 70)), brighter, blank]
+    assert set(patients.near_duplicates(thumbs(films))) == {
+        (i, j) for i in (1, 3, 4, 5) for j in (1, 3, 4, 5) if i < j
+    }
+
+
+def test_near_duplicates_in_blocks_and_beyond_the_cap(monkeypatch):
+    films = [film(i, 32, 32) for i in range(1500)]
+    films[1400] = films[3]
+    assert patients.near_duplicates(np.stack(films)) == [(3, 1400)]
+    monkeypatch.setattr(patients, "MOST_COMPARED", 100)
+    assert patients.near_duplicates(np.stack(films)) == [(3, 1400)]
+
+
+def test_a_copy_under_another_patients_name_joins_the_groups(tmp_path):
+    root = make(tmp_path / "set")
+    twin = root / "test/PNEUMONIA/person200_bacteria_0.jpeg"
+    shutil.copy(twin, root / "train/PNEUMONIA/person7_bacteria_99.jpeg")
+    data = load(root)
+    assert data.merged == 1
+    assert_apart(data)
+    lost = [name for name, reason in data.dropped if reason == "shares a patient with test"]
+    assert "train/PNEUMONIA/person7_bacteria_99.jpeg" in lost and len(lost) == 3
+
+
+def test_a_val_as_small_as_kermanys_is_pooled_and_carved_anew(tmp_path, monkeypatch):
+    monkeypatch.setattr(patients, "OWN_VAL", OWN_VAL)
+    data = load(make(tmp_path / "set", train=40, val=5), val_fraction=0.25)  # 10 of its own
+    assert_apart(data)
+    assert len(data.train) + len(data.val) == 90
+    assert not all(name.startswith("val/") for name in data.val.names)
+    counts = torch.bincount(data.val.labels).tolist()
+    assert all(9 <= count <= 12 for count in counts)  # a quarter of 45 of each class
+
+
+def test_own_test_stays_and_train_gives_way(tmp_path):
+    root = make(tmp_path / "set")
+    write(root / "train/NORMAL/IM-0200-0099.jpeg", film(77))  # patient 200 is in test
+    write(root / "train/NORMAL/IM-0100-0099.jpeg", film(78))  # patient 100 is in val
+    write(root / "val/NORMAL/IM-0201-0099.jpeg", film(79))  # patient 201 is in test
+    data = load(root)
+    assert len(data.test) == 12 and len(data.val) == 8 and len(data.train) == 40
+    assert dict(data.dropped) == {
+        "train/NORMAL/IM-0200-0099.jpeg": "shares a patient with test",
+        "train/NORMAL/IM-0100-0099.jpeg": "shares a patient with val",
+        "val/NORMAL/IM-0201-0099.jpeg": "shares a patient with test",
+    }
+    assert len(assert_apart(data)) == 63
+
+
+def test_the_only_patient_of_a_class_stays_in_train():
+    groups = [*"abcdefgh", "rare", "rare"]
+    own, labels = [""] * 10, [0] * 8 + [1] * 2
+    rows, dropped = patients.split_by_patient(groups, own, labels, groups, config())
+    assert {8, 9} < set(rows["train"]) and not dropped
+    assert [len(rows[split]) for split in ("train", "val", "test")] == [8, 1, 1]
+
+
+def test_test_is_carved_where_there_is_none(tmp_path):
+    data = load(make(tmp_path / "set", train=40, val=0, test=0), val_fraction=0.2)
+    names = assert_apart(data)
+    assert len(names) == 80 and not data.dropped
+    assert torch.bincount(data.test.labels).tolist() == [8, 8]
+
+
+def test_cautious_key_joins_subtypes(tmp_path):
+    root = make(tmp_path / "set")
+    for patient in range(10):
+        write(root / f"train/PNEUMONIA/person{patient}_virus_500.jpeg", film(500 + patient))
+    write(root / "train/PNEUMONIA/person200_virus_500.jpeg", film(600))
+    assert not load(root).dropped
+    data = load(root, patient_key="number")
+    assert [name for name, _ in data.dropped] == ["train/PNEUMONIA/person200_virus_500.jpeg"]
+    assert_apart(data)
+
+
+def test_the_split_does_not_depend_on_listing_order(tmp_path, monkeypatch):
+    root = make(tmp_path / "set", val=0)
+    before = load(root)
+    real, rng = os.scandir, np.random.default_rng(0)
+
+    class Shuffled:
+        def __init__(self, path):
+            with real(path) as entries:
+                self.entries = list(entries)
+            rng.shuffle(self.entries)
+
+        def __enter__(self):
+            return iter(self.entries)
+
+        def __exit__(self, *_):
+            pass
+
+    monkeypatch.setattr(os, "scandir", Shuffled)
+    monkeypatch.setenv("VAEKIT_CACHE", str(tmp_path / "cache2"))
+    after = load(root)
+    assert after.hash == before.hash
+    assert [s.names for s in splits(after)] == [s.names for s in splits(before)]
+
+
+def test_seed_changes_val_only(tmp_path):
+    root = make(tmp_path / "set", train=40, val=0)
+    a, b = load(root, seed=1), load(root, seed=2)
+    assert a.val.names != b.val.names and a.test.names == b.test.names and a.hash != b.hash
+    assert len(list((tmp_path / "cache").glob("pixels-*"))) == 1  # decoded once for both
+
+
+def test_a_new_file_moves_few_others(tmp_path):
+    root = make(tmp_path / "set", train=40, val=0)
+    before = set(load(root).val.names)
+    write(root / "train/NORMAL/IM-0900-0001.jpeg", film(900))
+    assert len(before - set(load(root).val.names)) <= 2
+
+
+def test_max_images(tmp_path):
+    root = make(tmp_path / "set", train=40, val=20, test=20)
+    data = load(root, max_images=10)
+    assert [len(split) for split in splits(data)] == [10, 10, 10]
+    assert torch.bincount(data.train.labels).tolist() == [5, 5]
+    assert len(assert_apart(data)) == 160
+    assert {reason for _, reason in data.dropped} == {"over max_images=10"}
+    assert set(load(root, max_images=6).train.names) < set(data.train.names)
+    assert [len(s) for s in splits(load(root, max_images=4))] == [4, 8, 8]
+
+
+def test_too_few_patients_is_a_clear_error(tmp_path):
+    write(tmp_path / "set/a.png", film(1))
+    write(tmp_path / "set/b.png", film(2))
+    with pytest.raises(ValueError, match="is empty: 2 images of 2 patients"):
+        load(tmp_path / "set")
+
+
+def number(name):
+    """The digits of a name's patient, read without vaekit's patterns."""
+    head = name.rsplit("/", 1)[-1].split("_")[0]
+    parts = head.removesuffix(".jpeg").split("-")
+    return head if head.startswith("person") else "i" + parts[parts.index("IM") + 1]
+
+
+@pytest.mark.parametrize("pack, images_in_it", [("chest_xray", 1360), ("chest_xray_224", 5535)])
+def test_kermanys_images_are_split_by_patient(monkeypatch, pack, images_in_it):
+    monkeypatch.setattr(patients, "OWN_VAL", OWN_VAL)
+    root = need_pack(pack)
+    for how in ("subtype", "number"):
+        data = load(root, patient_key=how)
+        assert len(assert_apart(data)) == images_in_it and data.who == "patients"
+        assert data.merged <= 5  # a threshold that merged strangers would show here
+        assert max(Counter(data.train.groups).values()) <= 40
+    sides = [{number(name) for name in split.names} for split in splits(data)]
+    assert not (sides[0] & sides[1] or sides[0] & sides[2] or sides[1] & sides[2])
