@@ -9,7 +9,7 @@ from vaekit import plots
 from vaekit.data import as_float, chunks, pixels_of
 from vaekit.judge import networks
 from vaekit.judge.evaluation import measure, say_heard
-from vaekit.judge.rows import collect, format_table, frechet_row, mean_row, ratio_row, row
+from vaekit.judge.rows import collect, format_table, frechet_row, mean_row, ratio_row
 from vaekit.keep.run import Run
 from vaekit.metrics import LPIPS, appearance
 from vaekit.sample import decode_all, encode_all, sample_latents
@@ -52,7 +52,7 @@ class Comparison:
         return plots.show_rows(rows, columns=columns)
 
 
-def compare(run_a: Run, run_b: Run, test, val=None, seed: int = 0) -> Comparison:
+def compare(run_a: Run, run_b: Run, test, val=None) -> Comparison:
     """Both runs on the same images: reconstructions from the mean, one by one, and prior samples.
 
     test, val: Split or (N, C, H, W), uint8 or float, of at least two images. PSNR, SSIM, LPIPS
@@ -73,19 +73,15 @@ def compare(run_a: Run, run_b: Run, test, val=None, seed: int = 0) -> Comparison
     judge = networks.load_judge(device, networks.may_download(run_a.cfg.profile))
     rows = pair_rows(runs, test, judge)
     if val is not None:
-        rows += frechet_rows(runs, test, val, judge, seed)
-    shown = test[:SHOWN]
-    images = {"image": as_float(shown.cpu())}
+        rows += frechet_rows(runs, test, val, judge)
+    rows = say_heard(rows, run_a.cfg, run_b.cfg)
+    images = {"image": as_float(test[:SHOWN].cpu())}
     for name, run in zip("ab", runs, strict=True):
-        images[name] = reconstructions(run.model, shown)
-        images[f"samples of {name}"] = samples(run.model, len(shown), seed)
-    return Comparison(
-        names=(run_a.path.name, run_b.path.name),
-        changed=run_a.cfg.differences(run_b.cfg),
-        rows=say_heard(rows, run_a.cfg, run_b.cfg),
-        images=images,
-        notes=notes_on(run_a, run_b, seed),
-    )
+        images[name] = reconstructions(run.model, test[:SHOWN])
+        images[f"samples of {name}"] = samples(run.model, len(images[name]))
+    names = run_a.path.name, run_b.path.name
+    changed = run_a.cfg.differences(run_b.cfg)
+    return Comparison(names, changed, rows, images, notes_on(run_a, run_b))
 
 
 def reconstructions(model, images) -> Tensor:
@@ -94,31 +90,28 @@ def reconstructions(model, images) -> Tensor:
     return decode_all(model, mu)
 
 
-def samples(model, n: int, seed: int) -> Tensor:
+def samples(model, n: int) -> Tensor:
     """n prior samples; models with latents of one shape decode the same noise."""
-    return decode_all(model, sample_latents(model, n, seed=seed))
+    return decode_all(model, sample_latents(model, n, seed=0))
 
 
 def pair_rows(runs, test: Tensor, judge) -> list[dict]:
     """Three rows a metric: the means of a and of b, and the mean of b - a image by image."""
     a, b = (measure(run.model, test, judge) for run in runs)
+    trio = {"a": a, "b": b, DIFFERENCE: {name: b[name] - a[name] for name in a}}
     real = collect(map(appearance, chunks(test)))
     rows = []
     for name in [name for name in HIGHER_IS_BETTER if name in a]:
         network = LPIPS if name == "lpips" else ""
-        for subject, values in _three(a[name], b[name]):
-            rows.append(mean_row(name, subject, values, network))
-    for subject, values in _three(a["sharpness"], b["sharpness"]):
-        # a ratio of means; its delta method suits a difference as well
-        rows.append(ratio_row("sharpness ratio", subject, values, real["sharpness"], paired=True))
+        for subject, found in trio.items():
+            rows.append(mean_row(name, subject, found[name], network))
+    for subject, found in trio.items():  # a delta method of means suits their difference as well
+        pair = found["sharpness"], real["sharpness"]
+        rows.append(ratio_row("sharpness ratio", subject, *pair, paired=True))
     return rows
 
 
-def _three(a, b) -> list[tuple]:
-    return [("a", a), ("b", b), (DIFFERENCE, b - a)]
-
-
-def frechet_rows(runs, test: Tensor, val, judge, seed: int) -> list[dict]:
+def frechet_rows(runs, test: Tensor, val, judge) -> list[dict]:
     """Fréchet distances from `test` of what each run makes of `val`, and of prior samples.
 
     Both runs meet the same images in the same cut. A difference of two distances has no interval.
@@ -130,28 +123,27 @@ def frechet_rows(runs, test: Tensor, val, judge, seed: int) -> list[dict]:
 
     made = {
         "reconstruction": [seen(reconstructions(run.model, val)) for run in runs],
-        "prior": [seen(samples(run.model, len(test), seed)) for run in runs],
+        "prior": [seen(samples(run.model, len(test))) for run in runs],
     }
-    sets = seen(test), seen(val), networks.network_name(trunk), seed
+    sets = seen(test), seen(val), networks.network_name(trunk)
     rows = []
     for name, (of_a, of_b) in made.items():
         a, b = frechet_row("a", of_a, *sets), frechet_row("b", of_b, *sets)
-        gap = b["value"] - a["value"]
-        gap = row("", DIFFERENCE, gap, n=a["n"], network=a["network"])
+        gap = {"subject": DIFFERENCE, "value": b["value"] - a["value"]}
+        gap = a | gap | dict(low=None, high=None, floor=None)
         rows += [r | {"metric": f"frechet, {name}"} for r in (a, b, gap)]
     return rows
 
 
-def notes_on(run_a: Run, run_b: Run, seed: int) -> list[str]:
+def notes_on(run_a: Run, run_b: Run) -> list[str]:
     """Sentences on what the two share, and what they do not."""
     a, b = (tuple(run.model.latent_shape) for run in (run_a, run_b))
-    notes = ["samples of a and b are decoded from the same noise"]
-    if a != b:
-        notes = [
-            f"latents are {a} in a and {b} in b: their samples cannot share noise, each has its"
-            f" own draw from seed {seed}"
-        ]
-    if run_a.info.get("data", {}).get("hash") != run_b.info.get("data", {}).get("hash"):
+    if a == b:
+        notes = ["samples of a and b are decoded from the same noise"]
+    else:
+        notes = [f"latents are {a} in a and {b} in b: their samples cannot share noise"]
+    trained_on = [run.info.get("data", {}).get("hash") for run in (run_a, run_b)]
+    if trained_on[0] != trained_on[1]:
         notes.append("a and b were trained on different data")
     return notes
 

@@ -1,4 +1,4 @@
-"""evaluate(): how good are the images? Numbers that carry their N, their network and their floor."""
+"""evaluate(): how good are the images? Numbers that carry their N, network and floor."""
 
 from typing import NamedTuple
 
