@@ -88,12 +88,17 @@ def kernel_distance(a: np.ndarray, b: np.ndarray) -> float:
 
 
 class Coverage(NamedTuple):
-    """What `precision_recall` found; in [0, 1] but for density, which may exceed 1."""
+    """What `precision_recall` found; in [0, 1] but for density, which may exceed 1.
 
-    precision: float  # share of fake images within the k-nearest-neighbour ball of some real one
-    recall: float  # share of real images within the ball of some fake one
-    density: float  # how many real balls a fake image lies in, over k
-    coverage: float  # share of real balls that hold a fake image
+    precision: share of fake images within the k-nearest-neighbour ball of some real one; recall:
+    of real images within the ball of some fake one; density: how many real balls a fake image
+    lies in, over k; coverage: share of real balls that hold a fake image.
+    """
+
+    precision: float
+    recall: float
+    density: float
+    coverage: float
 
 
 def precision_recall(real: np.ndarray, fake: np.ndarray, k: int = NEAREST) -> Coverage:
@@ -137,15 +142,22 @@ def jackknife_error(measure: Callable, *sets: np.ndarray, rng, rounds: int = 20)
 
 
 class Memorisation(NamedTuple):
-    """What `memorisation` found of S samples. Chances are 0.5 where nothing is copied."""
+    """What `memorisation` found of S samples. Chances are 0.5 where nothing is copied.
 
-    closer: float  # chance that a sample is nearer to training than a test image
-    stands_out: float  # chance that its nearest image stands out more among all of training
-    p: float  # of both chances, were the samples unseen images
-    authentic: float  # share of samples that are
-    authentic_test: float  # the same of test images: what to expect
-    pairs: np.ndarray  # (S, 2): sample and its nearest training image, the closest pair first
-    distances: np.ndarray  # (S,), of those pairs
+    closer: chance that a sample is nearer to training than a test image; stands_out: that its
+    nearest image stands out more among all of training; p: of both chances, were the samples
+    unseen images; authentic: share of samples that are, authentic_test: the same of test images,
+    what to expect; pairs (S, 2): sample and its nearest training image, the closest pair first;
+    distances (S,): of those pairs.
+    """
+
+    closer: float
+    stands_out: float
+    p: float
+    authentic: float
+    authentic_test: float
+    pairs: np.ndarray
+    distances: np.ndarray
 
     @property
     def memorises(self) -> bool:
