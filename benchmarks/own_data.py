@@ -18,7 +18,7 @@ import torch
 
 import vaekit
 from vaekit import data as data_module
-from vaekit import metrics, plots, sample
+from vaekit import plots, sample
 from vaekit.__main__ import parse_changes
 from vaekit.config import Config, preset
 from vaekit.data import Data
@@ -64,7 +64,7 @@ def score(run, data: Data) -> tuple[list[dict], dict]:
         z = vaekit.sample_latents(model, n, kind, fit_on=data.train.images[:NUM_FITTED], seed=0)
         samples[kind] = sample.decode_all(model, z)
     rows = evaluation.evaluate(model, data.test, run.cfg, val=data.val, samples=samples)
-    found = metrics.collect({"mse": mse_per_image(model.reconstruct(x), x)}
+    found = tables.collect({"mse": mse_per_image(model.reconstruct(x), x)}
                             for x in data_module.chunks(data.test))["mse"]  # fmt: skip
     rows = [r for r in rows if r["metric"] in KEPT and r["subject"] != "real"]
     rows.insert(0, tables.mean_row("mse", "reconstruction", found))

@@ -1,14 +1,10 @@
 """Paths keep their ends, directions point where the codes differ, and a probe is not fooled."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
-from conftest import need_weights
-from test_metrics import CFG, films
+from test_metrics import CFG
 
 import vaekit
-from vaekit.judge import networks
 from vaekit.model import VAE
 from vaekit.priors import directions
 
@@ -62,26 +58,6 @@ def test_traverse(model):
     images = directions.traverse(model, mean, direction, 0.5, [-2, 0, 2])
     z = torch.stack([-direction, mean, direction])
     torch.testing.assert_close(images, model.decode(z).detach(), atol=1e-5, rtol=1e-4)
-
-
-def test_nearest_neighbours_find_the_copy():
-    split = SimpleNamespace(images=films(12))
-    order = [7, 2, 11]
-    found = networks.nearest_neighbours(split.images[order].float() / 255, split, k=2, trunk=None)
-    assert found.indices[:, 0].tolist() == order and found.network == "pixels 32x32"
-    assert found.distances.shape == (3, 2) and (found.distances[:, 0] < 1e-4).all()
-    need_weights("squeezenet")
-    found = networks.nearest_neighbours(split.images[order], split)
-    assert found.indices[:, 0].tolist() == order and "squeezenet" in found.network
-
-
-def test_nearest_neighbours_download_only_where_they_may(monkeypatch):
-    asked = []
-    monkeypatch.setattr(networks, "load_judge", lambda download: asked.append(download))
-    split = SimpleNamespace(images=films(4))
-    for download in (False, True):
-        found = networks.nearest_neighbours(split.images, split, download=download)
-    assert asked == [False, True] and found.network == "pixels 32x32"
 
 
 def test_class_direction_is_the_difference_of_the_means():

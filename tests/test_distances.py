@@ -38,14 +38,10 @@ def test_frechet_of_shifted_gaussians():
         4 * np.square(a.mean(0)).sum() + 4 * np.trace(np.cov(a.T)), rel=1e-9)  # fmt: skip
 
 
-def test_frechet_agrees_with_sqrtm_and_torchmetrics():
-    from scipy.linalg import sqrtm
+def test_frechet_agrees_with_torchmetrics():
     from torchmetrics.image.fid import FrechetInceptionDistance
 
     a, b = vectors(300, 1), vectors(250, 2)
-    (m_a, c_a), (m_b, c_b) = ((s.mean(0), np.cov(s.T)) for s in (a, b))
-    direct = np.square(m_a - m_b).sum() + np.trace(c_a + c_b - 2 * sqrtm(c_a @ c_b).real)
-    assert distances.gaussian_frechet(a, b) == pytest.approx(direct, rel=1e-6)
     theirs = by_torchmetrics(FrechetInceptionDistance(identity(20)), a, b).item()
     assert distances.gaussian_frechet(a, b) == pytest.approx(theirs, rel=1e-6)
     assert distances.frechet_distance(a, b).value == pytest.approx(theirs, rel=1e-6)
@@ -96,32 +92,13 @@ def test_precision_recall_by_hand():
         distances.precision_recall(real, fake, k=2)
 
 
-def longhand(real, fake, k):
-    """The definitions of Kynkäänniemi et al. and Naeem et al., image by image."""
-
-    def ball(images, i):
-        return sorted(np.linalg.norm(images[i] - other) for other in images)[k]  # 0: itself
-
-    in_real = [[np.linalg.norm(f - r) < ball(real, i) for i, r in enumerate(real)] for f in fake]
-    in_fake = [[np.linalg.norm(f - r) < ball(fake, j) for j, f in enumerate(fake)] for r in real]
-    return (np.mean([any(row) for row in in_real]), np.mean([any(row) for row in in_fake]),
-            np.mean([sum(row) / k for row in in_real]),
-            np.mean([any(column) for column in zip(*in_real, strict=True)]))  # fmt: skip
-
-
-@pytest.mark.parametrize("k", [1, 5])
-def test_precision_recall_agree_with_the_definitions(k):
-    real, fake = normal(30, 3), 1.5 * normal(24, 3, seed=1) + 0.3
-    found = distances.precision_recall(real, fake, k)
-    assert found == pytest.approx(longhand(real, fake, k), abs=1e-12)
-    assert len({*found}) == 4  # none of them stands in for another
-
-
 def test_precision_recall_agree_with_the_package():
     prdc = pytest.importorskip("prdc")
     real, fake = vectors(120, 1), vectors(90, 2)
+    found = distances.precision_recall(real, fake)
     theirs = prdc.compute_prdc(real, fake, nearest_k=5)
-    assert distances.precision_recall(real, fake)._asdict() == pytest.approx(theirs, abs=1e-12)
+    assert found._asdict() == pytest.approx(theirs, abs=1e-12)
+    assert len({*found}) == 4  # none of them stands in for another
 
 
 def test_few_modes_cost_recall_and_stray_images_precision():
@@ -134,15 +111,14 @@ def test_few_modes_cost_recall_and_stray_images_precision():
     assert found.precision < 0.55 and found.density < 0.6
 
 
-def frechet(a, b):
-    return distances.gaussian_frechet(a, b)
-
-
 def coverage(a, b):
     return distances.precision_recall(a, b).coverage
 
 
-@pytest.mark.parametrize("measure", [frechet, distances.kernel_distance, coverage])
+MEASURES = [distances.gaussian_frechet, distances.kernel_distance, coverage]
+
+
+@pytest.mark.parametrize("measure", MEASURES)
 def test_jackknife_matches_the_spread_over_fresh_sets(measure):
     rng = np.random.default_rng(0)
 
@@ -157,12 +133,12 @@ def test_jackknife_matches_the_spread_over_fresh_sets(measure):
 def test_jackknife_of_several_numbers_at_once():
     a = normal(50)
     one = distances.jackknife_error(np.mean, a, rng=np.random.default_rng(0))
-    two = distances.jackknife_error(lambda s: [s.mean(), 2 * s.mean()], a,
-                                    rng=np.random.default_rng(0))  # fmt: skip
+    rng = np.random.default_rng(0)
+    two = distances.jackknife_error(lambda s: [s.mean(), 2 * s.mean()], a, rng=rng)
     assert two == pytest.approx([one, 2 * one])
 
 
-@pytest.mark.parametrize("n", [2, 4, 7, 12, 88])
+@pytest.mark.parametrize("n", [2, 7, 88])
 def test_jackknife_of_a_mean_is_its_standard_error(n):
     a = normal(n, 1)
     found = distances.jackknife_error(np.mean, a, rng=np.random.default_rng(0), rounds=4000)
@@ -177,7 +153,7 @@ def test_memorisation_by_hand():
     assert (found.authentic, found.authentic_test) == (0.5, 1)
     assert found.pairs.tolist() == [[1, 0], [0, 1]]
     assert found.distances.tolist() == pytest.approx([0.25, 4])
-    with pytest.raises(ValueError, match="2 training films"):
+    with pytest.raises(ValueError, match="2 training images"):
         distances.memorisation(column[0], column[1][:1], column[2])
 
 

@@ -40,6 +40,22 @@ def test_a_notice_is_given_once(monkeypatch, tmp_path, capsys):
         networks.load_judges(["inceptionv9"])
 
 
+def test_weights_are_downloaded_in_every_profile_but_smoke(monkeypatch):
+    asked = []
+
+    def nowhere(name, download):
+        asked.append(download)
+        raise WeightsMissing(name)
+
+    monkeypatch.setattr(networks, "load_trunk", nowhere)
+    for profile in ("smoke", "quick"):
+        monkeypatch.setenv("VAEKIT_PROFILE", profile)
+        assert networks.load_judge() is None and networks.load_judges(["vgg19"]) == [None]
+    assert asked == [False, False, True, True]
+    assert networks.may_download("full") and not networks.may_download("smoke")
+    assert networks.find_trunk("auto", download=False) is None and asked[-1] is False
+
+
 def labelled(n: int, seed: int) -> SimpleNamespace:
     """Two classes, as bright as each other: stripes across and stripes along."""
     labels = torch.arange(n) % 2
@@ -65,7 +81,8 @@ def test_the_label_judge_knows_the_classes(judge):
 
 def test_the_label_judge_repeats_with_its_seed_and_wants_two_classes():
     split, before = labelled(20, seed=0), torch.get_rng_state()
-    one, same, other = (networks.train_judge(split, seed, epochs=1).head.weight for seed in (0, 0, 1))
+    judges = [networks.train_judge(split, seed, epochs=1) for seed in (0, 0, 1)]
+    one, same, other = (judge.head.weight for judge in judges)
     assert torch.equal(one, same) and not torch.equal(one, other)
     assert torch.equal(torch.get_rng_state(), before)
     split.labels = torch.ones(20, dtype=torch.int64)

@@ -100,7 +100,7 @@ def choose_sampler(model, train, val, kinds=SAMPLERS, trunk: Trunk | str | None 
     (jackknife of films and draws; paired for a gap: 0 between them is a tie).
     memorises(images (n, C, H, W) of one draw) -> bool takes a candidate out of the choice; None
     asks `distances.memorisation` on the judge's features. trunk, download: as for
-    `nearest_neighbours`. Test films are not to be seen here: score them afterwards. ValueError
+    `find_trunk`. Test films are not to be seen here: score them afterwards. ValueError
     for an unknown kind, or where every kind memorises.
     """
     for kind in kinds:

@@ -1,28 +1,29 @@
-"""Two runs side by side: what was set differently, what it did to the numbers and to the films."""
+"""Two runs side by side: what was set differently, what it did to the numbers and to the images."""
 
 from dataclasses import dataclass
 
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from vaekit import metrics, plots
+from vaekit import plots
 from vaekit.data import as_float, chunks, pixels_of
 from vaekit.judge import networks
 from vaekit.judge.evaluation import measure, say_heard
-from vaekit.judge.rows import format_table, frechet_row, mean_row, ratio_row
+from vaekit.judge.rows import collect, format_table, frechet_row, mean_row, ratio_row
 from vaekit.keep.run import Run
+from vaekit.metrics import LPIPS, appearance
 from vaekit.sample import decode_all, encode_all, sample_latents
 
 HIGHER_IS_BETTER = {"psnr": True, "ssim": True, "lpips": False, "l1": False}
 DIFFERENCE = "b - a"
-SHOWN = 8  # films and samples that are kept for the plot
+SHOWN = 8  # images and samples that are kept for the plot
 
 
 @dataclass
 class Comparison:
     """What `compare` found. `rows` is for a DataFrame, `print` for reading, `plot()` for the eye.
 
-    rows: keys as in `metrics.COLUMNS`, subject "a", "b" or "b - a", low and high at 1.96 standard
+    rows: keys as in `rows.COLUMNS`, subject "a", "b" or "b - a", low and high at 1.96 standard
     errors; changed: {field: (a, b)} of the configs.
     """
 
@@ -33,105 +34,118 @@ class Comparison:
     notes: list[str]
 
     def __str__(self) -> str:
-        lines = [f"{letter}: {name}" for letter, name in zip("ab", self.names, strict=True)]
-        lines += [f"  {k}: {a!r} -> {b!r}" for k, (a, b) in self.changed.items()]
-        lines += [] if self.changed else ["  the configs do not differ"]
-        findings = [finding(row) for row in self.rows if row["metric"] in HIGHER_IS_BETTER
-                    and row["subject"] == DIFFERENCE]  # fmt: skip
-        return "\n".join([*lines, "", format_table(self.rows), "", *findings, *self.notes])
+        lines = [f"a: {self.names[0]}", f"b: {self.names[1]}"]
+        lines += [f"  {name}: {a!r} -> {b!r}" for name, (a, b) in self.changed.items()]
+        if not self.changed:
+            lines.append("  the configs do not differ")
+        lines += ["", format_table(self.rows), ""]
+        gaps = [r for r in self.rows if r["subject"] == DIFFERENCE]
+        lines += [finding(r) for r in gaps if r["metric"] in HIGHER_IS_BETTER]
+        return "\n".join(lines + self.notes)
 
     def plot(self, columns: int = SHOWN) -> Figure:
         """The same images in every column; rows: real, a, b, |b - a|, samples of a and of b."""
-        image, a, from_a, b, from_b = self.images.values()
-        gap = plots.difference(b, a, "|b - a|")
-        return plots.show_rows({"image": image, "a": a, "b": b, **gap, "samples\nof a": from_a,
-                                "samples\nof b": from_b}, columns=columns)  # fmt: skip
+        gap = plots.difference(self.images["b"], self.images["a"], "|b - a|")
+        rows = {name: self.images[name] for name in ("image", "a", "b")} | gap
+        for name in "ab":
+            rows[f"samples\nof {name}"] = self.images[f"samples of {name}"]
+        return plots.show_rows(rows, columns=columns)
 
 
-def compare(run_a: Run, run_b: Run, test, val=None, seed: int = 0) -> Comparison:
-    """Both runs on the same films: reconstructions from the mean, film by film, and prior samples.
+def compare(run_a: Run, run_b: Run, test, val=None) -> Comparison:
+    """Both runs on the same images: reconstructions from the mean, one by one, and prior samples.
 
-    test, val: Split or (N, C, H, W), uint8 or float, of at least two films. PSNR, SSIM, LPIPS
-    (where a judge is to be had), L1 and the sharpness ratio of every test film. Difficult films
-    are difficult for both, so "b - a" is taken per film and its interval is the narrow, right one;
-    overlapping intervals of a and b alone say little. With `val` (films other than test's), also
-    Fréchet distances of its reconstructions and of prior samples from `test`, beside their floor.
-    ValueError where the two models, or the films, differ in size or channels.
+    test, val: Split or (N, C, H, W), uint8 or float, of at least two images. PSNR, SSIM, LPIPS
+    (where a judge is to be had), L1 and the sharpness ratio of every test image. Difficult images
+    are difficult for both, so "b - a" is taken per image and its interval is the narrow, right
+    one; overlapping intervals of a and b alone say little. With `val` (images other than test's),
+    also Fréchet distances of its reconstructions and of prior samples from `test`, beside their
+    floor. ValueError where the two models, or the images, differ in size or channels.
     """
     runs, test = (run_a, run_b), pixels_of(test)
-    shapes = [(r.cfg.in_channels, r.cfg.image_size, r.cfg.image_size) for r in runs]
-    shapes.append(tuple(test.shape[1:]))
-    if len(set(shapes)) > 1 or len(test) < 2:
-        a, b, films = ("x".join(map(str, shape)) for shape in shapes)
-        raise ValueError(f"a makes {a} images, b {b}, and test has {len(test)} of {films}:"
-                         " comparing takes at least 2, and one size for all")  # fmt: skip
+    a, b = ((r.cfg.in_channels, r.cfg.image_size, r.cfg.image_size) for r in runs)
+    if not a == b == test.shape[1:] or len(test) < 2:
+        raise ValueError(
+            f"a makes {a} images, b {b}, and test has {len(test)} of {tuple(test.shape[1:])}:"
+            " comparing takes at least 2, and one size for all"
+        )
     device = next(run_a.model.parameters()).device
-    judge = networks.load_judge(device, download=run_a.cfg.profile != "smoke")
+    judge = networks.load_judge(device, networks.may_download(run_a.cfg.profile))
     rows = pair_rows(runs, test, judge)
-    rows += distance_rows(runs, test, val, judge, seed) if val is not None else []
+    if val is not None:
+        rows += frechet_rows(runs, test, val, judge)
+    rows = say_heard(rows, run_a.cfg, run_b.cfg)
     images = {"image": as_float(test[:SHOWN].cpu())}
     for name, run in zip("ab", runs, strict=True):
         images[name] = reconstructions(run.model, test[:SHOWN])
-        images[f"samples of {name}"] = samples(run.model, len(images["image"]), seed)
-    names, changed = (run_a.path.name, run_b.path.name), run_a.cfg.differences(run_b.cfg)
-    rows = say_heard(rows, run_a.cfg, run_b.cfg)
-    return Comparison(names, changed, rows, images, notes_on(run_a, run_b, seed))
-
-
-def notes_on(run_a: Run, run_b: Run, seed: int) -> list[str]:
-    """Sentences on what the two share, and what they do not."""
-    notes = ["samples of a and b are decoded from the same noise"]
-    a, b = (tuple(run.model.latent_shape) for run in (run_a, run_b))
-    if a != b:
-        notes = [f"latents are {a} in a and {b} in b: their samples cannot share noise, each has"
-                 f" its own draw from seed {seed}"]  # fmt: skip
-    if run_a.info.get("data", {}).get("hash") != run_b.info.get("data", {}).get("hash"):
-        notes.append("a and b were trained on different data")
-    return notes
+        images[f"samples of {name}"] = samples(run.model, len(images[name]))
+    names = run_a.path.name, run_b.path.name
+    changed = run_a.cfg.differences(run_b.cfg)
+    return Comparison(names, changed, rows, images, notes_on(run_a, run_b))
 
 
 def reconstructions(model, images) -> Tensor:
     """From the mean: float32 (N, C, H, W) in [0, 1], CPU."""
-    return decode_all(model, encode_all(model, images)[0])
+    mu, _ = encode_all(model, images)
+    return decode_all(model, mu)
 
 
-def samples(model, n: int, seed: int) -> Tensor:
+def samples(model, n: int) -> Tensor:
     """n prior samples; models with latents of one shape decode the same noise."""
-    return decode_all(model, sample_latents(model, n, seed=seed))
+    return decode_all(model, sample_latents(model, n, seed=0))
 
 
 def pair_rows(runs, test: Tensor, judge) -> list[dict]:
-    """Three rows a metric: the means of a and of b, and the mean of b - a film by film."""
+    """Three rows a metric: the means of a and of b, and the mean of b - a image by image."""
     a, b = (measure(run.model, test, judge) for run in runs)
-    real = metrics.collect(map(metrics.appearance, chunks(test)))["sharpness"]
+    trio = {"a": a, "b": b, DIFFERENCE: {name: b[name] - a[name] for name in a}}
+    real = collect(map(appearance, chunks(test)))
     rows = []
-    for name in (name for name in (*HIGHER_IS_BETTER, "sharpness") if name in a):
-        network = metrics.LPIPS if name == "lpips" else ""
-        for subject, values in (("a", a[name]), ("b", b[name]), (DIFFERENCE, b[name] - a[name])):
-            if name == "sharpness":  # of means; its delta method suits a difference as well
-                rows.append(ratio_row("sharpness ratio", subject, values, real, True))
-            else:
-                rows.append(mean_row(name, subject, values, network))
+    for name in [name for name in HIGHER_IS_BETTER if name in a]:
+        network = LPIPS if name == "lpips" else ""
+        for subject, found in trio.items():
+            rows.append(mean_row(name, subject, found[name], network))
+    for subject, found in trio.items():  # a delta method of means suits their difference as well
+        pair = found["sharpness"], real["sharpness"]
+        rows.append(ratio_row("sharpness ratio", subject, *pair, paired=True))
     return rows
 
 
-def distance_rows(runs, test: Tensor, val, judge, seed: int) -> list[dict]:
+def frechet_rows(runs, test: Tensor, val, judge) -> list[dict]:
     """Fréchet distances from `test` of what each run makes of `val`, and of prior samples.
 
-    Both runs meet the same films in the same cut. A difference of two distances has no interval.
+    Both runs meet the same images in the same cut. A difference of two distances has no interval.
     """
     trunk = judge.trunk if judge is not None else None
-    real, others = (networks.feature_vectors(images, trunk) for images in (test, val))
-    makers = {"frechet, reconstruction": lambda model: reconstructions(model, val),
-              "frechet, prior": lambda model: samples(model, len(test), seed)}  # fmt: skip
+
+    def seen(images):
+        return networks.feature_vectors(images, trunk)
+
+    made = {
+        "reconstruction": [seen(reconstructions(run.model, val)) for run in runs],
+        "prior": [seen(samples(run.model, len(test))) for run in runs],
+    }
+    sets = seen(test), seen(val), networks.network_name(trunk)
     rows = []
-    for name, make in makers.items():
-        made = (networks.feature_vectors(make(run.model), trunk) for run in runs)
-        a, b = (frechet_row(subject, f, real, others, networks.network_name(trunk), seed)
-                for subject, f in zip("ab", made, strict=True))  # fmt: skip
-        gap = {"subject": DIFFERENCE, "value": b["value"] - a["value"], "low": None, "high": None}
-        rows += [row | {"metric": name} for row in (a, b, a | gap | {"floor": None})]
+    for name, (of_a, of_b) in made.items():
+        a, b = frechet_row("a", of_a, *sets), frechet_row("b", of_b, *sets)
+        gap = {"subject": DIFFERENCE, "value": b["value"] - a["value"]}
+        gap = a | gap | dict(low=None, high=None, floor=None)
+        rows += [r | {"metric": f"frechet, {name}"} for r in (a, b, gap)]
     return rows
+
+
+def notes_on(run_a: Run, run_b: Run) -> list[str]:
+    """Sentences on what the two share, and what they do not."""
+    a, b = (tuple(run.model.latent_shape) for run in (run_a, run_b))
+    if a == b:
+        notes = ["samples of a and b are decoded from the same noise"]
+    else:
+        notes = [f"latents are {a} in a and {b} in b: their samples cannot share noise"]
+    trained_on = [run.info.get("data", {}).get("hash") for run in (run_a, run_b)]
+    if trained_on[0] != trained_on[1]:
+        notes.append("a and b were trained on different data")
+    return notes
 
 
 def finding(row: dict) -> str:
@@ -140,4 +154,5 @@ def finding(row: dict) -> str:
     interval = f"{metric}: b - a = {row['value']:+.3g} ({low:+.3g} to {high:+.3g})"
     if low <= 0 <= high:
         return f"{interval}: {row['n']} images do not tell them apart"
-    return f"{interval}: {'b' if (low > 0) == HIGHER_IS_BETTER[metric] else 'a'} is better"
+    b_is_better = (low > 0) == HIGHER_IS_BETTER[metric]
+    return f"{interval}: {'b' if b_is_better else 'a'} is better"

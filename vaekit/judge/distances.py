@@ -1,6 +1,6 @@
 """Distances between sets of feature vectors: numpy arrays (N, D), one row an image.
 
-Whatever made the features, `metrics.feature_vectors` or anything else. All of them need D floats
+Whatever made the features, `networks.feature_vectors` or anything else. All of them need D floats
 an image and up to N^2 distances: keep N at a few thousand.
 """
 
@@ -11,7 +11,6 @@ import numpy as np
 
 FRECHET_DIMS = 64
 NEAREST = 5  # k of precision, recall, density, coverage, as Naeem et al. recommend
-COPIES_P, COPIES_CHANCE = 0.01, 0.6  # `Memorisation.memorises`
 
 
 class Frechet(NamedTuple):
@@ -27,7 +26,8 @@ def principal_axes(real: np.ndarray, n: int, dims: int = FRECHET_DIMS) -> np.nda
     dims = min(dims, n // 4, *real.shape)
     if dims < 1:
         raise ValueError(f"a Fréchet distance of {n} images says nothing")
-    return np.linalg.svd(real - real.mean(0), full_matrices=False)[2][:dims].T
+    _, _, axes = np.linalg.svd(real - real.mean(0), full_matrices=False)
+    return axes[:dims].T
 
 
 def frechet_distance(real: np.ndarray, other: np.ndarray, dims: int = FRECHET_DIMS) -> Frechet:
@@ -46,7 +46,8 @@ def gaussian_frechet(a: np.ndarray, b: np.ndarray) -> float:
     tr (A B)^1/2 = tr (A^1/2 B A^1/2)^1/2: symmetric, so its eigenvalues are real.
     Source: Heusel et al. 2017, arXiv 1706.08500, eq. 6.
     """
-    cov_a, cov_b = (np.atleast_2d(np.cov(s, rowvar=False)) for s in (a, b))
+    cov_a = np.atleast_2d(np.cov(a.T))
+    cov_b = np.atleast_2d(np.cov(b.T))
     values, vectors = np.linalg.eigh(cov_a)
     root = (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
     cross = np.sqrt(np.linalg.eigvalsh(root @ cov_b @ root).clip(min=0)).sum()
@@ -68,7 +69,8 @@ def mmd(a, b, kernel: Callable) -> tuple[float, float]:
         k = kernel(x, x)
         return (k.sum() - k.trace()) / (len(x) * (len(x) - 1))
 
-    own, across = within(a) + within(b), 2 * kernel(a, b).mean()
+    own = within(a) + within(b)
+    across = 2 * kernel(a, b).mean()
     return float(own - across), float(1 - across / own)
 
 
@@ -78,16 +80,25 @@ def kernel_distance(a: np.ndarray, b: np.ndarray) -> float:
     On Inception features this is KID. Source: Binkowski et al. 2018, arXiv 1801.01401. ValueError
     below 2 images.
     """
-    return mmd(a, b, lambda x, y: (x @ y.T / x.shape[1] + 1) ** 3)[0]
+
+    def kernel(x, y):
+        return (x @ y.T / x.shape[1] + 1) ** 3
+
+    return mmd(a, b, kernel)[0]
 
 
 class Coverage(NamedTuple):
-    """What `precision_recall` found; in [0, 1] but for density, which may exceed 1."""
+    """What `precision_recall` found; in [0, 1] but for density, which may exceed 1.
 
-    precision: float  # share of fake images within the k-nearest-neighbour ball of some real one
-    recall: float  # share of real images within the ball of some fake one
-    density: float  # how many real balls a fake image lies in, over k
-    coverage: float  # share of real balls that hold a fake image
+    precision: share of fake images within the k-nearest-neighbour ball of some real one; recall:
+    of real images within the ball of some fake one; density: how many real balls a fake image
+    lies in, over k; coverage: share of real balls that hold a fake image.
+    """
+
+    precision: float
+    recall: float
+    density: float
+    coverage: float
 
 
 def precision_recall(real: np.ndarray, fake: np.ndarray, k: int = NEAREST) -> Coverage:
@@ -102,76 +113,96 @@ def precision_recall(real: np.ndarray, fake: np.ndarray, k: int = NEAREST) -> Co
 
     if not 1 <= k < min(len(real), len(fake)):
         raise ValueError(f"k={k} should lie in 1..{min(len(real), len(fake)) - 1}")
-    # column 0 once sorted is an image's distance from itself
-    balls = [np.partition(pairwise_distances(s), k)[:, k] for s in (real, fake)]
+    # at place 0 of a row is the image's distance from itself
+    ball_real, ball_fake = (np.partition(pairwise_distances(s), k)[:, k] for s in (real, fake))
     d = pairwise_distances(real, fake)  # (N, M)
-    in_real, in_fake = d < balls[0][:, None], d < balls[1]
-    found = in_real.any(0).mean(), in_fake.any(1).mean(), in_real.sum() / k / d.shape[1]
-    return Coverage(*map(float, (*found, in_real.any(1).mean())))
+    in_real = d < ball_real[:, None]
+    in_fake = d < ball_fake
+    density = in_real.sum() / k / len(fake)
+    shares = in_real.any(0).mean(), in_fake.any(1).mean(), density, in_real.any(1).mean()
+    return Coverage(*map(float, shares))
 
 
-def jackknife_error(measure: Callable, *sets: np.ndarray, rng, rounds: int = 20,
-                    keep: float = 0.8):  # fmt: skip
+def jackknife_error(measure: Callable, *sets: np.ndarray, rng, rounds: int = 20):
     """Standard error of measure(*sets), a number or an array, from subsamples of every set.
 
-    Drawn without replacement: with it, images that occur twice would raise a distance. A
-    subsample's own value is off as well (the distance falls with N), its spread is not: the
-    delete-d jackknife scales it by (m / (n - m))^1/2, 2 at 80%. Source: Shao and Wu 1989. Between
-    two draws of one distribution it is up to 1.7 times too large: cautious where it matters.
+    80% of each, drawn without replacement: with it, images that occur twice would raise a
+    distance. A subsample's own value is off as well (the distance falls with N), its spread is
+    not: the delete-d jackknife scales it by (m / (n - m))^1/2, 2 at 80%. Source: Shao and Wu 1989.
+    Between two draws of one distribution it is up to 1.7 times too large: cautious where it
+    matters.
     """
-    kept = [min(round(keep * len(s)), len(s) - 1) for s in sets]
-    cuts = [[s[rng.permutation(len(s))[:m]] for s, m in zip(sets, kept, strict=True)]
-            for _ in range(rounds)]  # fmt: skip
-    scale = (sum(kept) / (sum(map(len, sets)) - sum(kept))) ** 0.5
-    return np.std([measure(*cut) for cut in cuts], axis=0, ddof=1) * scale
+    kept = [min(round(0.8 * len(s)), len(s) - 1) for s in sets]
+    found = []
+    for _ in range(rounds):
+        cut = [s[rng.permutation(len(s))[:m]] for s, m in zip(sets, kept, strict=True)]
+        found.append(measure(*cut))
+    left_out = sum(map(len, sets)) - sum(kept)
+    return np.std(found, axis=0, ddof=1) * (sum(kept) / left_out) ** 0.5
 
 
 class Memorisation(NamedTuple):
-    """What `memorisation` found of S samples. Chances are 0.5 where nothing is copied."""
+    """What `memorisation` found of S samples. Chances are 0.5 where nothing is copied.
 
-    closer: float  # chance that a sample is nearer to training than a test film
-    stands_out: float  # chance that its nearest film stands out more among all of training
-    p: float  # of both chances, were the samples unseen films
-    authentic: float  # share of samples that are
-    authentic_test: float  # the same of test films: what to expect
-    pairs: np.ndarray  # (S, 2): sample and its nearest training film, the closest pair first
-    distances: np.ndarray  # (S,), of those pairs
+    closer: chance that a sample is nearer to training than a test image; stands_out: that its
+    nearest image stands out more among all of training; p: of both chances, were the samples
+    unseen images; authentic: share of samples that are, authentic_test: the same of test images,
+    what to expect; pairs (S, 2): sample and its nearest training image, the closest pair first;
+    distances (S,): of those pairs.
+    """
+
+    closer: float
+    stands_out: float
+    p: float
+    authentic: float
+    authentic_test: float
+    pairs: np.ndarray
+    distances: np.ndarray
 
     @property
     def memorises(self) -> bool:
-        """p below 0.01 and both chances above 0.6: many samples are copies of training films.
+        """p below 0.01 and both chances above 0.6: many samples are copies of training images.
 
         A few copies among many do not move them that far: look at the first `pairs` as well.
         """
-        return self.p < COPIES_P and min(self.closer, self.stands_out) > COPIES_CHANCE
+        return self.p < 0.01 and min(self.closer, self.stands_out) > 0.6
 
 
 def memorisation(samples: np.ndarray, train: np.ndarray, test: np.ndarray) -> Memorisation:
-    """Are samples (S, D) copies of training films (N, D), next to unseen test films (T, D)?
+    """Are samples (S, D) copies of training images (N, D), next to unseen test images (T, D)?
 
-    `closer`: distances to the nearest training film, by a one-sided Mann-Whitney test (Meehan et
-    al. 2020, arXiv 2004.05675). Blurred images are closer to every film, though, so a copy also
+    `closer`: distances to the nearest training image, by a one-sided Mann-Whitney test (Meehan et
+    al. 2020, arXiv 2004.05675). Blurred images are closer to every image, though, so a copy also
     has to `stand out`: the same test of the nearest distance over the second nearest. p is the
-    larger of the two. A film that training holds twice hides its copies from the second.
-    `authentic`: farther from the nearest film than that film is from its own nearest neighbour
-    in training (Alaa et al. 2022, arXiv 2102.08921). ValueError below 2 training films.
+    larger of the two. An image that training holds twice hides its copies from the second.
+    `authentic`: farther from the nearest image than that image is from its own nearest neighbour
+    in training (Alaa et al. 2022, arXiv 2102.08921). ValueError below 2 training images.
     """
-    from scipy.stats import mannwhitneyu
     from sklearn.neighbors import NearestNeighbors
 
     if len(train) < 2:
-        raise ValueError("memorisation needs 2 training films at least")
+        raise ValueError("memorisation needs 2 training images at least")
     search = NearestNeighbors(n_neighbors=2, algorithm="brute").fit(train)
-    among = search.kneighbors(n_neighbors=1)[0][:, 0]  # of training films: itself does not count
-    near, second, which, authentic = [], [], [], []
-    for vectors in (samples, test):
-        d, i = search.kneighbors(vectors)
-        near.append(d[:, 0])
-        second.append(d[:, 0] / np.maximum(d[:, 1], 1e-12))
-        which.append(i[:, 0])
-        authentic.append(float((d[:, 0] > among[i[:, 0]]).mean()))
-    tests = [mannwhitneyu(*both, alternative="less") for both in (near, second)]
-    chances = [1 - float(t.statistic) / (len(samples) * len(test)) for t in tests]
-    order = np.argsort(near[0])
-    return Memorisation(*chances, max(float(t.pvalue) for t in tests), *authentic,
-                        np.stack([order, which[0][order]], axis=1), near[0][order])  # fmt: skip
+    among, _ = search.kneighbors(n_neighbors=1)  # of training images: itself does not count
+    d, nearest = search.kneighbors(samples)  # (S, 2), the nearer one first
+    d_test, nearest_test = search.kneighbors(test)  # (T, 2)
+    closer, p_closer = _chance_below(d[:, 0], d_test[:, 0])
+    stands_out, p_out = _chance_below(_ratio(d), _ratio(d_test))
+    authentic = (d[:, 0] > among[nearest[:, 0], 0]).mean()
+    expected = (d_test[:, 0] > among[nearest_test[:, 0], 0]).mean()
+    chances = closer, stands_out, max(p_closer, p_out), float(authentic), float(expected)
+    order = d[:, 0].argsort()
+    pairs = np.stack([order, nearest[order, 0]], axis=1)
+    return Memorisation(*chances, pairs, d[order, 0])
+
+
+def _ratio(d: np.ndarray) -> np.ndarray:
+    return d[:, 0] / np.maximum(d[:, 1], 1e-12)
+
+
+def _chance_below(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
+    """The chance that one of `a` is below one of `b`, and the p of its being above 0.5."""
+    from scipy.stats import mannwhitneyu
+
+    test = mannwhitneyu(a, b, alternative="less")
+    return 1 - float(test.statistic) / (len(a) * len(b)), float(test.pvalue)

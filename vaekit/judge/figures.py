@@ -1,5 +1,7 @@
 """Figures of an evaluation."""
 
+from math import ceil
+
 from matplotlib.figure import Figure
 
 from vaekit.data import as_float, pixels_of
@@ -7,33 +9,64 @@ from vaekit.judge.evaluation import Cases
 from vaekit.model import evaluating
 from vaekit.plots import COLOURS, difference, label, panels, show_rows
 
-HEADS = {"psnr": "PSNR, dB", "ssim": "SSIM", "lpips": "LPIPS", "frechet": "Fréchet distance",
-         "sharpness ratio": "Sharpness ratio to real images\n1 is best, above 1.1 is noise",
-         "fid": "FID", "kid": "KID"}  # fmt: skip
+HEADS = {
+    "psnr": "PSNR, dB",
+    "ssim": "SSIM",
+    "lpips": "LPIPS",
+    "frechet": "Fréchet distance",
+    "sharpness ratio": "Sharpness ratio to real images\n1 is best, above 1.1 is noise",
+    "fid": "FID",
+    "kid": "KID",
+}
 
 
 def show_cases(model, split, cases: Cases) -> Figure:
-    """The best and worst films of `rank_cases`: film, reconstruction, absolute difference."""
-    names = ["best"] * len(cases.best) + ["worst"] * len(cases.worst)
+    """The best and worst images of `rank_cases`: image, reconstruction, absolute difference."""
     chosen = [*cases.best, *cases.worst]
     with evaluating(model) as device:
         x = as_float(pixels_of(split)[chosen].to(device))
         x_hat = model.reconstruct(x)
-    titles = [f"{name}\n{cases.metric} {cases.values[i]:.3f}"
-              for name, i in zip(names, chosen, strict=True)]  # fmt: skip
+    titles = [f"best\n{cases.metric} {cases.values[i]:.3f}" for i in cases.best]
+    titles += [f"worst\n{cases.metric} {cases.values[i]:.3f}" for i in cases.worst]
     rows = {"image": x, "reconstruction": x_hat} | difference(x, x_hat, "|difference|")
     return show_rows(rows, columns=len(chosen), titles=titles)
 
 
-def _draw_group(axis, metric: str, network: str, rows: list[dict]) -> None:
+def plot_rows(rows: list[dict], title: str = "", metrics=("frechet", "sharpness ratio")) -> Figure:
+    """Rows of `evaluate`: a panel for each of `metrics`, of any that are there, and judge.
+
+    A tick marks the floor, real images against real images at the same N: no more can be expected.
+    The grey band is a sharpness ratio of 0.9 to 1.1. ValueError where no row is of these metrics.
+    """
+    groups: dict[tuple, list[dict]] = {}
+    for metric in metrics:
+        for row in rows:
+            if row["metric"] == metric:
+                groups.setdefault((metric, row["network"]), []).append(row)
+    if not groups:
+        raise ValueError(f"no row is of {', '.join(metrics)}")
+    columns = min(3, len(groups))
+    lines = ceil(len(groups) / columns)
+    height = 1.2 + 0.45 * max(map(len, groups.values()))
+    figure, axes = panels(lines, columns, (4.5 * columns, lines * height), title)
+    for axis in axes.flat[len(groups) :]:
+        axis.remove()
+    for axis, group in zip(axes.flat, groups.values(), strict=False):
+        _draw_group(axis, group)
+    return figure
+
+
+def _draw_group(axis, rows: list[dict]) -> None:
     """A dot a row with its interval and its floor, subjects from top to bottom."""
+    metric, network = rows[0]["metric"], rows[0]["network"]
     for y, row in enumerate(rows):
         axis.plot(row["value"], y, "o", color=COLOURS[0], ms=5)
         if row["low"] is not None:
             axis.plot([row["low"], row["high"]], [y, y], color=COLOURS[0], lw=1.4)
         if row["floor"] is not None:
-            axis.plot([row["floor"]] * 2, [y - 0.3, y + 0.3], color=COLOURS[1], lw=2,
-                      label="floor: real against real" if y == 0 else None)  # fmt: skip
+            name = "floor: real against real" if y == 0 else None
+            ends = [y - 0.3, y + 0.3]
+            axis.plot([row["floor"]] * 2, ends, color=COLOURS[1], lw=2, label=name)
     axis.set_yticks(range(len(rows)), [f"{row['subject']}\nN={row['n']}" for row in rows])
     axis.set_ylim(len(rows) - 0.5, -0.5)
     if metric == "sharpness ratio":
@@ -43,25 +76,3 @@ def _draw_group(axis, metric: str, network: str, rows: list[dict]) -> None:
         axis.set_xlim(left=min(0, axis.get_xlim()[0]))
     judge = network.replace("; ", "\n")
     label(axis, f"{HEADS.get(metric, metric)}\n{judge}".strip())
-
-
-def plot_rows(rows: list[dict], title: str = "", metrics=("frechet", "sharpness ratio")) -> Figure:
-    """Rows of `metrics.evaluate`: a panel for each of `metrics`, of any that are there, and judge.
-
-    A tick marks the floor, real films against real films at the same N: no more can be expected.
-    The grey band is a sharpness ratio of 0.9 to 1.1. ValueError where no row is of these metrics.
-    """
-    groups: dict[tuple, list[dict]] = {}
-    for row in (r for metric in metrics for r in rows if r["metric"] == metric):
-        groups.setdefault((row["metric"], row["network"]), []).append(row)
-    if not groups:
-        raise ValueError(f"no row is of {', '.join(metrics)}")
-    columns = min(3, len(groups))
-    lines = -(-len(groups) // columns)
-    height = 1.2 + 0.45 * max(map(len, groups.values()))
-    figure, axes = panels(lines, columns, (4.5 * columns, lines * height), title)
-    for axis in axes.flat[len(groups) :]:
-        axis.remove()
-    for axis, (key, group) in zip(axes.flat, groups.items(), strict=False):
-        _draw_group(axis, *key, group)
-    return figure

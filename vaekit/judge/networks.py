@@ -3,8 +3,6 @@
 import time
 import warnings
 from collections.abc import Iterable
-from functools import partial
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,27 +20,24 @@ INCEPTION_FILE = "*inception-2015-12-05-6726825d.pth"
 _told: set[str] = set()  # a notice is given once a session
 
 
-def _trunk_or_notice(name: str, so: str, download: bool | None, make=lambda trunk: trunk):
-    """`make` of the trunk `name`; None, with a notice, where weights for either are missing."""
-    try:
-        download = profile() != "smoke" if download is None else download
-        return make(load_trunk(name, download=download))
-    except WeightsMissing as missing:
-        if name not in _told:
-            print(f"{so}: {missing}")
-        _told.add(name)
+def may_download(name: str | None = None) -> bool:
+    """Whether weights may be downloaded: not in the profile "smoke". None: today's profile."""
+    return (name or profile()) != "smoke"
 
 
 def load_judge(device="cpu", download: bool | None = None) -> FeatureLoss | None:
     """The network that judges: SqueezeNet with LPIPS's linear layers, whatever the trainer used.
 
     None, with a notice (once a session) that says how to get them, where its weights are nowhere
-    to be had. download: None means in every profile but smoke.
+    to be had. download: None asks `may_download`.
     """
-    so = f"no LPIPS, and distances on {PIXELS}"
-    judge = _trunk_or_notice("squeezenet", so, download, partial(FeatureLoss, perceptual=False,
-                                                                 lpips=True))  # fmt: skip
-    return judge and judge.to(device)
+    download = may_download() if download is None else download
+    try:
+        trunk = load_trunk("squeezenet", download=download)
+        return FeatureLoss(trunk, perceptual=False, lpips=True).to(device)
+    except WeightsMissing as missing:
+        _tell_once("squeezenet", f"no LPIPS, and distances on {PIXELS}: {missing}")
+        return None
 
 
 def load_judges(judges: Iterable, device="cpu", download: bool | None = None) -> list:
@@ -52,13 +47,67 @@ def load_judges(judges: Iterable, device="cpu", download: bool | None = None) ->
     weights is left out with a notice; where none is left, pixels judge. ValueError for an unknown
     name.
     """
-    found: list = []
+    download = may_download() if download is None else download
+    found = []
     for judge in judges:
-        named = isinstance(judge, str) and judge != "pixels"
-        module = _trunk_or_notice(judge, f"{judge} cannot judge", download) if named else judge
-        if module is not None:
-            found.append(None if judge == "pixels" else module.to(device))
+        if judge == "pixels":
+            found.append(None)
+        elif isinstance(judge, nn.Module):
+            found.append(judge.to(device))
+        else:
+            try:
+                found.append(load_trunk(judge, download=download).to(device))
+            except WeightsMissing as missing:
+                _tell_once(judge, f"{judge} cannot judge: {missing}")
     return found or [None]
+
+
+def _tell_once(name: str, notice: str) -> None:
+    if name not in _told:
+        print(notice)
+    _told.add(name)
+
+
+def find_trunk(trunk: Trunk | str | None, download: bool = True) -> Trunk | None:
+    """The judge's SqueezeNet for "auto", None where its weights are not to be had; else `trunk`."""
+    if trunk != "auto":
+        return trunk
+    judge = load_judge(download=download)
+    return judge.trunk if judge is not None else None
+
+
+def network_name(judge: nn.Module | None) -> str:
+    """What a row says of its judge: a VGG that is cut early says where."""
+    if judge is None:
+        return PIXELS
+    if not isinstance(judge, Trunk):
+        return judge.name
+    cut = "" if judge.name == "squeezenet" else f" to layer {max(judge.taps)}"
+    return f"{judge.name}{cut} (ImageNet)"
+
+
+def feature_vectors(images, trunk: nn.Module | None = None, batch_size: int = 64) -> np.ndarray:
+    """(N, D) float64: the trunk's last layer averaged over space, SqueezeNet's D = 512.
+
+    Images at their own size, at least 64 px (smaller ones enlarged bilinearly), streamed from
+    uint8. trunk: one of `load_judges`; None: the pixels themselves at 32x32, no network.
+    """
+    return features_by(trunk, chunks(images, batch_size))
+
+
+@torch.no_grad()
+def features_by(judge: nn.Module | None, batches: Iterable[Tensor]) -> np.ndarray:
+    """`feature_vectors` of images that come in batches, float (B, C, H, W) in [0, 1]."""
+    return np.concatenate([_seen_by(judge, x).cpu().double().numpy() for x in batches])
+
+
+def _seen_by(judge: nn.Module | None, x: Tensor) -> Tensor:
+    """(B, D) of a batch."""
+    if judge is None:
+        small = F.interpolate(x.cpu(), (32, 32), mode="bilinear", antialias=True)
+        return small.flatten(1)
+    x = x.to(next(judge.parameters()).device)
+    return judge.pooled(at_least(x, 64) if isinstance(judge, Trunk) else x)
 
 
 class LabelJudge(nn.Module):
@@ -70,9 +119,10 @@ class LabelJudge(nn.Module):
     def __init__(self, channels: int, classes: int):
         super().__init__()
         self.name = f"CNN on {classes} labels"
-        layers: list[nn.Module] = [nn.BatchNorm2d(channels)]
+        layers = [nn.BatchNorm2d(channels)]
         for width in (32, 64, 128, 128):
-            layers += [nn.Conv2d(channels, width, 3, 2, 1), nn.BatchNorm2d(width), nn.ReLU()]
+            layers.append(nn.Conv2d(channels, width, 3, 2, 1))
+            layers += [nn.BatchNorm2d(width), nn.ReLU()]
             channels = width
         self.pooled = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
         self.head = nn.Linear(channels, classes)
@@ -81,64 +131,29 @@ class LabelJudge(nn.Module):
         return self.head(self.pooled(x))
 
 
-def train_judge(split, seed: int = 0, epochs: int = 15, max_seconds: float = 60.0,
-                device: torch.device | str = "cpu") -> LabelJudge:  # fmt: skip
-    """A LabelJudge of `split.images` and `split.labels` (training films), frozen, on `device`.
+def train_judge(split, seed: int = 0, epochs: int = 15, max_seconds: float = 60.0) -> LabelJudge:
+    """A LabelJudge of `split.images` and `split.labels` (training images), frozen, on the CPU.
 
     Cross-entropy with balanced classes, AdamW. The same for the same seed, unless `max_seconds`
     end it first. ValueError below two classes.
     """
-    counts, start = split.labels.bincount(), time.perf_counter()
+    counts = split.labels.bincount()
     if (counts > 0).sum() < 2:
-        raise ValueError("a judge needs films of two classes at least")
+        raise ValueError("a judge needs images of two classes at least")
+    end = time.perf_counter() + max_seconds
+    loss = nn.CrossEntropyLoss(1 / counts.clamp(min=1).float())
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
         torch.manual_seed(seed)
-        judge = LabelJudge(split.images.shape[1], len(counts)).to(device).train()
-        optimiser = torch.optim.AdamW(judge.parameters(), lr=2e-3)
-        loss = nn.CrossEntropyLoss(1 / counts.clamp(min=1).float()).to(device)
-        steps = (i for _ in range(epochs) for i in torch.randperm(len(split.labels)).split(64))
-        for i in steps:
-            if time.perf_counter() - start > max_seconds:
-                break
-            if len(i) == 1:  # nothing to normalise by
-                continue
-            x, y = as_float(split.images[i].to(device)), split.labels[i].to(device)
-            optimiser.zero_grad()
-            loss(judge(x), y).backward()
-            optimiser.step()
+        judge = LabelJudge(split.images.shape[1], len(counts))
+        optimizer = torch.optim.AdamW(judge.parameters(), lr=2e-3)
+        for _ in range(epochs):
+            for i in torch.randperm(len(split.labels)).split(64):
+                if len(i) == 1 or time.perf_counter() > end:  # one has nothing to normalise by
+                    continue
+                optimizer.zero_grad()
+                loss(judge(as_float(split.images[i])), split.labels[i]).backward()
+                optimizer.step()
     return judge.eval().requires_grad_(False)
-
-
-def network_name(judge: nn.Module | None) -> str:
-    """What a row says of its judge: a VGG that is cut early says where."""
-    if not isinstance(judge, Trunk):
-        return PIXELS if judge is None else judge.name
-    cut = "" if judge.name == "squeezenet" else f" to layer {max(judge.taps)}"
-    return f"{judge.name}{cut} (ImageNet)"
-
-
-def _seen_by(judge: nn.Module | None, x: Tensor) -> Tensor:
-    """(B, D) of a batch."""
-    if judge is None:
-        return F.interpolate(x.cpu(), (32, 32), mode="bilinear", antialias=True).flatten(1)
-    x = x.to(next(judge.parameters()).device)
-    return judge.pooled(at_least(x, 64) if isinstance(judge, Trunk) else x)
-
-
-@torch.no_grad()
-def features_by(judges: list, batches: Iterable[Tensor]) -> list[np.ndarray]:
-    """(N, D) float64 of each judge, from one pass over the batches; see `feature_vectors`."""
-    seen = [[_seen_by(judge, x).cpu().double().numpy() for judge in judges] for x in batches]
-    return [np.concatenate(parts) for parts in zip(*seen, strict=True)]
-
-
-def feature_vectors(images, trunk: nn.Module | None = None, batch_size: int = 64) -> np.ndarray:
-    """(N, D) float64: the trunk's last layer averaged over space, SqueezeNet's D = 512.
-
-    Images at their own size, at least 64 px (smaller ones enlarged bilinearly), streamed from
-    uint8. trunk: one of `load_judges`; None: the pixels themselves at 32x32, no network.
-    """
-    return features_by([trunk], chunks(images, batch_size))[0]
 
 
 def load_inception(device: torch.device | str = "cpu") -> nn.Module:
@@ -149,10 +164,10 @@ def load_inception(device: torch.device | str = "cpu") -> nn.Module:
     """
     from torchmetrics.image.fid import NoTrainInceptionV3
 
-    found = [str(f) for place in weight_places() for f in sorted(place.glob(INCEPTION_FILE))]
+    files = [str(f) for place in weight_places() for f in sorted(place.glob(INCEPTION_FILE))]
+    file = files[0] if files else None  # None: a download
     try:
-        network = NoTrainInceptionV3("inception-v3-compat", ["2048"], found[0] if found else None)
-        return network.to(device)
+        return NoTrainInceptionV3("inception-v3-compat", ["2048"], file).to(device)
     except (ImportError, OSError) as error:
         raise WeightsMissing(
             f"FID needs Inception: `pip install torch-fidelity`, and {INCEPTION_FILE} from a"
@@ -169,9 +184,11 @@ def inception_vectors(images, network: nn.Module | None = None) -> Tensor:
     if isinstance(images, Tensor) and images.dim() == 2:
         return images
     network = network or load_inception()
-    batches = chunks(images, device=next(network.parameters()).device)
-    rgb = ((255 * x).round().byte().expand(-1, 3, -1, -1) for x in batches)
-    return torch.cat([network(x).cpu().double() for x in rgb])
+    vectors = []
+    for x in chunks(images, device=next(network.parameters()).device):
+        rgb = (255 * x).round().byte().expand(-1, 3, -1, -1)
+        vectors.append(network(rgb).cpu().double())
+    return torch.cat(vectors)
 
 
 def _by_torchmetrics(metric, real: Tensor, fake: Tensor):
@@ -213,34 +230,3 @@ def kid(real, fake, subset_size: int = 1000) -> tuple[float, float]:
         metric = KernelInceptionDistance(nn.Identity(), subset_size=m)
         mean, std = _by_torchmetrics(metric, real, fake)
     return mean.item(), std.item() * (m / (n - m)) ** 0.5
-
-
-def find_trunk(trunk: Trunk | str | None, download: bool = True) -> Trunk | None:
-    """The judge's SqueezeNet for "auto", None where its weights are not to be had; else `trunk`."""
-    if trunk != "auto":
-        return trunk
-    judge = load_judge(download=download)
-    return judge.trunk if judge is not None else None
-
-
-class Neighbours(NamedTuple):
-    indices: Tensor  # (n, k) into the split, nearest first
-    distances: Tensor  # (n, k), Euclidean
-    network: str  # what they are distances of
-
-
-def nearest_neighbours(images, split, k: int = 1, trunk: Trunk | str | None = "auto",
-                       batch_size: int = 64, download: bool = True) -> Neighbours:  # fmt: skip
-    """The k films of `split` nearest to each of `images`, by feature vector.
-
-    trunk: one from `load_trunk`; "auto": the judge's SqueezeNet if its weights are there, or may
-    be downloaded; otherwise, or None, the distance is of pixels at 32x32.
-    """
-    from sklearn.neighbors import NearestNeighbors
-
-    trunk = find_trunk(trunk, download)
-    there, here = (feature_vectors(s, trunk, batch_size) for s in (split, images))
-    search = NearestNeighbors(n_neighbors=k, algorithm="brute").fit(there)
-    distances, indices = search.kneighbors(here)
-    return Neighbours(torch.from_numpy(indices), torch.from_numpy(distances).float(),
-                      network_name(trunk))  # fmt: skip

@@ -1,105 +1,134 @@
 """Rows of a table: a number, its interval, its N, its network, its floor."""
 
-from typing import Any
+from collections.abc import Iterable
+from math import inf
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from vaekit.judge import distances
-from vaekit.judge.distances import gaussian_frechet, principal_axes
 
-MAX_IMAGES = 2000  # of a set, for its distances: they need every pair
 COLUMNS = ("metric", "subject", "value", "low", "high", "n", "network", "floor")
+MAX_IMAGES = 2000  # of a set, for its distances: they need every pair
+SHARES = ("precision", "recall", "coverage")
+METRICS = ("frechet", "frechet excess", "kernel", "precision", "recall", "density", "coverage")
 
 
-def row(metric: str, subject: str, value: float, low=None, high=None, n: int = 0,
-        network: str = "", floor=None) -> dict[str, Any]:  # fmt: skip
+def row(metric, subject, value, low=None, high=None, n=0, network="", floor=None) -> dict:
     """One row of the evaluation, keys as in COLUMNS; None where there is no such number."""
-    return dict(zip(COLUMNS, (metric, subject, value, low, high, n, network, floor), strict=True))
+    what = dict(metric=metric, subject=subject, value=value, low=low, high=high)
+    return what | dict(n=n, network=network, floor=floor)
+
+
+def collect(results: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Per-image results of many batches -> {name: (N,) float32 on the CPU}."""
+    found: dict[str, list] = {}
+    for result in results:
+        for name, values in result.items():
+            # numbers, not tensors: thousands of small tensors between large ones that come and go
+            # tear the heap to pieces, 25 kB an image at 64 px
+            found.setdefault(name, []).extend(values.float().tolist())
+    return {name: torch.tensor(values) for name, values in found.items()}
 
 
 def mean_row(metric: str, subject: str, values: Tensor, network: str = "") -> dict:
     """The mean of values (N,), low and high at 1.96 standard errors either side, None for N = 1."""
-    mean, n = values.double().mean().item(), len(values)
+    values, n = values.double(), len(values)
+    mean = values.mean().item()
     if n < 2:
         return row(metric, subject, mean, n=n, network=network)
-    error = 1.96 * values.double().std().item() / n**0.5
+    error = 1.96 * values.std().item() / n**0.5
     return row(metric, subject, mean, mean - error, mean + error, n, network)
 
 
 def ratio_row(metric: str, subject: str, top: Tensor, bottom: Tensor, paired: bool) -> dict:
     """mean(top) / mean(bottom), low and high at 1.96 standard errors (delta method), or None.
 
-    paired: both are of the same films, whose common spread then cancels.
+    paired: both are of the same images, whose common spread then cancels.
     """
     a, b = top.double(), bottom.double()
     ratio = (a.mean() / b.mean()).item()
     if min(len(a), len(b)) < 2:
         return row(metric, subject, ratio, n=len(a))
-    spread = (a - ratio * b).var() / len(a) if paired else (
-        a.var() / len(a) + ratio**2 * b.var() / len(b))  # fmt: skip
-    error = 1.96 * (spread.sqrt() / b.mean()).item()
+    if paired:
+        variance = (a - ratio * b).var() / len(a)
+    else:
+        variance = a.var() / len(a) + ratio**2 * b.var() / len(b)
+    error = 1.96 * (variance.sqrt() / b.mean()).item()
     return row(metric, subject, ratio, ratio - error, ratio + error, len(a))
 
 
-def distance_rows(fakes: dict[str, np.ndarray], real: np.ndarray, others: np.ndarray,
-                  network: str, seed: int = 0) -> list[dict]:  # fmt: skip
-    """Distances of each {subject: (N, D)} from `real`; the floor: real films `others` from `real`.
+def distance_rows(
+    fakes: dict, real: np.ndarray, others: np.ndarray, network: str, seed: int = 0
+) -> list[dict]:
+    """Distances of each {subject: (N, D)} from `real`; the floor: real images `others` from `real`.
 
     All sets are cut at random to the smallest (and to 2,000), so that every value and floor has
-    the same N, directions and bias. Metrics: frechet, frechet excess (its value less its floor),
-    kernel, precision, recall, density, coverage. low, high: 1.96 standard errors (jackknife)
-    either side, within what the metric can be; shares at least Wilson's interval (1927) of that
-    many images. ValueError below 4 images.
+    the same N, directions and bias. Rows: see METRICS, the excess being a value less its floor.
+    low, high: 1.96 standard errors (jackknife) either side, within what the metric can be; shares
+    at least Wilson's interval (1927) of that many images. ValueError below 4 images.
     """
-    from scipy.stats import binomtest
-
-    sets, rng = [real, others, *fakes.values()], np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
+    sets = [real, others, *fakes.values()]
     n = min(MAX_IMAGES, *map(len, sets))
     real, others, *cut = (s[rng.permutation(len(s))[:n]] for s in sets)
-    axes, k = principal_axes(real, n), min(distances.NEAREST, n // 4)
+    axes = distances.principal_axes(real, n)
+    k = min(distances.NEAREST, n // 4)
 
-    def measure(real, fake, others):
-        value, floor = (gaussian_frechet(real @ axes, s @ axes) for s in (fake, others))
-        return [value, value - floor, distances.kernel_distance(real, fake),
-                *distances.precision_recall(real, fake, k)]  # fmt: skip
+    def measure(real, fake, others) -> list[float]:  # as METRICS
+        a, b, c = real @ axes, fake @ axes, others @ axes
+        frechet = distances.gaussian_frechet(a, b)
+        excess = frechet - distances.gaussian_frechet(a, c)
+        kernel = distances.kernel_distance(real, fake)
+        return [frechet, excess, kernel, *distances.precision_recall(real, fake, k)]
 
-    pcs, near, inf = f"{network}, {axes.shape[1]} PCs", f"{network}, k={k}", np.inf
-    names = [("frechet", pcs, 0, inf), ("frechet excess", pcs, -inf, inf),
-             ("kernel", network, -inf, inf), ("precision", near, 0, 1), ("recall", near, 0, 1),
-             ("density", near, 0, inf), ("coverage", near, 0, 1)]  # fmt: skip
-    rows, floors = [], measure(real, others, others)
-    for subject, fake in zip(fakes, cut, strict=True):
-        values = measure(real, fake, others)
-        errors = 1.96 * distances.jackknife_error(measure, real, fake, others, rng=rng)
-        for (name, judge, least, most), v, e, floor in zip(
-                names, values, errors, floors, strict=True):  # fmt: skip
-            ends = [v - e, v + e]
-            if most == 1:  # subsamples of a share of 0 or 1 do not differ, other films may
-                share = binomtest(round(v * n), n).proportion_ci(method="wilson")
-                ends = [min(ends[0], share.low), max(ends[1], share.high)]
-            ends = np.clip(ends, least, most).tolist()
-            rows.append(row(name, subject, v, *ends, n, judge, floor))
-    return [r for i in range(len(names)) for r in rows[i :: len(names)]]  # metric by metric
+    floors = measure(real, others, others)
+    values = [measure(real, fake, others) for fake in cut]
+    errors = [distances.jackknife_error(measure, real, fake, others, rng=rng) for fake in cut]
+    pcs = f"{network}, {axes.shape[1]} PCs"
+    judges = {"frechet": pcs, "frechet excess": pcs, "kernel": network}
+    rows = []
+    for i, metric in enumerate(METRICS):
+        judge = judges.get(metric, f"{network}, k={k}")
+        for subject, value, error in zip(fakes, values, errors, strict=True):
+            low, high = _interval(metric, value[i], 1.96 * error[i], n)
+            rows.append(row(metric, subject, value[i], low, high, n, judge, floors[i]))
+    return rows
 
 
-def frechet_row(subject: str, features: np.ndarray, real: np.ndarray, others: np.ndarray,
-                network: str, seed: int = 0) -> dict:  # fmt: skip
+def _interval(metric: str, value: float, error: float, n: int) -> list[float]:
+    from scipy.stats import binomtest
+
+    low, high = value - error, value + error
+    if metric in SHARES:  # subsamples of a share of 0 or 1 do not differ, other images may
+        share = binomtest(round(value * n), n).proportion_ci(method="wilson")
+        low, high = min(low, share.low), max(high, share.high)
+    least = -inf if metric in ("frechet excess", "kernel") else 0
+    most = 1 if metric in SHARES else inf
+    return np.clip([low, high], least, most).tolist()
+
+
+def frechet_row(subject: str, features, real, others, network: str, seed: int = 0) -> dict:
     """The Fréchet row of `distance_rows`, for one set of `features`."""
     return distance_rows({subject: features}, real, others, network, seed)[0]
 
 
 def format_table(rows: list[dict]) -> str:
     """The rows as aligned text that is also a Markdown table; None is left blank."""
-
-    def text(value) -> str:
-        if isinstance(value, float):
-            return f"{value:.3g}" if abs(value) < 1e3 else f"{value:.0f}"
-        return "" if value is None else str(value)
-
-    table = [list(COLUMNS), *([text(r[c]) for c in COLUMNS] for r in rows)]
+    table = [list(COLUMNS)] + [[_text(row[c]) for c in COLUMNS] for row in rows]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    lines = ["| " + " | ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) + " |"
-             for line in table]  # fmt: skip
-    lines.insert(1, "|" + "|".join("-" * (w + 2) for w in widths) + "|")
+    lines = []
+    for cells in table:
+        padded = (cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
+        lines.append("| " + " | ".join(padded) + " |")
+    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
     return "\n".join(lines)
+
+
+def _text(value) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:.3g}" if abs(value) < 1e3 else f"{value:.0f}"
+    return str(value)
