@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from vaekit import config, model
-from vaekit.config import CHOICES, FIELDS, RANGES, Config
+from vaekit.config import RULES, Config
 from vaekit.files import images
 from vaekit.keep.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 
@@ -44,29 +44,29 @@ def _on_record():
 
 def valid(name: str):
     """Values of the field within its choices or range."""
-    default = FIELDS[name].default
-    low, high = RANGES.get(name, (0, 1e6))
-    if name in CHOICES:
-        return st.sampled_from(list(CHOICES[name]))
-    if isinstance(default, bool):
+    kind, choices, low, high = RULES[name]
+    high = min(high, 1e6) if name != "seed" else high
+    if choices:
+        return st.sampled_from(list(choices))
+    if kind is bool:
         return st.booleans()
-    if isinstance(default, str):
+    if kind is str:
         return st.text(max_size=20)
-    if isinstance(default, tuple):
+    if kind is tuple:
         return st.lists(st.integers(low, high), max_size=6).map(tuple)
-    if isinstance(default, int):
+    if kind is int:
         return st.integers(low, int(high))
     whole = [n for n in (0, 1, 2) if low <= n <= high]
     return st.floats(low, high) | st.sampled_from(whole or [low])
 
 
 @cases
-@given(st.fixed_dictionaries({}, optional={name: valid(name) for name in FIELDS}))
+@given(st.fixed_dictionaries({}, optional={name: valid(name) for name in RULES}))
 def test_a_config_survives_json(changes):
     try:
         cfg = Config(**changes)
     except ValueError as error:  # two fields that do not go together
-        assert any(name in str(error) for name in FIELDS)
+        assert any(name in str(error) for name in RULES)
         COUNT["config: two fields contradict"] += 1
         return
     assert Config.from_dict(json.loads(json.dumps(cfg.to_dict()))) == cfg
@@ -82,7 +82,7 @@ anything = st.recursive(
 
 
 @cases
-@given(st.sampled_from(list(FIELDS)), anything)
+@given(st.sampled_from(list(RULES)), anything)
 def test_an_invalid_value_is_named(name, value):
     try:
         cfg = Config.from_dict({name: value})
@@ -92,7 +92,7 @@ def test_an_invalid_value_is_named(name, value):
         return
     kept = getattr(cfg, name)
     assert kept == (tuple(value) if isinstance(value, list) else value)
-    assert kept in CHOICES.get(name, (kept,)) and kept != math.inf
+    assert kept in (RULES[name].choices or (kept,)) and kept != math.inf
     COUNT["value: valid"] += 1
 
 
@@ -102,7 +102,7 @@ def written(value) -> bytes:
 
 jsons = st.one_of(
     st.binary(), st.text().map(str.encode), anything.map(written),
-    st.dictionaries(st.sampled_from(list(FIELDS)), anything).map(written),
+    st.dictionaries(st.sampled_from(list(RULES)), anything).map(written),
     st.sampled_from([b"[" * 10**5, b'{"beta": 1e999}', b'{"seed": 1' + b"0" * 5000 + b"}"]),
 )  # fmt: skip
 
@@ -120,11 +120,11 @@ def test_any_bytes_as_config_file(tmp_path_factory, content):
 
 
 @cases
-@given(st.dictionaries(st.sampled_from(list(FIELDS)), anything, max_size=3), anything)
+@given(st.dictionaries(st.sampled_from(list(RULES)), anything, max_size=3), anything)
 def test_preset_raises_nothing_else(changes, name):
     for given_name in (name if isinstance(name, str) else "chest_xray", "celeba256"):
         try:
-            assert config.preset(given_name, **changes).profile in config.PROFILES
+            assert config.preset(given_name, **changes).profile in RULES["profile"].choices
             COUNT["preset: valid"] += 1
         except ValueError:
             COUNT["preset: refused"] += 1

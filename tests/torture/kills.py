@@ -14,16 +14,17 @@ from collections import Counter
 from pathlib import Path
 
 import torch
-from tiny import rows, shapes, small
+from tiny import equal, rows, shapes, small
 
 import vaekit
 from vaekit import train
 from vaekit.keep import folder, resume, writer
+from vaekit.keep.guards import GuardedTrainer
 
 WHERE = {  # the moments: where the n-th call dies, and how many calls there are
-    "in a step": (train.Trainer, "backward", 45), "in a checkpoint": (os, "fsync", 12),
+    "in a step": (train.Trainer, "gradients", 45), "in a checkpoint": (os, "fsync", 12),
     "between the renames": (os, "replace", 12),
-    "in the sample grid": (writer.RunWriter, "_samples", 9),
+    "in the sample grid": (writer.RunWriter, "draw_samples", 9),
     "between the phases": (train.Trainer, "begin_phase2", 1),
     "in validation": (train.Trainer, "validate", 9), "at any time": (None, "", 0),
 }  # fmt: skip
@@ -77,14 +78,6 @@ def left_behind(out: Path) -> dict:
             "rng": torch.load(path / "rng.pt", weights_only=True)}  # fmt: skip
 
 
-def equal(a, b) -> bool:
-    if isinstance(a, torch.Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(equal(a[k], b[k]) for k in a)
-    return a == b
-
-
 def kill(trials: int, seed: int = 0) -> dict:
     """`trials` trainings, each killed once to three times and resumed to the end."""
     count, rng = Counter(), random.Random(seed)
@@ -104,9 +97,9 @@ def kill(trials: int, seed: int = 0) -> dict:
 
 
 def stop_command(trials: int = 3, seed: int = 0) -> dict:
-    """`python -m vaekit.train` and SIGTERM, after a while; then the same command again."""
+    """`python -m vaekit` and SIGTERM, after a while; then the same command again."""
     rng, steps = random.Random(seed), []
-    command = [sys.executable, "-m", "vaekit.train", "chest_xray", "widths=[8,16]", "attention=[]",
+    command = [sys.executable, "-m", "vaekit", "chest_xray", "widths=[8,16]", "attention=[]",
                "latent_channels=4", "precision=fp32", "perceptual_weight=0", "epochs_phase2=400",
                "beta_warmup=2"]  # fmt: skip
     for _ in range(trials):
@@ -182,7 +175,7 @@ def spoil(trials: int, seed: int = 0) -> dict:
             if trial % 2:
                 content[at] ^= rng.randint(1, 255)
             (path / "last.pt").write_bytes(content if trial % 2 else content[:at])
-            trainer = train.Trainer(small(**CFG, features="none"), shapes(), None)
+            trainer = GuardedTrainer(small(**CFG, features="none"), shapes())
             with contextlib.redirect_stdout(None):
                 assert resume.go_on_from(trainer, path) and trainer.epoch in (2, 3)
             count["the one before" if trainer.epoch == 2 else "harmless"] += 1
