@@ -36,7 +36,7 @@ lint: $(STAMP)
 
 # runs of the tests go to a folder of their own: a run left over must not be loaded
 test: lint
-	MPLBACKEND=Agg $(BIN)/python -m pytest tests
+	MPLBACKEND=Agg $(BIN)/python -m pytest tests --durations=15
 	rm -rf $(OUT)/test-runs
 	VAEKIT_PROFILE=smoke VAEKIT_PROGRESS=lines VAEKIT_RUNS=$(abspath $(OUT))/test-runs \
 	  $(BIN)/python -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=120 notebooks

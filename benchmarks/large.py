@@ -115,11 +115,12 @@ def step_bytes(cfg: Config, batch: int, features: FeatureLoss | None) -> dict[st
 
 
 def trunk_of_shapes(cfg: Config) -> FeatureLoss | None:
-    """The feature loss of `cfg` with random weights: only shapes count here."""
+    """The feature loss of `cfg` with weights of any value: only shapes count here."""
     if (name := trunk_name(cfg)) == "none":
         return None
     spec = TRUNKS[name]
-    layers = getattr(models, spec.builder)(weights=None).features
+    with torch.device("meta"):  # filling the rest of the network takes seconds
+        layers = getattr(models, spec.builder)(weights=None).features.to_empty(device="cpu")
     trunk = Trunk(name, layers, tuple(sorted({*spec.perceptual_taps, *spec.lpips_taps})))
     wants = cfg.perceptual_weight > 0, cfg.lpips_weight > 0
     return FeatureLoss(trunk, *wants, cfg.perceptual_distance)
