@@ -23,7 +23,7 @@ def test_the_end_of_the_session_stops_a_training_that_the_next_one_finishes(
 ):
     cfg, data, before = session
     with monkeypatch.context() as late:  # the twelve hours are nearly over
-        late.setattr(setup, "minutes_left", lambda: 0.001)
+        late.setattr("vaekit.keep.run.minutes_left", lambda: 0.001)
         stopped = fit(cfg, data, out=before / "runs")
     assert not stopped.finished and len(stopped.history) == 1
     assert "the same call goes on" in capsys.readouterr().out

@@ -1,5 +1,9 @@
 """What computes here: which device, in which precision."""
 
+from pathlib import Path
+
+import torch
+
 
 def gpu_problem() -> str:
     """ "" where the GPU runs this torch's kernels, else why not.
@@ -7,47 +11,45 @@ def gpu_problem() -> str:
     `torch.cuda.is_available()` says True on a P100 whose kernels recent builds leave out, and
     the failure comes at the first kernel: so one is tried.
     """
-    import torch
-
     if not torch.cuda.is_available():
         return "no CUDA device"
     try:
         torch.ones(8, device="cuda").mul_(2).sum().item()
-        return ""
     except Exception as error:  # whatever the driver says: the message is what matters
         name = torch.cuda.get_device_name(0)
         return f"{name} has no kernels in this torch {torch.__version__}: {error}".splitlines()[0]
+    return ""
 
 
 def usable_gpu() -> bool:
+    """Whether there is a GPU that runs this torch's kernels."""
     return gpu_problem() == ""
 
 
-def choose_device():
+def choose_device() -> torch.device:
     """The GPU if this torch has kernels for it, Apple's MPS, else the CPU."""
-    import torch
-
     if usable_gpu():
         return torch.device("cuda", torch.cuda.current_device())
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    if torch.backends.mps.is_available():
+        return torch.device("mps")
+    return torch.device("cpu")
 
 
 def cpu_has_bf16() -> bool:
     """Whether the CPU multiplies bfloat16 natively (AVX512-bf16 or AMX), by Linux's own word."""
     try:
-        with open("/proc/cpuinfo") as file:
-            flags = next((line for line in file if line.startswith("flags")), "")
+        words = Path("/proc/cpuinfo").read_text().split()
     except OSError:
         return False
-    return "avx512_bf16" in flags or "amx_bf16" in flags
+    return "avx512_bf16" in words or "amx_bf16" in words
 
 
-def choose_precision(wanted: str, device) -> str:
+def choose_precision(wanted: str, device: torch.device) -> str:
     """ "auto" -> "bf16" where the hardware has it natively, "fp16" on older GPUs, else "fp32"."""
-    import torch
-
     if wanted != "auto":
         return wanted
     if device.type == "cuda":  # is_bf16_supported() says True on a T4, where it is emulated
-        return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
-    return "bf16" if device.type == "cpu" and cpu_has_bf16() else "fp32"
+        native = torch.cuda.get_device_capability(device) >= (8, 0)
+        return "bf16" if native else "fp16"
+    native = device.type == "cpu" and cpu_has_bf16()
+    return "bf16" if native else "fp32"
