@@ -5,10 +5,8 @@ import torch
 import vaekit
 from vaekit.data import Data
 
-SMALL = {
-    "widths": [8, 16], "attention": [], "latent_channels": 4, "image_size": 16, "stem_kernel": 3,
-    "perceptual_weight": 0.0, "precision": "fp32", "epochs_phase1": 2, "epochs_phase2": 4,
-}  # fmt: skip
+SMALL = dict(widths=[8, 16], attention=[], latent_channels=4, image_size=16, stem_kernel=3)
+SMALL |= dict(perceptual_weight=0.0, precision="fp32", epochs_phase1=2, epochs_phase2=4)
 
 
 def small(**changes):
@@ -33,3 +31,20 @@ def weights(run) -> torch.Tensor:
 def rows(history: list[dict]) -> list[dict]:
     """A history without the seconds, which no two runs share."""
     return [{k: v for k, v in row.items() if k != "seconds"} for row in history]
+
+
+def equal(a, b) -> bool:
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(equal(a[k], b[k]) for k in a)
+    return a == b
+
+
+def same(run, other) -> bool:
+    """Weights, optimiser, averages and histories are equal to the last bit."""
+    a, b = (torch.load(r.path / "last.pt", weights_only=True) for r in (run, other))
+    parts = ("model", "ema", "optimizer", "step", "plateau", "band", "best_loss", "bad_epochs")
+    if not all(equal(a[part], b[part]) for part in parts):
+        return False
+    return torch.equal(weights(run), weights(other)) and rows(run.history) == rows(other.history)

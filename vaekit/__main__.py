@@ -29,11 +29,14 @@ def main(arguments: list[str]) -> Run:
     """`python -m vaekit PRESET key=value ... [out=DIR] [max_minutes=M]`"""
     name, *rest = arguments or ["chest_xray"]
     changes = parse_changes(rest)
-    out, minutes = changes.pop("out", None), changes.pop("max_minutes", None)
-    cfg, speaks = preset(name, **changes), os.environ.get("RANK", "0") == "0"  # torchrun's rank
+    out = changes.pop("out", None)
+    minutes = changes.pop("max_minutes", None)
+    cfg = preset(name, **changes)
+    speaks = os.environ.get("RANK", "0") == "0"  # torchrun's rank
     run = fit(cfg, load_data(cfg, verbose=speaks), out=out, max_minutes=minutes)
     if speaks:
-        print(f"{run.path}: {len(run.history)} epochs, {'' if run.finished else 'un'}finished")
+        state = "finished" if run.finished else "unfinished"
+        print(f"{run.path}: {len(run.history)} epochs, {state}")
     if torch.distributed.is_initialized():
         torch.distributed.barrier()  # nobody leaves while another still writes
         torch.distributed.destroy_process_group()

@@ -1,49 +1,23 @@
-"""One flat Config, checked field by field, and the profile that decides how long things take."""
+"""One flat Config, every field with its rule beside it, and the profile that sets the pace."""
 
-import dataclasses
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from typing import Annotated, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
+from vaekit.place.device import usable_gpu
 from vaekit.presets import AT_MOST, DURATIONS, LARGE_SETS, PRESETS, PROFILE_CHANGES
 
-PROFILES = ("smoke", "quick", "full")
-ACTIVATIONS = ("silu", "leaky_relu", "relu")
-LR_SCHEDULES = ("constant", "cosine", "cosine_restarts", "plateau")
-EPOCHS = (0, 100_000)
-# What each field may be. Everything else is checked by its type, and numbers to be 0 or more.
-CHOICES = {
-    "preset": PRESETS, "profile": PROFILES,
-    "dataset": ("chest_xray", "fashion_mnist", "cifar10", "celeba", "images"),
-    "fit": ("squash", "pad", "frame", "crop"), "patient_key": ("subtype", "number", "none"),
-    "stem_kernel": (0, *range(1, 16, 2)), "latent": ("spatial", "vector"),
-    "block": ("residual", "plain"), "shortcut": ("conv", "free"),
-    "norm": ("group", "batch", "none"),
-    "act_encoder": ACTIVATIONS, "act_decoder": ACTIVATIONS,
-    "upsample": ("bilinear", "nearest", "transposed"), "convs_per_up": (1, 2),
-    "init": ("default", "kaiming", "kaiming_out"), "in_channels": (1, 3),
-    "recon_reduction": ("mean", "sum"), "kl_reduction": ("mean", "sum"),
-    "perceptual_distance": ("l1", "squared"),
-    "free_bits_kind": ("element", "batch"),
-    "beta_schedule": ("constant", "warmup", "cyclical", "adaptive", "adaptive_cyclical"),
-    "optimizer": ("adamw", "adam"),
-    "lr_schedule_phase1": LR_SCHEDULES, "lr_schedule_phase2": LR_SCHEDULES,
-    "features": ("auto", "none", "vgg16", "vgg19", "squeezenet", "alexnet"),
-    "precision": ("auto", "fp32", "bf16", "fp16"),
-}  # fmt: skip
-RANGES = {  # inclusive limits; of a tuple, for each of its numbers
-    "image_size": (8, 2048), "latent_channels": (1, 65536), "widths": (1, 8192),
-    "attention": (1, 2048), "batch_size": (1, 65536), "epochs_phase1": EPOCHS,
-    "epochs_phase2": EPOCHS, "beta_warmup": EPOCHS, "early_stop": EPOCHS,
-    "plateau_patience": EPOCHS, "sample_every": (1, 100_000), "cycle_epochs": (2, 100_000),
-    "cycle_cooldown": (1, 100_000), "cycle_reduction": (0.0, 1.0), "kl_share_low": (1e-6, 1.0),
-    "kl_share_high": (1e-6, 1.0), "num_scales": (1, 5), "seed": (0, 2**31 - 1),
-    "clahe_clip": (0.0, 100.0), "clahe_tiles": (1, 64), "crop": (0.05, 1.0),
-    "latent_init_gain": (0.0, 10.0), "logvar_clamp": (0.0, 80.0),
-    "val_fraction": (0.01, 0.5), "ema": (0.0, 0.99999), "lr_phase1": (0.0, 1.0),
-    "lr_phase2": (0.0, 1.0), "lr_warmup": (0.0, 0.9),
-}  # fmt: skip
+Profile = Literal["smoke", "quick", "full"]
+Activation = Literal["silu", "leaky_relu", "relu"]
+Reduction = Literal["mean", "sum"]
+LrSchedule = Literal["constant", "cosine", "cosine_restarts", "plateau"]
+BetaSchedule = Literal["constant", "warmup", "cyclical", "adaptive", "adaptive_cyclical"]
+Trunk = Literal["auto", "none", "vgg16", "vgg19", "squeezenet", "alexnet"]
+Epochs = Annotated[int, 0, 100_000]
+Share = Annotated[float, 0.0, 1.0]
+Band = Annotated[float, 1e-6, 1.0]
 
 
 @dataclass(frozen=True)
@@ -51,121 +25,123 @@ class Config:
     """Every value that shapes a run. Flat, so that two runs can be compared field by field.
 
     Build one with `preset(name, **changes)`; change one with `cfg.replace(beta=0.01)`.
-    Weights are pure numbers; sizes are pixels; durations are epochs unless the comment says else.
-    A value outside its choices or range raises ValueError that names the field and what it takes.
+    Weights are pure numbers, sizes are pixels, durations are epochs unless the comment says else.
+    Beside each field stands what it may be: `Literal` lists its values, `Annotated` its smallest
+    and largest; any other number is 0 or more. ValueError names the field and what it takes.
     """
 
     preset: str = "chest_xray"
-    profile: str = "full"
-    seed: int = 0
+    profile: Profile = "full"
+    seed: Annotated[int, 0, 2**31 - 1] = 0
 
     # data
-    dataset: str = "chest_xray"  # "images": a folder of your own, flat or one subfolder a class
-    data_path: str = ""  # "": look in the places that data.find_dataset documents
-    image_size: int = 128  # pixels, square
-    in_channels: int = 1  # 1 grey, 3 RGB
-    fit: str = "squash"  # how an image that is not square becomes square
-    crop: float = 1.0  # of the shorter side, what fit="crop" keeps in the middle
-    clahe_clip: float = 2.0  # 0 switches CLAHE off
-    clahe_tiles: int = 8  # tiles per side
-    flip: bool = True  # mirror half of the training images; not where left and right matter
-    max_images: int = 0  # training images at most; 0: all
-    val_fraction: float = 0.1  # of the training patients, where the folder's own val is too small
-    patient_key: str = "subtype"  # "number" is the cautious one: person12 whatever the subtype;
-    # "none": no patients, every image stands alone and copies are not looked for
+    dataset: Literal["chest_xray", "fashion_mnist", "cifar10", "celeba", "images"] = "chest_xray"
+    data_path: str = ""  # "": look in the usual places (files.sources)
+    image_size: Annotated[int, 8, 2048] = 128  # pixels, square
+    in_channels: Literal[1, 3] = 1  # grey, RGB
+    fit: Literal["squash", "pad", "frame", "crop"] = "squash"  # how an image becomes square
+    crop: Annotated[float, 0.05, 1.0] = 1.0  # of the shorter side, what fit="crop" keeps
+    clahe_clip: Annotated[float, 0.0, 100.0] = 2.0  # 0 switches CLAHE off
+    clahe_tiles: Annotated[int, 1, 64] = 8  # per side
+    flip: bool = True  # mirror half of the training images
+    max_images: int = 0  # to train on, at most; 0: all
+    val_fraction: Annotated[float, 0.01, 0.5] = 0.1  # of the training patients
+    # "number" is the cautious one: person12 whatever the subtype; "none": every image stands
+    # alone, and copies are not looked for
+    patient_key: Literal["subtype", "number", "none"] = "subtype"
 
     # model
-    latent: str = "spatial"  # "vector": one flat code of `latent_channels` numbers
-    latent_channels: int = 64
-    widths: tuple = (32, 64, 128, 256, 512)  # one entry per halving of the resolution
-    stem_kernel: int = 7  # first halving by one strided convolution, odd; 0: by a block
-    block: str = "residual"
-    shortcut: str = "free"  # pixel-unshuffle + mean down, repeat + pixel-shuffle up; or "conv"
-    norm: str = "group"
+    latent: Literal["spatial", "vector"] = "spatial"  # a map, or one flat code
+    latent_channels: Annotated[int, 1, 65536] = 64  # of the map, or numbers of the flat code
+    widths: Annotated[tuple, 1, 8192] = (32, 64, 128, 256, 512)  # an entry per halving
+    stem_kernel: Literal[0, 1, 3, 5, 7, 9, 11, 13, 15] = 7  # 0: the first halving is a block
+    block: Literal["residual", "plain"] = "residual"
+    shortcut: Literal["conv", "free"] = "free"  # "free" has no parameters
+    norm: Literal["group", "batch", "none"] = "group"
     norm_skip: bool = False  # normalise the skip branch as well
-    act_encoder: str = "silu"
-    act_decoder: str = "silu"
-    upsample: str = "bilinear"
-    convs_per_up: int = 2
-    attention: tuple = (16,)  # resolutions with self-attention, in both halves
-    init: str = "default"
+    act_encoder: Activation = "silu"
+    act_decoder: Activation = "silu"
+    upsample: Literal["bilinear", "nearest", "transposed"] = "bilinear"
+    convs_per_up: Literal[1, 2] = 2
+    attention: Annotated[tuple, 1, 2048] = (16,)  # at these resolutions, in both halves
+    init: Literal["default", "kaiming", "kaiming_out"] = "default"
     zero_init_residual: bool = True  # every residual block starts as its skip
-    latent_init_gain: float = 0.0  # Xavier gain of the mu and logvar layers; 0: leave as built
-    logvar_clamp: float = 15.0  # logvar is kept in [-c, c]; 0: not clamped
+    latent_init_gain: Annotated[float, 0.0, 10.0] = 0.0  # Xavier; 0: as built
+    logvar_clamp: Annotated[float, 0.0, 80.0] = 15.0  # to [-c, c]; 0: not
 
     # loss
     l1_weight: float = 1.0
     mse_weight: float = 0.0
     ssim_weight: float = 0.5
     perceptual_weight: float = 0.1
-    perceptual_distance: str = "l1"
+    perceptual_distance: Literal["l1", "squared"] = "l1"
     lpips_weight: float = 0.0
     spectral_weight: float = 0.0
-    num_scales: int = 1  # pixel and SSIM terms at 1x, 1/2x, 1/4x ... averaged
-    features: str = "auto"  # pretrained trunk; "auto": the profile's, or none with a notice
+    num_scales: Annotated[int, 1, 5] = 1  # pixels and SSIM at 1x, 1/2x, ...
+    features: Trunk = "auto"  # "auto": the profile's, or none with a notice
     recon_weight: float = 1.0
-    recon_reduction: str = "mean"
-    kl_reduction: str = "mean"
-    calibrated: bool = False  # pixel terms as a likelihood whose scale is at its optimum
+    recon_reduction: Reduction = "mean"
+    kl_reduction: Reduction = "mean"
+    calibrated: bool = False  # pixel terms at their best scale
     free_bits: float = 0.0  # nats per latent element
-    free_bits_kind: str = "element"
+    free_bits_kind: Literal["element", "batch"] = "element"
     beta: float = 0.001
     beta_start: float = 0.0001
-    beta_schedule: str = "warmup"
-    beta_warmup: int = 50  # epochs of phase 2 from beta_start to beta
-    cycle_epochs: int = 8  # length of a cycle of the cyclical schedules
-    cycle_cooldown: int = 2  # its first epochs, at
-    cycle_reduction: float = 0.25  # times beta,
+    beta_schedule: BetaSchedule = "warmup"
+    beta_warmup: Epochs = 50  # of phase 2, from beta_start to beta
+    cycle_epochs: Annotated[int, 2, 100_000] = 8  # of a cycle
+    cycle_cooldown: Annotated[int, 1, 100_000] = 2  # its first epochs, at
+    cycle_reduction: Share = 0.25  # times beta,
     beta_floor: float = 5e-5  # but not below this,
     beta_floor_growth: float = 1.02  # times this a cycle
-    kl_share_low: float = 0.02  # the adaptive schedules hold the KL's share of the loss
-    kl_share_high: float = 0.10  # between these two
+    kl_share_low: Band = 0.02  # "adaptive" holds the KL's share of the loss
+    kl_share_high: Band = 0.10  # between these two
 
     # training
-    epochs_phase1: int = 50  # reconstruction only: beta 0, z is the mean
-    epochs_phase2: int = 100
-    rescale_latents: bool = True  # as phase 2 begins, give mu the prior's scale: a change of units
-    batch_size: int = 32
-    optimizer: str = "adamw"
-    lr_phase1: float = 1e-4
-    lr_phase2: float = 5e-5
-    lr_schedule_phase1: str = "cosine_restarts"
-    lr_schedule_phase2: str = "plateau"
-    lr_warmup: float = 0.0  # share of each phase in which the rate rises from 0
-    plateau_patience: int = 5  # epochs without improvement before "plateau" halves the rate
+    epochs_phase1: Epochs = 50  # beta 0, z is the mean
+    epochs_phase2: Epochs = 100
+    rescale_latents: bool = True  # as phase 2 begins, give mu the prior's scale
+    batch_size: Annotated[int, 1, 65536] = 32
+    optimizer: Literal["adamw", "adam"] = "adamw"
+    lr_phase1: Share = 1e-4
+    lr_phase2: Share = 5e-5
+    lr_schedule_phase1: LrSchedule = "cosine_restarts"
+    lr_schedule_phase2: LrSchedule = "plateau"
+    lr_warmup: Annotated[float, 0.0, 0.9] = 0.0  # share of a phase
+    plateau_patience: Epochs = 5  # before "plateau" halves the rate
     weight_decay: float = 1e-5
     grad_clip: float = 1.0  # largest gradient norm; 0: no clipping
-    ema: float = 0.999  # decay per step of the averaged weights; 0: none
-    early_stop: int = 0  # epochs without improvement; 0: never
-    precision: str = "auto"
+    ema: Annotated[float, 0.0, 0.99999] = 0.999  # decay per step
+    early_stop: Epochs = 0  # epochs without improvement; 0: never
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     channels_last: bool = True
-    sample_every: int = 10
+    sample_every: Annotated[int, 1, 100_000] = 10
 
     def __post_init__(self):
-        for field in dataclasses.fields(self):
-            object.__setattr__(self, field.name, _checked(field, getattr(self, field.name)))
-        pixel = self.l1_weight + self.mse_weight
-        for wrong, why in (
-            (self.beta_schedule == "warmup" and 0 < self.epochs_phase2 <= self.beta_warmup,
-             f"beta_warmup={self.beta_warmup} leaves no epoch at the final beta: it must be below"
-             f" epochs_phase2={self.epochs_phase2}"),
-            (self.cycle_cooldown >= self.cycle_epochs,
-             f"cycle_cooldown={self.cycle_cooldown} leaves no epoch at beta: it must be below"
-             f" cycle_epochs={self.cycle_epochs}"),
-            (self.kl_share_low >= self.kl_share_high, f"kl_share_low={self.kl_share_low} must be"
-             f" below kl_share_high={self.kl_share_high}"),
-            (not 0 < len(self.widths) <= (self.image_size - 1).bit_length(), f"widths={self.widths}"
-             f" needs positive integers, one per halving of image_size={self.image_size}"),
-            (pixel == 0 and (self.calibrated or self.ssim_weight + self.spectral_weight == 0),
-             "the reconstruction needs l1_weight or mse_weight above 0"),
-        ):  # fmt: skip
-            if wrong:
-                raise ValueError(why)
+        for name, rule in RULES.items():
+            object.__setattr__(self, name, rule.checked(name, getattr(self, name)))
+        pixels = self.l1_weight + self.mse_weight
+        structure = 0.0 if self.calibrated else self.ssim_weight + self.spectral_weight
+        if self.beta_schedule == "warmup" and 0 < self.epochs_phase2 <= self.beta_warmup:
+            self._refuse("beta_warmup", "epochs_phase2", "leaves no epoch at the final beta")
+        if self.cycle_cooldown >= self.cycle_epochs:
+            self._refuse("cycle_cooldown", "cycle_epochs", "leaves no epoch at beta")
+        if self.kl_share_low >= self.kl_share_high:
+            self._refuse("kl_share_low", "kl_share_high", "leaves no band")
+        if not 0 < len(self.widths) <= (self.image_size - 1).bit_length():
+            halvings = f"positive integers, one per halving of image_size={self.image_size}"
+            raise ValueError(f"widths={self.widths} needs {halvings}")
+        if pixels + structure == 0:
+            raise ValueError("the reconstruction needs l1_weight or mse_weight above 0")
+
+    def _refuse(self, field: str, limit: str, why: str) -> None:
+        field, limit = (f"{name}={getattr(self, name)}" for name in (field, limit))
+        raise ValueError(f"{field} {why}: it must be below {limit}")
 
     def replace(self, **changes) -> "Config":
         """A copy with `changes`; an unknown field is a ValueError that lists the fields."""
-        _known(changes)
-        return dataclasses.replace(self, **changes)
+        check_fields(changes)
+        return replace(self, **changes)
 
     @property
     def num_epochs(self) -> int:
@@ -173,13 +149,12 @@ class Config:
 
     def to_dict(self) -> dict:
         """Plain numbers, strings, booleans and lists: what JSON and a safe load accept."""
-        return {
-            k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()
-        }
+        values = asdict(self)
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
 
     @classmethod
     def from_dict(cls, values: dict) -> "Config":
-        _known(values)
+        check_fields(values)
         return cls(**values)
 
     def save(self, path: str | Path) -> None:
@@ -194,37 +169,57 @@ class Config:
 
     def differences(self, other: "Config") -> dict:
         """{field: (mine, theirs)} for the fields that differ."""
-        a, b = self.to_dict(), other.to_dict()
-        return {k: (a[k], b[k]) for k in a if a[k] != b[k]}
+        mine, theirs = self.to_dict(), other.to_dict()
+        return {k: (mine[k], theirs[k]) for k in mine if mine[k] != theirs[k]}
 
 
-FIELDS = {field.name: field for field in dataclasses.fields(Config)}
+class Rule(NamedTuple):
+    """What a field may be: its type, and one of `choices`, or a number from low to high."""
+
+    kind: type
+    choices: tuple = ()
+    low: float = 0
+    high: float = 1e30
+
+    @classmethod
+    def of(cls, hint, default) -> "Rule":
+        if get_origin(hint) is Literal:
+            return cls(type(default), get_args(hint))
+        if get_origin(hint) is Annotated:
+            return cls(*get_args(hint)[:1], (), *get_args(hint)[1:])
+        return cls(hint)
+
+    def checked(self, name: str, value):
+        """`value` as the field's own type (lists become tuples, 1 becomes 1.0), or ValueError."""
+        whole = isinstance(value, (list, tuple)) and all(type(v) is int for v in value)
+        if self.kind is tuple and whole:
+            value = tuple(value)
+        if self.kind is float and type(value) is int and abs(value) < 1e300:
+            value = float(value)  # larger ones have no float
+        said = f"{name}={value!r:.60}"
+        if type(value) is not self.kind:
+            raise ValueError(f"{said} should be {self.kind.__name__}")
+        if self.choices and value not in self.choices:
+            raise ValueError(f"{said} is not one of {', '.join(map(str, self.choices))}")
+        numbers = value if self.kind is tuple else (value,)
+        if self.kind in (int, float, tuple) and not self.choices:
+            if not all(self.low <= number <= self.high for number in numbers):
+                raise ValueError(f"{said} is outside [{self.low}, {self.high}]")
+        return value
 
 
-def _known(changes: dict) -> None:
+HINTS = get_type_hints(Config, include_extras=True)
+RULES = {field.name: Rule.of(HINTS[field.name], field.default) for field in fields(Config)}
+RULES["preset"] = Rule(str, PRESETS)
+
+
+def check_fields(changes: dict) -> None:
+    """ValueError where `changes` has a name that is no field of Config."""
     if not isinstance(changes, dict):
         raise ValueError(f"a config is a JSON object, not {type(changes).__name__}")
-    unknown = sorted(set(changes) - set(FIELDS))
+    unknown = sorted(set(changes) - set(RULES))
     if unknown:
-        raise ValueError(f"unknown config field {unknown}; the fields are {', '.join(FIELDS)}")
-
-
-def _checked(field: dataclasses.Field, value):
-    """`value` as the field's own type (lists become tuples, 1 becomes 1.0), or ValueError."""
-    name, kind = field.name, type(field.default)
-    if kind is tuple and isinstance(value, (list, tuple)) and all(type(v) is int for v in value):
-        value = tuple(value)
-    elif kind is float and type(value) is int and abs(value) < 1e300:  # larger ones have no float
-        value = float(value)
-    if type(value) is not kind:
-        raise ValueError(f"{name}={value!r:.60} should be {kind.__name__}, like {field.default!r}")
-    if value not in CHOICES.get(name, (value,)):
-        raise ValueError(f"{name}={value!r:.60} is not one of {', '.join(map(str, CHOICES[name]))}")
-    low, high = RANGES.get(name, (0, 1e30))
-    numbers = {tuple: value, int: (value,), float: (value,)}.get(kind, ())
-    if not all(low <= number <= high for number in numbers):
-        raise ValueError(f"{name}={value!r:.60} is outside [{low}, {high}]")
-    return value
+        raise ValueError(f"unknown config field {unknown}; the fields are {', '.join(RULES)}")
 
 
 def profile() -> str:
@@ -234,11 +229,9 @@ def profile() -> str:
     """
     name = os.environ.get("VAEKIT_PROFILE", "").strip().lower()
     if not name:
-        from vaekit.place.device import usable_gpu
-
         return "full" if usable_gpu() else "quick"
-    if name not in PROFILES:
-        raise ValueError(f"VAEKIT_PROFILE={name!r} is not one of {', '.join(PROFILES)}")
+    if name not in get_args(Profile):
+        raise ValueError(f"VAEKIT_PROFILE={name!r} is not one of {', '.join(get_args(Profile))}")
     return name
 
 
@@ -249,27 +242,33 @@ def preset(name: str = "chest_xray", **changes) -> Config:
     their share of the run when only the number of epochs changes. Raises ValueError for an
     unknown preset, field or value, listing the choices.
     """
-    _known(changes)
+    check_fields(changes)
     given = {"preset": name} | {k: v for k, v in changes.items() if v is not None}
-    for key, value in given.items():  # what was given is named, not what follows from it
-        _checked(FIELDS[key], value)
-    noted = Config(**{"preset": name, **PRESETS[name]})
-    current = given.pop("profile", None) or profile()
-    limits = dict(PROFILE_CHANGES[current])
-    if given.get("dataset", noted.dataset) != "chest_xray":
-        limits |= LARGE_SETS[current]
-    limits |= {k: _at_most(getattr(noted, k), limits[k]) for k in AT_MOST if k in limits}
-    values = {"profile": current, "widths": noted.widths, **limits, **given}
-    size = values.get("image_size", noted.image_size)
+    for field, value in given.items():  # what was given is named, not what follows from it
+        RULES[field].checked(field, value)
+    published = Config(preset=name, **PRESETS[name])
+    chosen = given.get("profile") or profile()
+    values = {"profile": chosen} | cost_limits(published, chosen, given) | given
     if "widths" not in given:  # no halving of a single pixel
-        values["widths"] = values["widths"][: max(1, size.bit_length() - 1)]
-    epochs = values.get("epochs_phase2", noted.epochs_phase2)
-    share = epochs / max(noted.epochs_phase2, 1)
-    for key, floor in DURATIONS.items():
-        if key not in values:
-            values[key] = max(floor, round(getattr(noted, key) * share))
-    return noted.replace(**values)
+        size = values.get("image_size", published.image_size)
+        widths = values.get("widths", published.widths)
+        values["widths"] = widths[: max(1, size.bit_length() - 1)]
+    return published.replace(**durations(published, values) | values)
 
 
-def _at_most(own, limit: int):
-    return tuple(min(v, limit) for v in own) if isinstance(own, tuple) else min(own, limit)
+def cost_limits(published: Config, profile_name: str, given: dict) -> dict:
+    """What the profile does to the knobs that cost time."""
+    limits = dict(PROFILE_CHANGES[profile_name])
+    if given.get("dataset", published.dataset) != "chest_xray":
+        limits |= LARGE_SETS[profile_name]
+    for field in AT_MOST & limits.keys():  # never more than the preset has
+        own = getattr(published, field)
+        limit = limits[field]
+        limits[field] = tuple(min(w, limit) for w in own) if field == "widths" else min(own, limit)
+    return limits
+
+
+def durations(published: Config, values: dict) -> dict:
+    """Durations in epochs, each with the share that it has of the published phase 2."""
+    share = values.get("epochs_phase2", published.epochs_phase2) / max(published.epochs_phase2, 1)
+    return {k: max(least, round(getattr(published, k) * share)) for k, least in DURATIONS.items()}

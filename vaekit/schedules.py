@@ -42,7 +42,7 @@ class BetaBand:
     `step(share, ceiling)` once an epoch: share, the KL's part of the loss at `level`, is smoothed;
     outside the band, `level` moves towards the band's geometric middle, by a factor of 2 at most.
     It stays at or below `ceiling`: a collapsed KL has no share either, and more beta would not
-    bring it back. `state()` and `restore()` speak plain numbers, for checkpoints.
+    bring it back. `state_dict()` and `load_state_dict()` speak plain numbers, for checkpoints.
     """
 
     def __init__(self, cfg: Config, smoothing: float = 0.5):
@@ -62,10 +62,10 @@ class BetaBand:
         self.level = level
         return level
 
-    def state(self) -> dict:
+    def state_dict(self) -> dict:
         return {"level": self.level, "share": self.share}
 
-    def restore(self, state: dict) -> None:
+    def load_state_dict(self, state: dict) -> None:
         self.level, self.share = state["level"], state["share"]
 
 
@@ -91,7 +91,7 @@ def lr_factor(kind: str, progress: float, warmup: float = 0.0, num_restarts: int
 class Plateau:
     """Halves the learning rate when the watched value has not fallen for `patience` epochs.
 
-    `step(value)` -> the factor to multiply the phase's rate by. `state()` and `restore()` speak
+    `step(value)` -> the factor to multiply the phase's rate by. `state_dict()` and `load_state_dict()` speak
     plain numbers, for checkpoints.
     """
 
@@ -108,10 +108,10 @@ class Plateau:
             self.scale, self.bad_epochs = self.scale * self.factor, 0
         return self.scale
 
-    def state(self) -> dict:
+    def state_dict(self) -> dict:
         return {"best": self.best, "bad_epochs": self.bad_epochs, "scale": self.scale}
 
-    def restore(self, state: dict) -> None:
+    def load_state_dict(self, state: dict) -> None:
         self.best, self.bad_epochs = state["best"], state["bad_epochs"]
         self.scale = state["scale"]
 

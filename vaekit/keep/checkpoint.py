@@ -95,26 +95,33 @@ def load_checkpoint(path: Path, use: Callable[[dict], None] | None = None) -> di
     return state
 
 
-def newest_valid(folder: Path, name: str = "last.pt", use: Callable[[dict], None] | None = None,
-                 repair: bool = False) -> dict | None:  # fmt: skip
+def newest_valid(
+    folder: Path,
+    name: str = "last.pt",
+    use: Callable[[dict], None] | None = None,
+    repair: bool = False,
+) -> dict | None:
     """`load_checkpoint` of `name` or else the one before it; None where neither was ever written.
 
     Says which file was passed over; `repair` puts the good one in its place, lest the next save
     keep the bad one. Raises CheckpointError when files are there, or were, and none is good.
     """
-    files, problems = (folder / name, folder / f"previous.{name}"), []
-    for path in files:
+    newest = folder / name
+    before = folder / f"previous.{name}"
+    try:
+        return load_checkpoint(newest, use)
+    except CheckpointError as error:
+        problem = error
+    if before.exists():
         try:
-            state = load_checkpoint(path, use)
-        except CheckpointError as error:
-            problems.append(error)
-            continue
-        if problems:
-            print(f"{problems[0]}; going on from {path.name}")
-            if repair:
-                os.replace(path, folder / name)
+            state = load_checkpoint(before, use)
+        except CheckpointError:
+            raise problem from None
+        print(f"{problem}; going on from {before.name}")
+        if repair:
+            os.replace(before, newest)
         return state
     lost = name == "last.pt" and (folder / "history.csv").exists()  # written after the first
-    if lost or any(path.exists() for path in files):
-        raise problems[0]
+    if lost or newest.exists():
+        raise problem
     return None

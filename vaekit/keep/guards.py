@@ -1,14 +1,23 @@
-"""What keeps a run alive: a stop that saves, steps that are not finite, memory that runs out."""
+"""A Trainer that survives: stops that save, steps that are not finite, memory that runs out."""
 
+import copy
 import math
 import signal
 import sys
 import threading
 import time
 import warnings
+from collections.abc import Iterator
 
 import torch
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from torch import Tensor
+
+from vaekit.config import Config
+from vaekit.keep.best import Best
+from vaekit.model import VAE
+from vaekit.schedules import annealed
+from vaekit.train import Trainer
 
 MAX_SKIPPED = 25  # steps in a row; fp16 may rightly skip 16, until its scale has come down to 1
 LOOK_EVERY = 50  # steps between two looks at that number, each of which waits for the device
@@ -21,6 +30,10 @@ class NotFinite(FloatingPointError):
     """NaN or infinity where training cannot go on."""
 
 
+class Stopped(Exception):
+    """Training has to end here, between two steps or two epochs."""
+
+
 class Stop:
     """Remembers SIGTERM and Ctrl-C until the step is done and saved, and watches the clock.
 
@@ -28,16 +41,19 @@ class Stop:
     """
 
     def __init__(self, minutes: float | None = None):
-        self.minutes, self.start, self.reserve = minutes, time.perf_counter(), 2.0  # seconds
-        self.signal, self.before = None, {}
+        self.minutes = minutes
+        self.start = time.perf_counter()
+        self.reserve = 2.0  # seconds that saving takes
+        self.signal = None
+        self.before = {}
 
     def __enter__(self) -> "Stop":
         if threading.current_thread() is threading.main_thread():  # Python allows it only there
             for number in (signal.SIGINT, signal.SIGTERM):
-                self.before[number] = signal.signal(number, self._remember)
+                self.before[number] = signal.signal(number, self.remember)
         return self
 
-    def _remember(self, number: int, frame) -> None:
+    def remember(self, number: int, frame) -> None:
         if self.signal == number == signal.SIGINT:
             raise KeyboardInterrupt
         self.signal = number
@@ -51,60 +67,200 @@ class Stop:
 
     def now(self, ahead: float = 0.0, least: float = LEAST_SECONDS) -> bool:
         """Whether to stop: asked to, or `ahead` more seconds and a checkpoint would be too late."""
+        if self.signal:
+            return True
+        if not self.minutes:
+            return False
         used = time.perf_counter() - self.start + ahead + self.reserve
-        return bool(self.signal or self.minutes and used > max(60 * self.minutes, least))
+        return used > max(60 * self.minutes, least)
 
     def __str__(self) -> str:
-        return (
-            signal.Signals(self.signal).name if self.signal else f"{self.minutes:g} minutes are up"
-        )
+        if self.signal:
+            return signal.Signals(self.signal).name
+        return f"{self.minutes:g} minutes are up"
 
 
-class Tally:
-    """Sums of the loss terms over an epoch's steps, each over its finite values; the gradient's
-    norm is the last of them. All of it stays on the device: no step waits for another."""
+class GuardedTrainer(Trainer):
+    """A Trainer that skips steps that are not finite, splits a batch when memory runs out, stops
+    in the middle of an epoch and goes on from there, and remembers the best epoch."""
 
-    def __init__(self, streak=0, sums=0, finite=0):
-        self.streak, self.sums, self.finite = streak, sums, finite
+    def __init__(self, cfg: Config, data, features=None, stop: Stop | None = None):
+        super().__init__(cfg, data, features)
+        self.stop = stop or Stop()
+        self.best = Best()
+        self.setbacks = 0  # times gone back
+        self.parts = 1  # of a batch
+        self.streak = 0  # steps skipped in a row
+        self.partial = None  # how far an epoch had come that was stopped
 
-    def add(self, terms: dict[str, Tensor]) -> None:
-        values = torch.stack(list(terms.values()))
-        ok = values.isfinite()
-        self.sums, self.finite = self.sums + torch.where(ok, values, 0), self.finite + ok
-        self.streak = (self.streak + 1) * ~ok[-1]  # steps skipped in a row, up to now
+    # ---- steps -----------------------------------------------------------------------------------
 
-    def check(self) -> None:
+    def step(self, x: Tensor, epoch: float) -> dict[str, Tensor]:
+        """As `Trainer.step`; skipped where loss or gradient is not finite: `grad_norm` says so."""
+        self.buffers = [(b, b.clone()) for b in self.raw.buffers()]  # BatchNorm's; most have none
+        terms = super().step(x, epoch)
+        self.streak = (self.streak + 1) * ~terms["grad_norm"].isfinite()
+        return terms
+
+    def gradients(self, x: Tensor, epoch: float, share: float = 1.0) -> dict[str, Tensor]:
+        """As `Trainer.gradients`, in twice the parts where memory runs out."""
+        while True:
+            try:
+                return self.gradients_in_parts(x, epoch)
+            except RuntimeError as error:
+                self.parts = more_parts(error, self.parts, len(x), self.accelerator.num_processes)
+            # only now, without the error, is what it held let go
+            clear_device_cache(garbage_collection=True)
+            self.optimizer.zero_grad(set_to_none=True)
+            for now, before in self.buffers:
+                now.copy_(before)
+
+    def gradients_in_parts(self, x: Tensor, epoch: float) -> dict[str, Tensor]:
+        means = {}
+        for part in x.tensor_split(self.parts):
+            share = len(part) / len(x)
+            terms = super().gradients(part, epoch, share)
+            for name, value in terms.items():
+                means[name] = means.get(name, 0) + value * share
+        return means
+
+    def objective(self, total: Tensor) -> Tensor:
+        """NaN for a loss that is not finite: as a factor it reaches every gradient, also those of
+        other processes."""
+        return total * torch.where(total.detach().isfinite(), 1.0, math.nan)
+
+    @torch.no_grad()
+    def update(self, terms: dict[str, Tensor]) -> None:
+        """An optimiser step where the gradient is finite; else weights and statistics stay."""
+        finite = terms["grad_norm"].isfinite()
+        fused = self.optimizer.defaults["fused"]
+        if fused:  # it decides on the device; an enabled scaler puts its own flag in its place
+            self.optimizer.found_inf = (~finite).float()
+        if fused or finite:  # the others (MPS) wait for the number
+            self.scaler.step(self.optimizer)
+        self.scaler.update()
+        for now, before in self.buffers:
+            now.copy_(torch.where(finite, now, before))
+
+    def learning_rate(self, epoch: float) -> float:
+        return super().learning_rate(epoch) / 2**self.setbacks
+
+    # ---- epochs ----------------------------------------------------------------------------------
+
+    def run_epoch(self) -> dict[str, float]:
+        """As `Trainer.run_epoch`; raises Stopped within it, NotFinite where it cannot go on."""
+        start = time.perf_counter()
+        row = super().run_epoch()
+        row["seconds"] = round(time.perf_counter() - start, 3)
+        return row
+
+    def epoch_batches(self) -> Iterator[tuple[Tensor, float]]:
+        done = self.go_on_within_epoch() if self.partial else 0
+        for i, batch in enumerate(super().epoch_batches()):
+            if i < done:
+                continue
+            if i > done:
+                self.look_up(i)
+            yield batch
+        self.check_streak()
+
+    def look_up(self, done: int) -> None:
+        """Between two steps: whether to stop, `done` steps into the epoch."""
+        if done % LOOK_EVERY == 0:
+            self.check_streak()
+        if self.accelerator.num_processes == 1 and self.stop.now():
+            states = [generator.get_rng_state() for generator in self.generators]
+            sums = [self.streak, self.means.sums, self.means.finite]
+            self.partial = {"steps": done, "rng": states, "sums": sums}
+            raise Stopped
+
+    def go_on_within_epoch(self) -> int:
+        """Noise and means as they were where the epoch was stopped; the steps that were done."""
+        for generator, state in zip(self.generators, self.partial["rng"], strict=False):
+            generator.set_rng_state(state)
+        streak, sums, finite = self.partial["sums"]
+        self.streak = torch.as_tensor(streak).to(self.device)
+        self.means.sums = sums.to(self.device)
+        self.means.finite = finite.to(self.device)
+        self.means.count = self.partial["steps"]
+        self.partial = None
+        return self.means.count
+
+    @property
+    def generators(self) -> list:
+        return [torch, torch.cuda] if self.device.type == "cuda" else [torch]
+
+    def check_streak(self) -> None:
         if self.streak >= MAX_SKIPPED:
             raise NotFinite(f"{MAX_SKIPPED} steps in a row were not finite")
 
+    def begin_phase2(self) -> None:
+        if not self.partial:
+            super().begin_phase2()
 
-def poison(loss: Tensor) -> Tensor:
-    """1, or NaN for a loss that is not finite: as a factor it reaches every gradient."""
-    return torch.where(loss.detach().isfinite(), 1.0, math.nan)
+    def train_epoch(self) -> dict[str, float]:
+        means = super().train_epoch()
+        skipped = self.means.count - int(self.means.finite[-1])  # the last is the gradient's norm
+        return means | {"skipped": skipped} if skipped else means
 
+    def new_row(self, train_means: dict, val_means: dict) -> dict[str, float]:
+        if not math.isfinite(train_means["loss"] + val_means["loss"]):
+            raise NotFinite("the loss is not finite")
+        return super().new_row(train_means, val_means)
 
-@torch.no_grad()
-def step_if(finite: Tensor, optimizer, scaler, buffers: list[tuple[Tensor, Tensor]]) -> None:
-    """An optimiser step where `finite`; else weights stay, and (now, before) of `buffers` are as
-    before. Fused optimisers decide that on the device; only the others (MPS) wait for it."""
-    if optimizer.defaults["fused"]:
-        optimizer.found_inf = (~finite).float()  # an enabled scaler puts its own in its place
-    if optimizer.defaults["fused"] or finite:
-        scaler.step(optimizer)
-    scaler.update()
-    for now, before in buffers:
-        now.copy_(torch.where(finite, now, before))
+    # ---- the best epoch --------------------------------------------------------------------------
+
+    def adapt(self, row: dict[str, float]) -> None:
+        if annealed(self.cfg, self.epoch):
+            self.best.consider(self, row)
+        super().adapt(row)
+        self.best.loss = self.best.loss_at(self.final_beta)
+
+    @property
+    def done(self) -> bool:
+        impatient = 0 < self.cfg.early_stop <= self.best.bad_epochs
+        return impatient or super().done
+
+    def result(self) -> VAE:
+        """The averaged weights of the best epoch, or of the last before annealing has ended."""
+        model = copy.deepcopy(self.ema)
+        if self.best.state:
+            model.load_state_dict(self.best.state["model"])
+        return model
+
+    # ---- what is in a checkpoint -----------------------------------------------------------------
+
+    def state_dict(self) -> dict:
+        """Complete between any two steps; the best epoch's weights have a file of their own."""
+        return super().state_dict() | {
+            "best_loss": self.best.loss,
+            "bad_epochs": self.best.bad_epochs,
+            "setbacks": self.setbacks,
+            "parts": self.parts,
+            "streak": self.streak,
+            "partial": self.partial,
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        super().load_state_dict(state)
+        self.best.loss = state["best_loss"]
+        self.best.bad_epochs = state["bad_epochs"]
+        self.setbacks = state.get("setbacks", 0)  # these are younger than the format
+        self.parts = state.get("parts", 1)
+        self.streak = state.get("streak", 0)
+        self.partial = state.get("partial")
 
 
 def more_parts(error: RuntimeError, parts: int, batch: int, processes: int) -> int:
     """Twice the parts, of two images or more, where `error` is that memory ran out; else raises
     it, also where other processes would wait for this one."""
-    from accelerate.utils.memory import should_reduce_batch_size
-
-    helps = 2 * parts <= MAX_PARTS and batch >= 4 * parts and processes == 1
-    if not helps or not should_reduce_batch_size(error):
+    possible = 2 * parts <= MAX_PARTS and batch >= 4 * parts and processes == 1
+    if not possible or not should_reduce_batch_size(error):
         raise error
-    warnings.warn(f"out of memory: batches of {batch} go through in {2 * parts} parts from here on."
-                  " The gradient is that of the batch; BatchNorm, calibrated and free_bits_kind"
-                  "='batch' see the parts", stacklevel=4)  # fmt: skip
+    warnings.warn(
+        f"out of memory: batches of {batch} go through in {2 * parts} parts from here on. The"
+        " gradient is that of the batch; BatchNorm, calibrated and free_bits_kind='batch' see"
+        " the parts",
+        stacklevel=4,
+    )
     return 2 * parts

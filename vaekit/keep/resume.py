@@ -1,21 +1,12 @@
-"""What of a training is in its checkpoints, and how it goes on from them, or back to them."""
+"""How a training goes on from its checkpoints, or back to them."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from vaekit.config import Config
-from vaekit.keep import checkpoint, guards
-
-PARTS = ("raw", "ema", "optimizer", "scaler")  # of a Trainer, with a state_dict; raw is "model"
-COUNTERS = ("epoch", "step", "best_loss", "bad_epochs", "setbacks", "parts", "streak", "partial")
-
-
-def state_of(trainer) -> dict:
-    """All that a Trainer needs to go on as if nothing had happened."""
-    state = {name: getattr(trainer, name).state_dict() for name in PARTS}
-    state |= {name: getattr(trainer, name) for name in COUNTERS}
-    state |= {"plateau": trainer.plateau.state(), "band": trainer.band.state()}
-    return {"model": state.pop("raw"), "history": trainer.history,
-            "config": trainer.cfg.to_dict(), **state}  # fmt: skip
+from vaekit.keep.checkpoint import newest_valid
+from vaekit.keep.guards import MAX_SETBACKS, GuardedTrainer, NotFinite
 
 
 def differences(mine: Config, theirs: Config) -> str:
@@ -24,51 +15,46 @@ def differences(mine: Config, theirs: Config) -> str:
     return ", ".join(f"{k} {a!r} -> {b!r}" for k, (a, b) in changed.items() if k != "data_path")
 
 
-def same_config(state: dict, cfg: Config) -> None:
+def check_config(state: dict, cfg: Config) -> None:
     """ValueError unless a checkpoint was trained with `cfg` (the oldest best.pt do not say)."""
-    if changed := differences(Config.from_dict(state.get("config", cfg.to_dict())), cfg):
+    changed = differences(Config.from_dict(state.get("config", cfg.to_dict())), cfg)
+    if changed:
         raise ValueError(f"it was trained with another config: {changed}")
 
 
-def go_on_from(trainer, path: Path) -> bool:
-    """Put the Trainer where the newest good checkpoints in `path` are; False where there is none.
+def use_best(trainer: GuardedTrainer, state: dict) -> None:
+    check_config(state, trainer.cfg)
+    trainer.ema.load_state_dict(state["model"])  # raises where they do not fit
+    trainer.best.state = state
+
+
+def use_last(trainer: GuardedTrainer, state: dict) -> None:
+    check_config(state, trainer.cfg)
+    trainer.load_state_dict(state)
+
+
+def go_on_from(trainer: GuardedTrainer, path: Path) -> bool:
+    """Put the trainer where the newest good checkpoints in `path` are; False where there is none.
 
     Raises CheckpointError where there are some, but of another config or damaged.
     """
-
-    def use_best(state: dict) -> None:
-        same_config(state, trainer.cfg)
-        trainer.ema.load_state_dict(state["model"])
-        trainer.best = state
-
-    def use_last(state: dict) -> None:
-        same_config(state, trainer.cfg)
-        for name in PARTS:
-            if saved := state["model" if name == "raw" else name]:  # a scaler that is off has none
-                getattr(trainer, name).load_state_dict(saved)
-        trainer.plateau.restore(state["plateau"])
-        trainer.band.restore(state["band"])
-        for name in COUNTERS:  # some are younger than the format
-            setattr(trainer, name, state.get(name, getattr(trainer, name)))
-        trainer.history[:] = state["history"]  # in place: it is the Run's as well
-
-    checkpoint.newest_valid(path, "best.pt", use_best, repair=True)
-    found = checkpoint.newest_valid(path, "last.pt", use_last, repair=True)
+    newest_valid(path, "best.pt", partial(use_best, trainer), repair=True)
+    found = newest_valid(path, "last.pt", partial(use_last, trainer), repair=True)
     # where best.pt was lost, or is the one before, a worse epoch may become the best
-    trainer.best_loss = max(trainer.best_loss, trainer.best_now())
+    best = trainer.best
+    best.loss = max(best.loss, best.loss_at(trainer.final_beta))
     return found is not None
 
 
-def go_back(trainer, path: Path, error: guards.NotFinite, say) -> None:
+def go_back(trainer: GuardedTrainer, path: Path, error: NotFinite, say: Callable) -> None:
     """To the last good checkpoint, with half the learning rate; raises NotFinite with what is
     known about it where that has not helped MAX_SETBACKS times."""
-    cfg, setbacks = trainer.cfg, trainer.setbacks + 1
     what = f"epoch {trainer.epoch + 1}: {error}"
-    if setbacks > guards.MAX_SETBACKS:
-        raise guards.NotFinite(
+    setbacks = trainer.setbacks + 1
+    if setbacks > MAX_SETBACKS:
+        raise NotFinite(
             f"{what}, also with 1/{2**trainer.setbacks} of the learning rate. The last checkpoint"
-            f" in {path} is good; lower lr_phase{1 + (trainer.epoch >= cfg.epochs_phase1)},"
-            " or set grad_clip, logvar_clamp"
+            f" in {path} is good; lower lr_phase{trainer.phase}, or set grad_clip, logvar_clamp"
         ) from error
     go_on_from(trainer, path)
     trainer.setbacks = setbacks

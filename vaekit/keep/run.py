@@ -1,10 +1,11 @@
-"""fit(): the bare loop of `train`, kept alive, on disk."""
+"""fit(): the bare loop of `train`, kept alive, on disk, and found again."""
 
 import contextlib
 import platform
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,15 +14,16 @@ from accelerate.utils import broadcast_object_list
 from vaekit.config import Config
 from vaekit.data import Data
 from vaekit.features import feature_loss
-from vaekit.keep import checkpoint, guards
+from vaekit.keep.checkpoint import CheckpointError, newest_valid
 from vaekit.keep.folder import open_run, read_info, runs_dir
-from vaekit.keep.resume import go_back, go_on_from, same_config
+from vaekit.keep.guards import GuardedTrainer, NotFinite, Stop, Stopped
+from vaekit.keep.resume import check_config, go_back, go_on_from
 from vaekit.keep.writer import RunWriter
 from vaekit.model import VAE
 from vaekit.place.device import choose_device
 from vaekit.place.progress import Progress
 from vaekit.place.setup import minutes_left
-from vaekit.train import Trainer
+from vaekit.train import train
 
 
 @dataclass(repr=False)
@@ -47,34 +49,15 @@ class Run:
         return "\n  ".join([self.path.name, *(f"{name}: {value}" for name, value in facts.items())])
 
 
-def load_run(path: str | Path) -> Run:
-    """The run in a folder: best weights, history, config. Never executes code from a file.
-
-    Raises CheckpointError where the folder holds no readable run.
-    """
-    path = Path(path)
-    try:
-        cfg = Config.load(path / "config.json")
-        with torch.random.fork_rng():
-            model = VAE(cfg)
-    except (OSError, ValueError) as error:
-        raise checkpoint.CheckpointError(f"{path} holds no readable run: {error}") from error
-
-    def use(state: dict) -> None:
-        same_config(state, cfg)
-        model.load_state_dict(state["ema"] if "ema" in state else state["model"])
-
-    last = checkpoint.newest_valid(path, use=use)
-    if last is None:
-        raise checkpoint.CheckpointError(f"{path} holds no checkpoint yet")
-    checkpoint.newest_valid(path, "best.pt", use)
-    model = model.to(choose_device()).eval().requires_grad_(False)
-    return Run(model, last["history"], path, cfg, read_info(path))
-
-
-def fit(cfg: Config, data: Data, out: str | Path | None = None, resume: str = "auto",
-        max_minutes: float | None = None, on_epoch_end: Callable[[Run], None] | None = None,
-        verbose: bool = True) -> Run:  # fmt: skip
+def fit(
+    cfg: Config,
+    data: Data,
+    out: str | Path | None = None,
+    resume: str = "auto",
+    max_minutes: float | None = None,
+    on_epoch_end: Callable[[Run], None] | None = None,
+    verbose: bool = True,
+) -> Run:
     """Train `cfg` on `data` in two phases and return the Run.
 
     out: folder of runs (default `VAEKIT_RUNS` or "runs"). resume: "auto" continues an unfinished
@@ -88,60 +71,113 @@ def fit(cfg: Config, data: Data, out: str | Path | None = None, resume: str = "a
     if resume not in ("auto", "never"):
         raise ValueError(f"resume={resume!r} is not one of auto, never")
     data.check(cfg)
-    max_minutes = minutes_left() if max_minutes is None else max_minutes
-    with guards.Stop(max_minutes) as stop, contextlib.ExitStack() as stack:
+    minutes = minutes_left() if max_minutes is None else max_minutes
+    with Stop(minutes) as stop, contextlib.ExitStack() as stack:
         features = feature_loss(cfg, verbose)
         cfg = cfg.replace(features=features.name if features else "none")
-        trainer = Trainer(cfg, data, features)
-        main, trainer.stop = trainer.accelerator.is_main_process, stop
-        say = print if verbose and main else lambda *_: None
-        out = Path(out) if out else runs_dir()
-        path = stack.enter_context(open_run(out, cfg, data.hash, resume, say)) if main else None
-        path = Path(broadcast_object_list([str(path)])[0])  # the main process's, told to the others
+        trainer = GuardedTrainer(cfg, data, features, stop)
+        main = trainer.accelerator.is_main_process
+        say = print if verbose and main else say_nothing
+        path = None
+        if main:
+            out = Path(out) if out else runs_dir()
+            path = stack.enter_context(open_run(out, cfg, data.hash, resume, say))
+        path = Path(broadcast_object_list([str(path)])[0])  # the main process tells the others
         if read_info(path).get("finished"):
             run = load_run(path)
             say(f"finished run found: {path.name}, {len(run.history)} epochs; loaded, not trained")
             return run
         if go_on_from(trainer, path):
             say(f"going on with {path.name} after epoch {trainer.epoch} of {cfg.num_epochs}")
-        run = Run(trainer.ema, trainer.history, path, cfg, _run_info(cfg, data, trainer))
-        while True:
-            try:
-                with contextlib.closing(RunWriter(run, trainer, main)) as writer:
-                    _loop(trainer, run, writer, on_epoch_end, say)
-                return run
-            except guards.NotFinite as error:
-                go_back(trainer, path, error, say)
+        run = Run(trainer.ema, trainer.history, path, cfg, run_info(cfg, data, trainer))
+        while not attempt(trainer, run, main, on_epoch_end, say):
+            pass
+        return run
 
 
-def _loop(trainer: Trainer, run: Run, writer: RunWriter, on_epoch_end, say) -> None:
-    """Epoch after epoch until the run is done or has to stop; saved either way."""
-    cfg, stop = trainer.cfg, trainer.stop
-    with contextlib.closing(Progress(cfg.num_epochs, trainer.epoch, say is print)) as bar:
-        while not trainer.done and (row := trainer.run_epoch()):
-            bar.show(row)
-            writer.epoch(row)
-            if on_epoch_end:
-                on_epoch_end(run)
-            ahead = 1.2 * max(row["seconds"] for row in trainer.history[-3:])
-            if trainer.any_process(stop.now(ahead, least=0)):
-                break
-    run.model = trainer.result()
-    writer.finish()
+def say_nothing(*_) -> None:
+    pass
+
+
+def attempt(trainer: GuardedTrainer, run: Run, main: bool, on_epoch_end, say: Callable) -> bool:
+    """Train until the run is done or has to stop, saved either way; False where it went back."""
+    cfg = run.cfg
+    with contextlib.ExitStack() as stack:
+        writer = stack.enter_context(contextlib.closing(RunWriter(run, trainer, main)))
+        bar = stack.enter_context(
+            contextlib.closing(Progress(cfg.num_epochs, trainer.epoch, say is print))
+        )
+        try:
+            train(trainer, partial(after_epoch, run, writer, bar, on_epoch_end))
+        except Stopped:
+            pass
+        except NotFinite as error:
+            go_back(trainer, run.path, error, say)
+            return False
+        run.model = trainer.result()
+        writer.finish()
     if not trainer.done:
         steps = f" and {trainer.partial['steps']} steps" if trainer.partial else ""
-        say(f"{stop} after epoch {trainer.epoch}{steps} of {cfg.num_epochs}: saved in {run.path};"
-            " the same call goes on from here")  # fmt: skip
+        say(
+            f"{trainer.stop} after epoch {trainer.epoch}{steps} of {cfg.num_epochs}: saved in"
+            f" {run.path}; the same call goes on from here"
+        )
+    return True
 
 
-def _run_info(cfg: Config, data: Data, trainer: Trainer) -> dict:
+def after_epoch(
+    run: Run, writer: RunWriter, bar: Progress, on_epoch_end, trainer: GuardedTrainer, row: dict
+) -> None:
+    """Show it, write it, tell who asked; raises Stopped where the next epoch would not fit."""
+    bar.show(row)
+    writer.write_epoch(row)
+    if on_epoch_end:
+        on_epoch_end(run)
+    ahead = 1.2 * max(row["seconds"] for row in trainer.history[-3:])
+    # all processes have to leave the loop together
+    stop = torch.tensor(float(trainer.stop.now(ahead, least=0)), device=trainer.device)
+    if trainer.accelerator.reduce(stop) > 0:
+        raise Stopped
+
+
+def run_info(cfg: Config, data: Data, trainer: GuardedTrainer) -> dict:
     from vaekit import __version__
 
+    sizes = {"train": len(data.train), "val": len(data.val), "test": len(data.test)}
     return {
-        "vaekit": __version__, "torch": torch.__version__, "python": platform.python_version(),
+        "vaekit": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "device": trainer.device.type, "precision": trainer.precision, "features": cfg.features,
-        "processes": trainer.accelerator.num_processes, "finished": False,
-        "data": {"source": data.source, "hash": data.hash, "train": len(data.train),
-                 "val": len(data.val), "test": len(data.test)},
-    }  # fmt: skip
+        "device": trainer.device.type,
+        "precision": trainer.precision,
+        "features": cfg.features,
+        "processes": trainer.accelerator.num_processes,
+        "finished": False,
+        "data": {"source": data.source, "hash": data.hash, **sizes},
+    }
+
+
+def load_run(path: str | Path) -> Run:
+    """The run in a folder: best weights, history, config. Never executes code from a file.
+
+    Raises CheckpointError where the folder holds no readable run.
+    """
+    path = Path(path)
+    try:
+        cfg = Config.load(path / "config.json")
+        with torch.random.fork_rng():
+            model = VAE(cfg)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} holds no readable run: {error}") from error
+    last = newest_valid(path, "last.pt", partial(use_weights, model, cfg))
+    if last is None:
+        raise CheckpointError(f"{path} holds no checkpoint yet")
+    newest_valid(path, "best.pt", partial(use_weights, model, cfg))
+    model = model.to(choose_device()).eval().requires_grad_(False)
+    return Run(model, last["history"], path, cfg, read_info(path))
+
+
+def use_weights(model: VAE, cfg: Config, state: dict) -> None:
+    check_config(state, cfg)
+    model.load_state_dict(state["ema"] if "ema" in state else state["model"])
