@@ -30,6 +30,7 @@ from vaekit import fast
 from vaekit.config import Config, preset
 from vaekit.data import Data, load_data
 from vaekit.features import TRUNKS, feature_loss
+from vaekit.keep.guards import GuardedTrainer
 from vaekit.keep.run import fit
 from vaekit.place.device import choose_device, choose_precision
 from vaekit.train import Trainer
@@ -205,11 +206,11 @@ def recipe(given) -> dict:
 def steps_of(cfg: Config, data: Data, steps: int) -> dict:
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
-    trainer = Trainer(cfg, data, feature_loss(cfg))
+    trainer = GuardedTrainer(cfg, data, feature_loss(cfg))
     trainer.model.train()
     images = from_memory(cfg, data, trainer.device, cfg.channels_last)
     for _ in range(steps):
-        trainer.train_step(next(images), float(cfg.epochs_phase1))
+        trainer.step(next(images), float(cfg.epochs_phase1))
     cuda = torch.cuda.is_available()
     reserved = torch.cuda.max_memory_reserved() / 1e6 if cuda else None
     return {"peak_mb": peak_mb(), "reserved_mb": reserved, "parts": trainer.parts}

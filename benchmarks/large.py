@@ -90,7 +90,7 @@ def forward(model: VAE, x: torch.Tensor, cfg: Config, features) -> tuple[torch.T
 
 
 def step_bytes(cfg: Config, batch: int, features: FeatureLoss | None) -> dict[str, int]:
-    """{"fixed", "saved", "peak"} of the second of two steps as `Trainer.train_step` takes them.
+    """{"fixed", "saved", "peak"} of the second of two steps as `Trainer.step` takes them.
 
     fixed: weights, gradients, Adam's moments, averaged weights, the trunk; saved: what the
     gradient keeps (see `forward`); peak: all that is alive at the worst moment, fixed included.
@@ -156,7 +156,7 @@ def train(cfg: Config, steps: int) -> dict:
     ours, seconds, losses = Ours(cfg, data), [], []
     for _ in range(steps):
         start = time.perf_counter()
-        terms = ours.trainer.train_step(next(ours.films), float(cfg.epochs_phase1))
+        terms = ours.trainer.step(next(ours.films), float(cfg.epochs_phase1))
         losses.append(terms["loss"].item())
         seconds.append(time.perf_counter() - start)
         print(f"step {len(losses)}: loss {losses[-1]:.4f}, {seconds[-1]:.1f} s", flush=True)

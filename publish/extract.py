@@ -18,7 +18,8 @@ Key = tuple[str, str]  # file as package.py names it, name
 class File:
     name: str
     text: str
-    definitions: dict[str, ast.stmt] = field(default_factory=dict)
+    # name -> its definition, and what changes it later: `RULES = ...`, `RULES["preset"] = ...`
+    definitions: dict[str, list[ast.stmt]] = field(default_factory=dict)
     internal: dict[str, Key] = field(default_factory=dict)  # local name -> (file, name or "")
     external: dict[str, str] = field(default_factory=dict)  # local name -> import statement
 
@@ -32,11 +33,10 @@ class File:
             elif isinstance(node, ast.Import | ast.ImportFrom):
                 file._add_import(node)
             elif isinstance(node, ast.FunctionDef | ast.ClassDef):
-                file.definitions[node.name] = node
-            elif isinstance(node, ast.Assign | ast.AnnAssign):
-                targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-                for target in (n for t in targets for n in ast.walk(t) if isinstance(n, ast.Name)):
-                    file.definitions[target.id] = node
+                file.definitions[node.name] = [node]
+            elif isinstance(node, ast.Assign | ast.AnnAssign | ast.AugAssign):
+                for name in names_set(node):
+                    file.definitions.setdefault(name, []).append(node)
         return file
 
     def _add_import(self, node: ast.Import | ast.ImportFrom) -> None:
@@ -69,9 +69,22 @@ def statements(node: ast.Import | ast.ImportFrom) -> dict[str, str]:
     return found
 
 
+def names_set(node: ast.Assign | ast.AnnAssign | ast.AugAssign) -> list[str]:
+    """The names that an assignment gives a value, or a part of their value."""
+    targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+    found = []
+    for target in targets:
+        parts = target.elts if isinstance(target, ast.Tuple | ast.List) else [target]
+        for part in parts:
+            while isinstance(part, ast.Subscript | ast.Attribute | ast.Starred):
+                part = part.value
+            found.append(part.id)
+    return found
+
+
 def _is_field(name: ast.Name, definition: ast.stmt) -> bool:
     """Whether the name is set inside a class or function, not at the top of its file."""
-    top = isinstance(definition, ast.Assign | ast.AnnAssign)
+    top = isinstance(definition, ast.Assign | ast.AnnAssign | ast.AugAssign)
     return isinstance(name.ctx, ast.Store) and not top
 
 
@@ -100,13 +113,17 @@ class Extract:
         for key in sorted(wanted):
             self._claim(key)
         for file, name in wanted:
-            node = self.files[file].definitions[name]
-            place = self.order.index(file), node.lineno
-            blocks[place] = self.replaced.get((file, name)) or self._text(self.files[file], node)
-        text = ""
+            nodes = self.files[file].definitions[name]
+            for node in nodes[:1] if (file, name) in self.replaced else nodes:
+                place = self.order.index(file), node.lineno
+                text = self.replaced.get((file, name)) or self._text(self.files[file], node)
+                blocks[place] = text
+        text = previous = ""
         for _, block in sorted(blocks.items()):
-            short = "\n" not in block and "\n" not in text.rsplit("\n\n", 1)[-1].strip("\n")
-            text += ("\n" if short else "\n\n\n") * bool(text) + block
+            single = "\n" not in previous + block  # two lines of constants stay together
+            gap = "\n" if single else "\n\n\n"
+            text += gap + block if text else block
+            previous = block
         return text
 
     def _home(self, key: Key) -> Key:
@@ -154,7 +171,8 @@ class Extract:
 
     def _needs(self, key: Key) -> list[Key]:
         file = self.files[key[0]]
-        uses = [use for _, use in self._uses(file, file.definitions[key[1]])]
+        nodes = file.definitions[key[1]]
+        uses = [use for node in nodes for _, use in self._uses(file, node)]
         if "import vaekit" in uses:
             raise ValueError(f"vaekit.{key[0]}: {key[1]} uses `vaekit` as a whole: import by name")
         self.imports |= {use for use in uses if isinstance(use, str)}

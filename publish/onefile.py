@@ -10,6 +10,7 @@ import re
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 import extract
 import nbformat
@@ -17,7 +18,7 @@ import package
 import torch
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from vaekit.config import PROFILES, Config, preset
+from vaekit.config import Config, Profile, preset
 from vaekit.files.own_images import preset_for
 from vaekit.model import VAE
 from vaekit.presets import PRESETS
@@ -106,9 +107,10 @@ WORDS = {
     " the encoder. Attention lets distant places know of one another.",
     "Loss functions": "First the pretrained network that listens, then every term, each per image,"
     " and the total.",
-    "Training functions": "Folded: what keeps a long run alive, and saving. In the open: beta and"
-    " the learning rate, functions of progress; one epoch, which depends on the seed and its number"
-    " alone, so that an interrupted run repeats what it would have done; this notebook's own run.",
+    "Training functions": "In the open: beta and the learning rate, functions of progress; a step,"
+    " and an epoch, which depends on the seed and its number alone, so that an interrupted run"
+    " repeats what it would have done; this notebook's own run. Folded: saving, and what keeps a"
+    " long run alive.",
     "Training": "Phase 1 learns to copy: beta is 0 and the decoder gets the mean. Phase 2 adds the"
     " KL; as it begins, the codes get the prior's scale.",
     "Generate": "From the prior, from a Gaussian fitted to the codes of the training images, and"
@@ -171,7 +173,7 @@ TRAIN = """
 # ---- this notebook's own: a run in a folder, saved as it goes ----
 RUN = Path("runs") / f"one-file-{data.hash[:8]}"
 RUN.mkdir(parents=True, exist_ok=True)
-trainer = Trainer(cfg, data, features)
+trainer = GuardedTrainer(cfg, data, features)
 # attached: the output of an earlier version of this notebook
 for folder in (RUN, *(place / RUN for place in attached())):
     state = newest_valid(folder)
@@ -184,9 +186,9 @@ ENDS = time.monotonic() + 60 * left if left else math.inf
 
 
 def save():
-    if trainer.best:
-        save_checkpoint(RUN / "best.pt", trainer.best)
-    save_checkpoint(RUN / "last.pt", state_of(trainer))
+    if trainer.best.state:
+        save_checkpoint(RUN / "best.pt", trainer.best.state)
+    save_checkpoint(RUN / "last.pt", trainer.state_dict())
 
 
 def train_until(last):
@@ -256,7 +258,7 @@ print(f"saved in {RUN}: {', '.join(sorted(file.name for file in RUN.iterdir()))}
 def comments() -> dict[str, str]:
     """The comment that Config has to the right of a field, for the fields that have one."""
     text = package.source("config")
-    return dict(re.findall(r"^    (\w+): \w+ = [^#\n]+  # (.+)$", text, re.M))
+    return dict(re.findall(r"^    (\w+): [^#\n]+ = [^#\n]+  # (.+)$", text, re.M))
 
 
 def differences(values: dict, base: Config) -> dict:
@@ -278,7 +280,7 @@ def configuration(make: Callable[[str], Config]) -> str:
     for name, value in (values | hidden).items():
         lines.append(f"    {name}={value!r}," + (f"  # {notes[name]}" if name in notes else ""))
     lines += [")", "PROFILES_CHANGE = {  # what a shorter run does to the knobs that cost time"]
-    for name in PROFILES:
+    for name in get_args(Profile):
         changed = make(name)
         changes = differences({k: getattr(changed, k) for k in full.to_dict()}, full)
         changes.pop("profile", None)
@@ -369,21 +371,20 @@ def build(images: Path | None = None) -> nbformat.NotebookNode:
         code(then=INITIALISE),
         text("Training functions"),
         code(
-            "place.progress.Progress",
             "place.device.choose_precision",
+            "place.progress.Progress",
             "fast.keep_freed_memory",
-            "keep.guards.Stop",
-            "keep.guards.Tally",
-            "keep.guards.poison",
-            "keep.guards.step_if",
-            "keep.guards.more_parts",
+            folded=True,
+        ),
+        code("schedules.beta_at", "schedules.lr_factor", "train.Trainer"),
+        code(
             "keep.checkpoint.save_checkpoint",
             "keep.checkpoint.newest_valid",
-            "keep.resume.state_of",
+            "keep.guards.GuardedTrainer",
             "keep.resume.go_on_from",
             folded=True,
         ),
-        code("schedules.beta_at", "schedules.lr_factor", "train.Trainer", then=TRAIN),
+        code(then=TRAIN),
         text("Training"),
         code(then=PHASE1),
         code(then=PHASE2),

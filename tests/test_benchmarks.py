@@ -331,7 +331,7 @@ def test_a_step_begins_without_the_gradients_of_the_last():
     trainer.raw.register_forward_pre_hook(
         lambda *_: alive.append(any(p.grad is not None for p in weights)))  # fmt: skip
     for _ in range(2):
-        trainer.train_step(torch.rand(4, 1, 16, 16), 0.0)
+        trainer.step(torch.rand(4, 1, 16, 16), 0.0)
     assert alive == [False, False] and weights[0].grad is not None
 
 

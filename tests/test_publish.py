@@ -178,7 +178,7 @@ def test_one_file_has_the_main_line_in_order(one):
              "display(plot_history", "## Generate", "z = fit_sampler(mu", "\"PSNR, dB\":",
              "## What to take")  # fmt: skip
     places = [text.index(mark) for mark in order]
-    assert places == sorted(places) and 24 <= len(one.cells) <= 30
+    assert places == sorted(places)
     nbformat.validate(one)
 
 
@@ -236,7 +236,8 @@ def test_extract_follows_imports_into_the_wings_and_renames_what_two_files_share
 ):
     files = {
         "__init__": "", "core": "from vaekit.place import device\nCOUNT = 2\n\n"
-        "class Kept:\n    number = COUNT\n\ndef _get():\n    return device.choose()\n\n"
+        "COUNT += 0\nTABLE = {}\nTABLE['two'] = COUNT\n\n"
+        "class Kept:\n    number = TABLE['two']\n\ndef _get():\n    return device.choose()\n\n"
         "def first():\n    return _get()",
         "place/__init__": "", "place/device": "import math\n\ndef choose():\n    return math.pi",
         "files/__init__": "", "files/two": "from vaekit.core import COUNT\n\nclass Kept:\n"

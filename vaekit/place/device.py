@@ -1,8 +1,6 @@
-"""What computes here: which device, in which precision."""
+"""What computes here: which device, in which precision. Asked before torch is loaded."""
 
 from pathlib import Path
-
-import torch
 
 
 def gpu_problem() -> str:
@@ -11,6 +9,8 @@ def gpu_problem() -> str:
     `torch.cuda.is_available()` says True on a P100 whose kernels recent builds leave out, and
     the failure comes at the first kernel: so one is tried.
     """
+    import torch
+
     if not torch.cuda.is_available():
         return "no CUDA device"
     try:
@@ -26,8 +26,10 @@ def usable_gpu() -> bool:
     return gpu_problem() == ""
 
 
-def choose_device() -> torch.device:
+def choose_device():
     """The GPU if this torch has kernels for it, Apple's MPS, else the CPU."""
+    import torch
+
     if usable_gpu():
         return torch.device("cuda", torch.cuda.current_device())
     if torch.backends.mps.is_available():
@@ -44,8 +46,10 @@ def cpu_has_bf16() -> bool:
     return "avx512_bf16" in words or "amx_bf16" in words
 
 
-def choose_precision(wanted: str, device: torch.device) -> str:
+def choose_precision(wanted: str, device) -> str:
     """ "auto" -> "bf16" where the hardware has it natively, "fp16" on older GPUs, else "fp32"."""
+    import torch
+
     if wanted != "auto":
         return wanted
     if device.type == "cuda":  # is_bf16_supported() says True on a T4, where it is emulated
