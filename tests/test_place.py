@@ -1,7 +1,6 @@
 """Where a notebook finds vaekit, and what it says about the machine."""
 
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -44,11 +43,12 @@ def set_up(cwd: Path, kaggle: Path, *, installed=False, repo="") -> subprocess.C
 
 @pytest.fixture
 def copy(tmp_path):
+    """Puts what looks like the package into a folder below tmp_path; its path."""
+
     def place(where: str) -> Path:
         target = tmp_path / where / "vaekit"
         target.mkdir(parents=True)
-        for name in ("__init__.py", "config.py", "presets.py"):
-            shutil.copy(ROOT / "vaekit" / name, target)
+        (target / "__init__.py").touch()
         return target
 
     return place
