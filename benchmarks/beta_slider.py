@@ -2,7 +2,7 @@
 
     python benchmarks/beta_slider.py
 
-Writes vaekit/results/slider_<beta>.safetensors; what is there is not trained again.
+Writes vaekit/lessons/results/slider_<beta>.safetensors; what is there is not trained again.
 """
 
 import tempfile

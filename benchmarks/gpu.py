@@ -16,6 +16,7 @@ import gc
 import json
 import math
 import os
+import statistics
 import sys
 import tempfile
 import time
@@ -25,10 +26,11 @@ import torch
 from torch import nn
 from torchvision import models
 
-import vaekit.model
+from vaekit import fast
 from vaekit.config import Config, preset
 from vaekit.data import Data, load_data
 from vaekit.features import TRUNKS, feature_loss
+from vaekit.keep.guards import GuardedTrainer
 from vaekit.keep.run import fit
 from vaekit.place.device import choose_device, choose_precision
 from vaekit.train import Trainer
@@ -38,6 +40,7 @@ from throughput import Ours, peak_mb, synchronize  # isort: skip
 
 CARD = 24e9 - 0.6e9  # bytes of the card that `memory` plays, less CUDA's context, assumed
 EPOCHS, COUNT = (50, 100), 5000  # of the recipe
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 def weights(folder: Path) -> None:
@@ -45,9 +48,15 @@ def weights(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("vgg16", "squeezenet"):
         spec = TRUNKS[name]
-        layers = getattr(models, spec.builder)(weights=None).features
-        torch.save({f"features.{k}": v for k, v in layers.state_dict().items()},
-                   folder / spec.url_file)  # fmt: skip
+        with torch.device("meta"):  # shapes only: filling what is thrown away takes seconds
+            layers = getattr(models, spec.builder)(weights=None).features
+        values = {}
+        for key, value in layers.state_dict().items():
+            empty = torch.empty(value.shape)
+            values[f"features.{key}"] = (
+                nn.init.zeros_(empty) if key.endswith("bias") else nn.init.kaiming_normal_(empty)
+            )
+        torch.save(values, folder / spec.url_file)
 
 
 def films(cfg: Config, count: int) -> Data:
@@ -113,7 +122,7 @@ def convs(given) -> dict:
     cfg = preset("chest_xray", profile="full", image_size=given.size, batch_size=given.batch)
     engine = Ours(cfg, films(cfg, 8 * cfg.batch_size))
     engine.run(3)
-    dtype = torch.bfloat16 if engine.trainer.precision == "bf16" else torch.float16
+    dtype = DTYPES[engine.trainer.precision]
     calls = conv_calls(engine)
     alone = bare(calls, engine.trainer.device, dtype)
     alone()
@@ -121,7 +130,8 @@ def convs(given) -> dict:
     for _ in range(5):  # in turns
         found["seconds"]["step"].append(timed(engine.step, given.steps))
         found["seconds"]["bare"].append(timed(alone, given.steps))
-    step, only = (sorted(seconds)[2] for seconds in found["seconds"].values())
+    step = statistics.median(found["seconds"]["step"])
+    only = statistics.median(found["seconds"]["bare"])
     return found | {"share": only / step, "images_per_s": cfg.batch_size / step}
 
 
@@ -144,9 +154,9 @@ def variant(name: str, given) -> dict:
     """Seconds until three steps are done, and of a step after that."""
     cfg = preset("chest_xray", profile="full", image_size=given.size, batch_size=given.batch,
                  channels_last="NCHW" not in name or "norm" in name)  # fmt: skip
-    own = vaekit.fast.GroupNorm.forward
+    own = fast.GroupNorm.forward
     if "norm" in name:
-        vaekit.fast.GroupNorm.forward = through_nchw
+        fast.GroupNorm.forward = through_nchw
     try:
         engine = Ours(cfg, films(cfg, 8 * cfg.batch_size))
         if "compiled" in name:
@@ -157,7 +167,7 @@ def variant(name: str, given) -> dict:
     except RuntimeError as error:  # a compiler that is not there
         return {"variant": name, "failed": f"{type(error).__name__}: {error}"[:300]}
     finally:
-        vaekit.fast.GroupNorm.forward = own
+        fast.GroupNorm.forward = own
         torch.compiler.reset()
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
@@ -196,11 +206,11 @@ def recipe(given) -> dict:
 def steps_of(cfg: Config, data: Data, steps: int) -> dict:
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
-    trainer = Trainer(cfg, data, feature_loss(cfg))
+    trainer = GuardedTrainer(cfg, data, feature_loss(cfg))
     trainer.model.train()
     images = from_memory(cfg, data, trainer.device, cfg.channels_last)
     for _ in range(steps):
-        trainer.train_step(next(images), float(cfg.epochs_phase1))
+        trainer.step(next(images), float(cfg.epochs_phase1))
     cuda = torch.cuda.is_available()
     reserved = torch.cuda.max_memory_reserved() / 1e6 if cuda else None
     return {"peak_mb": peak_mb(), "reserved_mb": reserved, "parts": trainer.parts}

@@ -90,7 +90,7 @@ def forward(model: VAE, x: torch.Tensor, cfg: Config, features) -> tuple[torch.T
 
 
 def step_bytes(cfg: Config, batch: int, features: FeatureLoss | None) -> dict[str, int]:
-    """{"fixed", "saved", "peak"} of the second of two steps as `Trainer.train_step` takes them.
+    """{"fixed", "saved", "peak"} of the second of two steps as `Trainer.step` takes them.
 
     fixed: weights, gradients, Adam's moments, averaged weights, the trunk; saved: what the
     gradient keeps (see `forward`); peak: all that is alive at the worst moment, fixed included.
@@ -115,11 +115,12 @@ def step_bytes(cfg: Config, batch: int, features: FeatureLoss | None) -> dict[st
 
 
 def trunk_of_shapes(cfg: Config) -> FeatureLoss | None:
-    """The feature loss of `cfg` with random weights: only shapes count here."""
+    """The feature loss of `cfg` with weights of any value: only shapes count here."""
     if (name := trunk_name(cfg)) == "none":
         return None
     spec = TRUNKS[name]
-    layers = getattr(models, spec.builder)(weights=None).features
+    with torch.device("meta"):  # filling the rest of the network takes seconds
+        layers = getattr(models, spec.builder)(weights=None).features.to_empty(device="cpu")
     trunk = Trunk(name, layers, tuple(sorted({*spec.perceptual_taps, *spec.lpips_taps})))
     wants = cfg.perceptual_weight > 0, cfg.lpips_weight > 0
     return FeatureLoss(trunk, *wants, cfg.perceptual_distance)
@@ -155,7 +156,7 @@ def train(cfg: Config, steps: int) -> dict:
     ours, seconds, losses = Ours(cfg, data), [], []
     for _ in range(steps):
         start = time.perf_counter()
-        terms = ours.trainer.train_step(next(ours.films), float(cfg.epochs_phase1))
+        terms = ours.trainer.step(next(ours.films), float(cfg.epochs_phase1))
         losses.append(terms["loss"].item())
         seconds.append(time.perf_counter() - start)
         print(f"step {len(losses)}: loss {losses[-1]:.4f}, {seconds[-1]:.1f} s", flush=True)

@@ -28,8 +28,9 @@ from vaekit.features import feature_loss
 from vaekit.files.images import BadImage, decode, prepare
 from vaekit.files.sources import SUFFIXES
 from vaekit.judge import distances, networks
+from vaekit.keep.guards import GuardedTrainer
 from vaekit.keep.run import fit
-from vaekit.train import Trainer, epoch_order
+from vaekit.train import epoch_order
 
 WATCHED = 32  # training films that the validation loss of each epoch is taken on
 NUM_JUDGED = 200  # N of the Fréchet distances
@@ -71,7 +72,7 @@ def part(split: Split, n: int, seed: int = 0) -> Split:
 
 def seconds_per_epoch(cfg: Config, data: Data, patience: float = 12.0) -> float:
     """Seconds that training and watching take for one epoch, from real steps, thrown away."""
-    trainer = Trainer(cfg, data, feature_loss(cfg, verbose=False))
+    trainer = GuardedTrainer(cfg, data, feature_loss(cfg, verbose=False))
     order, flip = epoch_order(cfg, len(data.train), 0)
     trainer.model.train()
     marks = []
@@ -79,7 +80,7 @@ def seconds_per_epoch(cfg: Config, data: Data, patience: float = 12.0) -> float:
         i = len(marks) * cfg.batch_size % (len(order) - cfg.batch_size + 1)
         (x,) = batches(data.train, cfg.batch_size, trainer.device, order[i : i + cfg.batch_size],
                        flip[i : i + cfg.batch_size], channels_last=cfg.channels_last)  # fmt: skip
-        trainer.train_step(x, float(cfg.epochs_phase1))
+        trainer.step(x, float(cfg.epochs_phase1))
         if trainer.device.type == "cuda":
             torch.cuda.synchronize()
         marks.append(time.perf_counter())

@@ -27,8 +27,8 @@ from vaekit.config import Config, preset
 from vaekit.data import load_data
 from vaekit.features import feature_loss
 from vaekit.files.sources import SUFFIXES
+from vaekit.keep.guards import GuardedTrainer
 from vaekit.place.device import choose_device, choose_precision
-from vaekit.train import Trainer
 
 from peers import ALIKE, build, from_memory, size_of  # isort: skip
 
@@ -47,13 +47,13 @@ class Ours:
     """vaekit's step, as `fit` takes it, clipping, averaged weights and logged terms included."""
 
     def __init__(self, cfg: Config, data):
-        self.trainer = Trainer(cfg, data, feature_loss(cfg))
+        self.trainer = GuardedTrainer(cfg, data, feature_loss(cfg))
         self.trainer.model.train()
         self.network = self.trainer.raw
         self.films = from_memory(cfg, data, self.trainer.device, cfg.channels_last)
 
     def step(self) -> None:
-        self.trainer.train_step(next(self.films), float(self.trainer.cfg.epochs_phase1))
+        self.trainer.step(next(self.films), float(self.trainer.cfg.epochs_phase1))
 
     def run(self, steps: int) -> None:
         for _ in range(steps):

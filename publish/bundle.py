@@ -39,7 +39,8 @@ BEGIN = """\
 import pathlib
 import sys
 
-(pathlib.Path("{folder}") / "vaekit").mkdir(parents=True, exist_ok=True)
+for name in {folders}:
+    pathlib.Path("{folder}", name).mkdir(parents=True, exist_ok=True)
 sys.path.insert(0, str(pathlib.Path("{folder}").resolve()))"""
 PHANTOMS = """\
 from vaekit.files import sources
@@ -54,7 +55,7 @@ import zlib
 
 # What was measured or trained before, as the lesson reads it: files, compressed, in letters
 for name, text in {files!r}.items():
-    path = pathlib.Path("{folder}/vaekit/results") / name
+    path = pathlib.Path("{folder}/vaekit/lessons/results", name)
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(zlib.decompress(base64.b85decode(text)))"""
 
@@ -63,15 +64,21 @@ def bundle(notebook: nbformat.NotebookNode, outputs: bool = False) -> nbformat.N
     """The notebook with the whole package in cells before the set-up cell; outputs cleared, or
     kept where `outputs`."""
     names = package.reading_order()
-    table = "\n".join(f"- `{name}.py`: {package.summary(name)}" for name in names)
+    paths = {name: package.path_of(name).as_posix() for name in names}
+    table = "\n".join(f"- `{paths[name]}`: {package.summary(name)}" for name in names)
     about = ABOUT.format(count=len(names), folder=FOLDER, table=table)
-    cells = [new_markdown_cell(about), new_code_cell(BEGIN.format(folder=FOLDER))]
+    folders = sorted({str(Path("vaekit", path).parent) for path in paths.values()})
+    begin = BEGIN.format(folder=FOLDER, folders=json.dumps(folders))
+    cells = [new_markdown_cell(about), new_code_cell(begin)]
     for name in names:
-        text = f"%%writefile {FOLDER}/vaekit/{name}.py\n{package.source(name)}"
+        text = f"%%writefile {FOLDER}/vaekit/{paths[name]}\n{package.source(name)}"
         cells.append(new_code_cell(text.rstrip("\n"), metadata=FOLDED))
-    code = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "code")
-    files = {name: base64.b85encode(zlib.compress(content, 9)).decode()
-             for name, content in package.results(code).items()}  # fmt: skip
+    lesson = notebook.cells[notebook.cells.index(stamp.first_code(notebook)) + 1 :]
+    code = "\n".join(cell.source for cell in lesson if cell.cell_type == "code")
+    files = {
+        name: base64.b85encode(zlib.compress(content, 9)).decode()
+        for name, content in package.results(code).items()
+    }
     if files:
         text = RESULTS.format(files=files, folder=FOLDER)
         cells.append(new_code_cell(text, metadata=FOLDED))
@@ -94,8 +101,11 @@ def blank(notebook: nbformat.NotebookNode, outputs: bool = False) -> nbformat.No
             cell.outputs, cell.execution_count = [], None
             cell.metadata.pop("seconds", None)  # of the run whose outputs these were
         elif cell.cell_type == "markdown":
-            cell.source = re.sub(r"\[([^\]]+)\]\((?!https?:|#)([^)]+)\)",
-                                 lambda link: _absolute(link, repo), cell.source)  # fmt: skip
+            cell.source = re.sub(
+                r"\[([^\]]+)\]\((?!https?:|#)([^)]+)\)",
+                lambda link: _absolute(link, repo),
+                cell.source,
+            )
     return copy
 
 
@@ -115,12 +125,21 @@ def kernel_metadata(name: str, user: str, before: str | None) -> dict:
         return f"{user}/{title(stem).replace(' ', '-').lower()}"
 
     return {
-        "id": slug(name), "title": title(name), "code_file": f"{name}.ipynb",
-        "language": "python", "kernel_type": "notebook", "is_private": True,
-        "enable_gpu": True, "enable_tpu": False, "machine_shape": "NvidiaTeslaT4",
-        "enable_internet": True, "dataset_sources": [KERMANY], "competition_sources": [],
-        "kernel_sources": [slug(before)] if before else [], "model_sources": [],
-    }  # fmt: skip
+        "id": slug(name),
+        "title": title(name),
+        "code_file": f"{name}.ipynb",
+        "language": "python",
+        "kernel_type": "notebook",
+        "is_private": True,
+        "enable_gpu": True,
+        "enable_tpu": False,
+        "machine_shape": "NvidiaTeslaT4",
+        "enable_internet": True,
+        "dataset_sources": [KERMANY],
+        "competition_sources": [],
+        "kernel_sources": [slug(before)] if before else [],
+        "model_sources": [],
+    }
 
 
 def write(notebook: nbformat.NotebookNode, out: Path, name: str, metadata: dict) -> None:
@@ -148,8 +167,10 @@ def main(arguments: list[str] | None = None) -> None:
     write(one, args.out, onefile.NAME, kernel_metadata(onefile.NAME, user, None))
     if args.images:
         nbformat.write(onefile.build(args.images), args.out / f"{onefile.OWN}.ipynb")
-    print(f"{len(package.notebooks())} bundles and {onefile.NAME}.ipynb in {args.out};"
-          f" for Kaggle: kaggle kernels push -p {args.out}/kaggle/<name>")  # fmt: skip
+    print(
+        f"{len(package.notebooks())} bundles and {onefile.NAME}.ipynb in {args.out};"
+        f" for Kaggle: kaggle kernels push -p {args.out}/kaggle/<name>"
+    )
     if user == NOBODY:
         print(f"say --user, or put your name for {NOBODY} into each kernel-metadata.json")
 

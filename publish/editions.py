@@ -24,15 +24,21 @@ DETAILS = re.compile(r"<details>.*?</details>\s*", re.S)
 LISTED = re.compile(r"^(\d+)\. (.+?)(?=^\d+\. |\Z)", re.M | re.S)
 READS, READS_CODE, LOOKS, EXERCISE = 150, 10, 2, 10  # words, lines a minute; minutes a figure, each
 POINTS = {  # for an exercise that is filled in, and for one that is predicted and run
-    "fill in": ((2, "the function gives what is expected"),
-                (1, "it is made of its arguments: no number of this run is typed in"),
-                (1, "a sentence says why it is right")),
-    "predict": ((1, "a prediction is written down, right or wrong"),
-                (1, "the run: its figure or its numbers are kept"),
-                (2, "the explanation uses them, and says what the prediction got right or wrong")),
-}  # fmt: skip
-ANSWER = {"fill in": "*why the function is right:* ...",
-          "predict": "*prediction:* ... *run:* ... *explanation:* ..."}  # fmt: skip
+    "fill in": (
+        (2, "the function gives what is expected"),
+        (1, "it is made of its arguments: no number of this run is typed in"),
+        (1, "a sentence says why it is right"),
+    ),
+    "predict": (
+        (1, "a prediction is written down, right or wrong"),
+        (1, "the run: its figure or its numbers are kept"),
+        (2, "the explanation uses them, and says what the prediction got right or wrong"),
+    ),
+}
+ANSWER = {
+    "fill in": "*why the function is right:* ...",
+    "predict": "*prediction:* ... *run:* ... *explanation:* ...",
+}
 ANSWERS = """\
 ### Your answers
 
@@ -51,8 +57,9 @@ def tagged(notebook: nbformat.NotebookNode, tag: str) -> nbformat.NotebookNode:
 
 def exercises(notebook: nbformat.NotebookNode) -> list[tuple[str, str]]:
     """(number, text) of every exercise."""
-    (text,) = [c.source.split("## Exercises")[1] for c in notebook.cells
-               if "## Exercises" in c.source]  # fmt: skip
+    (text,) = [
+        c.source.split("## Exercises")[1] for c in notebook.cells if "## Exercises" in c.source
+    ]
     return [(number, " ".join(words.split())) for number, words in LISTED.findall(text)]
 
 
@@ -127,8 +134,10 @@ def sections(notebook: nbformat.NotebookNode) -> list[tuple[int, str, int, float
             else:
                 costs[-1] += len(DETAILS.sub("", part).split()) / READS
                 costs[-1] += EXERCISE * len(LISTED.findall(part)) * ("## Exercises" in part)
-    return [(*place, max(1, round(cost + seconds / 60)), seconds)
-            for place, cost, seconds in zip(found, costs, ran, strict=True)]  # fmt: skip
+    return [
+        (*place, max(1, round(cost + seconds / 60)), seconds)
+        for place, cost, seconds in zip(found, costs, ran, strict=True)
+    ]
 
 
 def rubric(notebook: nbformat.NotebookNode, name: str) -> str:
@@ -145,13 +154,16 @@ def rubric(notebook: nbformat.NotebookNode, name: str) -> str:
     measured = f" Of these the stored run computed {ran:.1f} ({machine})." if ran else ""
     if found := found_finished(notebook):
         measured += f" Not counted: {found} that it found finished, and that others wait for."
-    lines += [f"| | **{total}** | |", "",
-              f"{name}: {minutes} minutes in all, reckoned at {READS} words and {READS_CODE} lines"
-              f" of code a minute, {LOOKS} minutes a figure, {EXERCISE} an exercise; where an"
-              f" exercise trains, its training comes on top.{measured} What to expect of the"
-              " exercises stands beside the solution. The figures are those of a stored run in the"
-              " quick profile; expect the same shapes on other images, not the same"
-              " numbers."]  # fmt: skip
+    lines += [
+        f"| | **{total}** | |",
+        "",
+        f"{name}: {minutes} minutes in all, reckoned at {READS} words and {READS_CODE} lines"
+        f" of code a minute, {LOOKS} minutes a figure, {EXERCISE} an exercise; where an"
+        f" exercise trains, its training comes on top.{measured} What to expect of the"
+        " exercises stands beside the solution. The figures are those of a stored run in the"
+        " quick profile; expect the same shapes on other images, not the same"
+        " numbers.",
+    ]
     return "\n".join(lines)
 
 
@@ -168,8 +180,10 @@ def main() -> None:
     args = parser.parse_args()
     for path in package.notebooks():
         notebook = nbformat.read(path, as_version=4)
-        for edition, made in (("student", student(notebook)),
-                              ("teacher", teacher(notebook, path.stem))):  # fmt: skip
+        for edition, made in (
+            ("student", student(notebook)),
+            ("teacher", teacher(notebook, path.stem)),
+        ):
             (args.out / edition).mkdir(parents=True, exist_ok=True)
             whole = bundle.bundle(made, outputs=True)
             nbformat.validate(whole)

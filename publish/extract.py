@@ -1,8 +1,8 @@
 """Definitions of the package, cut out with everything they need, for a notebook without it.
 
-`Extract().take("losses.vae_loss")` is the text of `vae_loss` and of what it calls, in an order in
-which Python can read it; what an earlier call gave is not repeated. Names that two files share get
-the file's name appended; `hosting.choose_device()` becomes `choose_device()`.
+`Extract().take("files.cache.load_arrays")` is the text of that function and of what it calls, in an
+order in which Python can read it; what an earlier call gave is not repeated. Names that two files
+share get the file's name appended; `device.choose_device()` becomes `choose_device()`.
 """
 
 import ast
@@ -11,14 +11,15 @@ from dataclasses import dataclass, field
 
 import package
 
-Key = tuple[str, str]  # file, name
+Key = tuple[str, str]  # file as package.py names it, name
 
 
 @dataclass
 class File:
     name: str
     text: str
-    definitions: dict[str, ast.stmt] = field(default_factory=dict)
+    # name -> its definition, and what changes it later: `RULES = ...`, `RULES["preset"] = ...`
+    definitions: dict[str, list[ast.stmt]] = field(default_factory=dict)
     internal: dict[str, Key] = field(default_factory=dict)  # local name -> (file, name or "")
     external: dict[str, str] = field(default_factory=dict)  # local name -> import statement
 
@@ -32,18 +33,17 @@ class File:
             elif isinstance(node, ast.Import | ast.ImportFrom):
                 file._add_import(node)
             elif isinstance(node, ast.FunctionDef | ast.ClassDef):
-                file.definitions[node.name] = node
-            elif isinstance(node, ast.Assign | ast.AnnAssign):
-                targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-                for target in (n for t in targets for n in ast.walk(t) if isinstance(n, ast.Name)):
-                    file.definitions[target.id] = node
+                file.definitions[node.name] = [node]
+            elif isinstance(node, ast.Assign | ast.AnnAssign | ast.AugAssign):
+                for name in names_set(node):
+                    file.definitions.setdefault(name, []).append(node)
         return file
 
     def _add_import(self, node: ast.Import | ast.ImportFrom) -> None:
-        for local, key, statement in imported(node):
-            if key:
-                self.internal[local] = key
-            elif "__future__" not in statement:
+        inside = package.imported(node)
+        self.internal |= inside
+        for local, statement in statements(node).items():
+            if local not in inside and "__future__" not in statement:
                 self.external[local] = statement
 
     def segment(self, node: ast.stmt) -> tuple[int, int]:
@@ -55,23 +55,36 @@ class File:
         return start, node.end_lineno
 
 
-def imported(node: ast.Import | ast.ImportFrom):
-    """(local name, (file, name) within vaekit or None, statement) for every name of an import."""
+def statements(node: ast.Import | ast.ImportFrom) -> dict[str, str]:
+    """{local name: an import statement of that name alone}."""
+    found = {}
     for alias in node.names:
-        local = alias.asname or alias.name.split(".")[0]
         renamed = f" as {alias.asname}" if alias.asname else ""
         if isinstance(node, ast.Import):
-            yield local, None, f"import {alias.name}{renamed}"
-        elif (node.module or "").split(".")[0] == "vaekit":
-            file = node.module.split(".")[1:]
-            yield local, (file[0], alias.name) if file else (alias.name, ""), ""
+            local = alias.asname or alias.name.split(".")[0]
+            found[local] = f"import {alias.name}{renamed}"
         else:
-            yield local, None, f"from {node.module} import {alias.name}{renamed}"
+            local = alias.asname or alias.name
+            found[local] = f"from {node.module} import {alias.name}{renamed}"
+    return found
+
+
+def names_set(node: ast.Assign | ast.AnnAssign | ast.AugAssign) -> list[str]:
+    """The names that an assignment gives a value, or a part of their value."""
+    targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+    found = []
+    for target in targets:
+        parts = target.elts if isinstance(target, ast.Tuple | ast.List) else [target]
+        for part in parts:
+            while isinstance(part, ast.Subscript | ast.Attribute | ast.Starred):
+                part = part.value
+            found.append(part.id)
+    return found
 
 
 def _is_field(name: ast.Name, definition: ast.stmt) -> bool:
     """Whether the name is set inside a class or function, not at the top of its file."""
-    top = isinstance(definition, ast.Assign | ast.AnnAssign)
+    top = isinstance(definition, ast.Assign | ast.AnnAssign | ast.AugAssign)
     return isinstance(name.ctx, ast.Store) and not top
 
 
@@ -89,7 +102,7 @@ class Extract:
     def take(self, *roots: str) -> str:
         """The text of the roots ("file.name") and of what they need that was not taken before."""
         wanted: set[Key] = set()
-        todo = [tuple(root.split(".")) for root in roots]
+        todo = [tuple(root.rsplit(".", 1)) for root in roots]
         while todo:
             key = self._home(todo.pop())
             if key not in wanted | self.taken:
@@ -97,27 +110,40 @@ class Extract:
                 todo += [] if key in self.replaced else self._needs(key)
         self.taken |= wanted
         blocks: dict[tuple, str] = {}
+        for key in sorted(wanted):
+            self._claim(key)
         for file, name in wanted:
-            self._claim((file, name))
-        for file, name in wanted:
-            node = self.files[file].definitions[name]
-            place = self.order.index(file), node.lineno
-            blocks[place] = self.replaced.get((file, name)) or self._text(self.files[file], node)
-        text = ""
+            nodes = self.files[file].definitions[name]
+            for node in nodes[:1] if (file, name) in self.replaced else nodes:
+                place = self.order.index(file), node.lineno
+                text = self.replaced.get((file, name)) or self._text(self.files[file], node)
+                blocks[place] = text
+        text = previous = ""
         for _, block in sorted(blocks.items()):
-            short = "\n" not in block and "\n" not in text.rsplit("\n\n", 1)[-1].strip("\n")
-            text += ("\n" if short else "\n\n\n") * bool(text) + block
+            single = "\n" not in previous + block  # two lines of constants stay together
+            gap = "\n" if single else "\n\n\n"
+            text += gap + block if text else block
+            previous = block
         return text
 
     def _home(self, key: Key) -> Key:
         """Where a name is defined, through files that only pass it on."""
         file, name = key
-        while name not in self.files[file].definitions:
-            file, name = self.files[file].internal[name]
-        return file, name
+        if file not in self.files:
+            raise LookupError(f"vaekit has no file {file}, of which {name!r} was asked for")
+        if name in self.files[file].definitions:
+            return key
+        if name not in self.files[file].internal:
+            raise LookupError(f"vaekit/{package.path_of(file)} does not define {name!r}")
+        return self._home(self.files[file].internal[name])
 
     def _claim(self, key: Key) -> None:
-        name = key[1] if self.names.get(key[1], key) == key else f"{key[1]}_{key[0]}"
+        """Give a definition its name in the notebook: another where that name is taken."""
+        file, name = key
+        if self.names.get(name, key) != key:
+            name = f"{name}_{file.split('.')[-1]}"
+        if self.names.get(name, key) != key:
+            raise ValueError(f"{name} is the name of two definitions, one of vaekit.{file}")
         self.names[name] = key
 
     def _called(self, key: Key) -> str:
@@ -126,9 +152,10 @@ class Extract:
 
     def _uses(self, file: File, node: ast.AST):
         """(node, key or import statement) for every name in `node` that comes from outside it."""
-        local = {name: key for inner in ast.walk(node) if isinstance(inner, ast.ImportFrom)
-                 for name, key, _ in imported(inner) if key}  # fmt: skip
-        internal = file.internal | local
+        internal = dict(file.internal)
+        for inner in ast.walk(node):
+            if isinstance(inner, ast.Import | ast.ImportFrom):
+                internal |= package.imported(inner)
         for inner in ast.walk(node):
             if isinstance(inner, ast.Attribute) and isinstance(inner.value, ast.Name):
                 owner, part = internal.get(inner.value.id, ("", "-"))
@@ -144,7 +171,10 @@ class Extract:
 
     def _needs(self, key: Key) -> list[Key]:
         file = self.files[key[0]]
-        uses = [use for _, use in self._uses(file, file.definitions[key[1]])]
+        nodes = file.definitions[key[1]]
+        uses = [use for node in nodes for _, use in self._uses(file, node)]
+        if "import vaekit" in uses:
+            raise ValueError(f"vaekit.{key[0]}: {key[1]} uses `vaekit` as a whole: import by name")
         self.imports |= {use for use in uses if isinstance(use, str)}
         return [use for use in uses if not isinstance(use, str)]
 
@@ -157,18 +187,18 @@ class Extract:
                 old, new = ast.get_source_segment(file.text, inner), self._called(use)
                 if old != new:
                     edits.append((inner.lineno, inner.col_offset, inner.end_col_offset, new))
-        if isinstance(node, ast.FunctionDef) and self._called((file.name, node.name)) != node.name:
-            at = len("def ")
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            at = len("class " if isinstance(node, ast.ClassDef) else "def ")
             called = self._called((file.name, node.name))
             edits.append((node.lineno, at, at + len(node.name), called))
         lines = [line.encode() for line in file.text.splitlines()]  # columns count bytes
         for line, first, last, new in sorted(set(edits), reverse=True):
             lines[line - 1] = lines[line - 1][:first] + new.encode() + lines[line - 1][last:]
         for inner in ast.walk(node):
-            if isinstance(inner, ast.ImportFrom) and (inner.module or "").startswith("vaekit"):
+            if isinstance(inner, ast.Import | ast.ImportFrom) and package.imported(inner):
                 for line in range(inner.lineno - 1, inner.end_lineno):
-                    lines[line] = b"#-"
-        kept = [line.decode() for line in lines[start:end] if line != b"#-"]
+                    lines[line] = None
+        kept = [line.decode() for line in lines[start:end] if line is not None]
         text = "\n".join(re.sub(r"\s+# (fmt: skip|noqa.*)$", "", line) for line in kept)
         return re.sub(r'("""\n)\n+', r"\1", text)
 

@@ -10,6 +10,7 @@ import re
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 import extract
 import nbformat
@@ -17,7 +18,7 @@ import package
 import torch
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from vaekit.config import PROFILES, Config, preset
+from vaekit.config import Config, Profile, preset
 from vaekit.files.own_images import preset_for
 from vaekit.model import VAE
 from vaekit.presets import PRESETS
@@ -25,25 +26,45 @@ from vaekit.presets import PRESETS
 NAME, OWN = "vae_chest_xray", "vae_images"
 FOLDED = {"jupyter": {"source_hidden": True}, "_kg_hide-input": True}
 REPLACED = {  # what a notebook without the package has instead
-    ("sources", "BUNDLE"): 'BUNDLE = Path("chest_xray_phantom")  # films drawn earlier',
+    ("files.sources", "BUNDLE"): 'BUNDLE = Path("chest_xray_phantom")  # films drawn earlier',
     ("presets", "PRESETS"): f"PRESETS = {tuple(PRESETS)!r}  # the package's; this is one of them",
 }
 # what the configuration cell shows; everything else stays as Config has it
 SHOWN = (
-    "image_size", "in_channels", "latent_channels", "widths", "attention", "l1_weight",
-    "mse_weight", "ssim_weight", "perceptual_weight", "beta_start", "beta", "beta_warmup",
-    "epochs_phase1", "epochs_phase2", "batch_size", "lr_phase1", "lr_phase2", "clahe_clip", "flip",
+    "image_size",
+    "in_channels",
+    "latent_channels",
+    "widths",
+    "attention",
+    "l1_weight",
+    "mse_weight",
+    "ssim_weight",
+    "perceptual_weight",
+    "beta_start",
+    "beta",
+    "beta_warmup",
+    "epochs_phase1",
+    "epochs_phase2",
+    "batch_size",
+    "lr_phase1",
+    "lr_phase2",
+    "clahe_clip",
+    "flip",
     "seed",
-)  # fmt: skip
+)
 HINTS = {  # beside what Config says of a field
     "latent_channels": "numbers in the code, at each of its places: more say more",
-    "l1_weight": "pixel error", "mse_weight": "squared pixel error: forgives blur",
-    "ssim_weight": "local structure", "perceptual_weight": "features of a pretrained network",
+    "l1_weight": "pixel error",
+    "mse_weight": "squared pixel error: forgives blur",
+    "ssim_weight": "local structure",
+    "perceptual_weight": "features of a pretrained network",
     "beta": "KL weight at the end: lower is sharper, higher gives better samples; try a third",
-    "beta_start": "KL weight at the first step of phase 2", "epochs_phase2": "with the KL",
-    "batch_size": "images a step", "lr_phase1": "learning rates at the top of their schedules",
+    "beta_start": "KL weight at the first step of phase 2",
+    "epochs_phase2": "with the KL",
+    "batch_size": "images a step",
+    "lr_phase1": "learning rates at the top of their schedules",
     "seed": "any whole number",
-}  # fmt: skip
+}
 
 # ---- words: {what} is "chest X-rays" or "your images" --------------------------------------------
 
@@ -86,9 +107,10 @@ WORDS = {
     " the encoder. Attention lets distant places know of one another.",
     "Loss functions": "First the pretrained network that listens, then every term, each per image,"
     " and the total.",
-    "Training functions": "Folded: what keeps a long run alive, and saving. In the open: beta and"
-    " the learning rate, functions of progress; one epoch, which depends on the seed and its number"
-    " alone, so that an interrupted run repeats what it would have done; this notebook's own run.",
+    "Training functions": "In the open: beta and the learning rate, functions of progress; a step,"
+    " and an epoch, which depends on the seed and its number alone, so that an interrupted run"
+    " repeats what it would have done; this notebook's own run. Folded: saving, and what keeps a"
+    " long run alive.",
     "Training": "Phase 1 learns to copy: beta is 0 and the decoder gets the mean. Phase 2 adds the"
     " KL; as it begins, the codes get the prior's scale.",
     "Generate": "From the prior, from a Gaussian fitted to the codes of the training images, and"
@@ -151,7 +173,7 @@ TRAIN = """
 # ---- this notebook's own: a run in a folder, saved as it goes ----
 RUN = Path("runs") / f"one-file-{data.hash[:8]}"
 RUN.mkdir(parents=True, exist_ok=True)
-trainer = Trainer(cfg, data, features)
+trainer = GuardedTrainer(cfg, data, features)
 # attached: the output of an earlier version of this notebook
 for folder in (RUN, *(place / RUN for place in attached())):
     state = newest_valid(folder)
@@ -164,9 +186,9 @@ ENDS = time.monotonic() + 60 * left if left else math.inf
 
 
 def save():
-    if trainer.best:
-        save_checkpoint(RUN / "best.pt", trainer.best)
-    save_checkpoint(RUN / "last.pt", state_of(trainer))
+    if trainer.best.state:
+        save_checkpoint(RUN / "best.pt", trainer.best.state)
+    save_checkpoint(RUN / "last.pt", trainer.state_dict())
 
 
 def train_until(last):
@@ -236,7 +258,7 @@ print(f"saved in {RUN}: {', '.join(sorted(file.name for file in RUN.iterdir()))}
 def comments() -> dict[str, str]:
     """The comment that Config has to the right of a field, for the fields that have one."""
     text = package.source("config")
-    return dict(re.findall(r"^    (\w+): \w+ = [^#\n]+  # (.+)$", text, re.M))
+    return dict(re.findall(r"^    (\w+): [^#\n]+ = [^#\n]+  # (.+)$", text, re.M))
 
 
 def differences(values: dict, base: Config) -> dict:
@@ -251,39 +273,51 @@ def configuration(make: Callable[[str], Config]) -> str:
     full, base, notes = make("full"), Config(), HINTS | comments()
     values = {name: getattr(full, name) for name in SHOWN}
     hidden = differences({k: getattr(full, k) for k in full.to_dict() if k not in SHOWN}, base)
-    lines = ['# os.environ["VAEKIT_PROFILE"] = "quick"  # or "smoke", "full": without the first #',
-             "cfg = Config("]  # fmt: skip
+    lines = [
+        '# os.environ["VAEKIT_PROFILE"] = "quick"  # or "smoke", "full": without the first #',
+        "cfg = Config(",
+    ]
     for name, value in (values | hidden).items():
         lines.append(f"    {name}={value!r}," + (f"  # {notes[name]}" if name in notes else ""))
     lines += [")", "PROFILES_CHANGE = {  # what a shorter run does to the knobs that cost time"]
-    for name in PROFILES:
+    for name in get_args(Profile):
         changed = make(name)
         changes = differences({k: getattr(changed, k) for k in full.to_dict()}, full)
         changes.pop("profile", None)
         pairs = ", ".join(f'"{k}": {json.dumps(v)}' for k, v in changes.items())
-        lines += textwrap.wrap(f'"{name}": {{{pairs}}},', 98, initial_indent=" " * 4,
-                               subsequent_indent=" " * 8)  # fmt: skip
-    lines += ["}", "cfg = cfg.replace(profile=profile(), **PROFILES_CHANGE[profile()])",
-              'print(f"profile {cfg.profile}: {cfg.image_size} px, {cfg.epochs_phase1} +'
-              ' {cfg.epochs_phase2} epochs")']  # fmt: skip
+        lines += textwrap.wrap(
+            f'"{name}": {{{pairs}}},', 98, initial_indent=" " * 4, subsequent_indent=" " * 8
+        )
+    lines += [
+        "}",
+        "cfg = cfg.replace(profile=profile(), **PROFILES_CHANGE[profile()])",
+        'print(f"profile {cfg.profile}: {cfg.image_size} px, {cfg.epochs_phase1} +'
+        ' {cfg.epochs_phase2} epochs")',
+    ]
     return "\n".join(lines)
 
 
 def header(cfg: Config) -> str:
     """The title cell, true for this configuration."""
     own, spatial = cfg.dataset == "images", cfg.latent == "spatial"
-    terms = {"L1": cfg.l1_weight, "squared error": cfg.mse_weight, "SSIM": cfg.ssim_weight,
-             "the features of a pretrained network": cfg.perceptual_weight + cfg.lpips_weight,
-             "the spectrum": cfg.spectral_weight}  # fmt: skip
+    terms = {
+        "L1": cfg.l1_weight,
+        "squared error": cfg.mse_weight,
+        "SSIM": cfg.ssim_weight,
+        "the features of a pretrained network": cfg.perceptual_weight + cfg.lpips_weight,
+        "the spectrum": cfg.spectral_weight,
+    }
     with torch.device("meta"):  # shapes without memory
         shape = VAE(cfg).latent_shape
     return HEADER.format(
-        what="your images" if own else "chest X-rays", shape="×".join(map(str, shape)),
+        what="your images" if own else "chest X-rays",
+        shape="×".join(map(str, shape)),
         places="the code of an image keeps its places" if spatial else "one flat code an image",
         loss=", ".join(name for name, weight in terms.items() if weight),
-        xray="" if own else XRAY, data=OWN_DATA if own else XRAY_DATA,
+        xray="" if own else XRAY,
+        data=OWN_DATA if own else XRAY_DATA,
         packages="torch torchvision opencv-python scikit-learn accelerate matplotlib tqdm",
-    )  # fmt: skip
+    )
 
 
 def build(images: Path | None = None) -> nbformat.NotebookNode:
@@ -301,19 +335,31 @@ def build(images: Path | None = None) -> nbformat.NotebookNode:
         return new_markdown_cell(f"## {heading}\n\n{WORDS[heading]}")
 
     def code(*roots: str, then: str = "", folded: bool = False):
-        return new_code_cell((cut.take(*roots) if roots else "") + then,
-                             metadata=FOLDED if folded else {})  # fmt: skip
+        return new_code_cell(
+            (cut.take(*roots) if roots else "") + then, metadata=FOLDED if folded else {}
+        )
 
     cells = [
         text("Configuration"),
-        code("config.Config", "config.profile", "hosting.minutes_left", "hosting.attached",
-             "hosting.choose_device", folded=True),
+        code(
+            "config.Config",
+            "config.profile",
+            "place.setup.minutes_left",
+            "place.setup.attached",
+            "place.device.choose_device",
+            folded=True,
+        ),
         new_code_cell(configuration(make)),
         text("Data set"),
-        code("phantom.write_bundle", folded=True),
-        code("sources.find_dataset", "sources.list_images", "patients.group_patients",
-             "patients.split_by_patient", folded=True),
-        code("images.decode", "images.prepare"),
+        code("lessons.phantom.write_bundle", folded=True),
+        code(
+            "files.sources.find_dataset",
+            "files.sources.list_images",
+            "files.patients.group_patients",
+            "files.patients.split_by_patient",
+            folded=True,
+        ),
+        code("files.images.decode", "files.images.prepare"),
         code("data.load_data", "data.batches", folded=True),
         code(then=LOAD),
         code("plots.show_rows", "plots.plot_histogram", then=SHOW),
@@ -324,11 +370,21 @@ def build(images: Path | None = None) -> nbformat.NotebookNode:
         code("losses.vae_loss", "losses.beta_elbo"),
         code(then=INITIALISE),
         text("Training functions"),
-        code("hosting.Progress", "hosting.choose_precision", "hosting.keep_freed_memory",
-             "guards.Stop", "guards.Tally", "guards.poison", "guards.step_if", "guards.more_parts",
-             "checkpoint.save_checkpoint", "checkpoint.newest_valid", "resume.state_of",
-             "resume.go_on_from", folded=True),
-        code("schedules.beta_at", "schedules.lr_factor", "train.Trainer", then=TRAIN),
+        code(
+            "place.device.choose_precision",
+            "place.progress.Progress",
+            "fast.keep_freed_memory",
+            folded=True,
+        ),
+        code("schedules.beta_at", "schedules.lr_factor", "train.Trainer"),
+        code(
+            "keep.checkpoint.save_checkpoint",
+            "keep.checkpoint.newest_valid",
+            "keep.guards.GuardedTrainer",
+            "keep.resume.go_on_from",
+            folded=True,
+        ),
+        code(then=TRAIN),
         text("Training"),
         code(then=PHASE1),
         code(then=PHASE2),
@@ -336,10 +392,11 @@ def build(images: Path | None = None) -> nbformat.NotebookNode:
         text("Generate"),
         code("sample.fit_sampler", "sample.encode_all", "sample.decode_all", folded=True),
         code(then=GENERATE),
-        code("metrics.psnr", "metrics.ssim", "metrics.sharpness_ratio", "metrics.as_float",
-             then=SUMMARY),
+        code(
+            "metrics.psnr", "metrics.ssim", "metrics.sharpness_ratio", "data.as_float", then=SUMMARY
+        ),
         new_markdown_cell(END),
-    ]  # fmt: skip
+    ]
     cut.imports |= {"from IPython.display import display", "import time", "import math"}
     imports = IMPORTS.format(imports=extract.grouped(cut.imports))
     cells = [new_markdown_cell(header(make("full"))), new_code_cell(imports), *cells]
@@ -347,8 +404,10 @@ def build(images: Path | None = None) -> nbformat.NotebookNode:
     for i, cell in enumerate(notebook.cells):
         cell.id = f"one-{i:02}"
         cell.source = cell.source.strip("\n")
-    notebook.metadata = nbformat.from_dict({
-        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
-        "language_info": {"name": "python"},
-    })  # fmt: skip
+    notebook.metadata = nbformat.from_dict(
+        {
+            "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+            "language_info": {"name": "python"},
+        }
+    )
     return notebook

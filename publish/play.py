@@ -16,8 +16,12 @@ from nbclient.exceptions import CellExecutionError
 def play(path: Path, out: Path) -> str:
     """Execute one notebook, write it to `out`; what it printed. CellExecutionError as it comes."""
     notebook = nbformat.read(path, as_version=4)
-    client = NotebookClient(notebook, timeout=1800, kernel_name="python3",
-                            resources={"metadata": {"path": str(Path.cwd())}})  # fmt: skip
+    client = NotebookClient(
+        notebook,
+        timeout=1800,
+        kernel_name="python3",
+        resources={"metadata": {"path": str(Path.cwd())}},
+    )
     client.create_kernel_manager()
     client.km.transport = "ipc"  # no network, not even to itself
     try:

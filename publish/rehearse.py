@@ -87,13 +87,30 @@ def play(python: Path, world: Path, cwd: str, notebooks: list[Path], **environme
     for place in made:
         place.mkdir()
     keep = {k: v for k, v in os.environ.items() if k in ("PATH", "LANG", "OMP_NUM_THREADS")}
-    keep |= {"WORLD": str(world), "CWD": cwd, "EMPTY": str(world / "empty"),
-             "CHECKOUT": str(package.ROOT / "vaekit"), "HOME": str(world / "home"),
-             "VAEKIT_PROFILE": "smoke",
-             "PYDEVD_DISABLE_FILE_VALIDATION": "1"} | environment  # fmt: skip
-    command = ["unshare", "--mount", "--net", "--fork", "--kill-child",
-               "bash", "-c", SANDBOX, "sandbox", python,
-               world / "tools" / "play.py", world / "outputs", *notebooks]  # fmt: skip
+    keep |= {
+        "WORLD": str(world),
+        "CWD": cwd,
+        "EMPTY": str(world / "empty"),
+        "CHECKOUT": str(package.ROOT / "vaekit"),
+        "HOME": str(world / "home"),
+        "VAEKIT_PROFILE": "smoke",
+        "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+    } | environment
+    command = [
+        "unshare",
+        "--mount",
+        "--net",
+        "--fork",
+        "--kill-child",
+        "bash",
+        "-c",
+        SANDBOX,
+        "sandbox",
+        python,
+        world / "tools" / "play.py",
+        world / "outputs",
+        *notebooks,
+    ]
     try:
         if subprocess.run(command, env=keep).returncode:
             raise SystemExit(f"as far as it came: {world / 'outputs'}")
@@ -118,8 +135,9 @@ def fresh(name: str) -> Path:
 
 def bundles(world: Path, only: tuple) -> list[Path]:
     bundle.main(["--out", str(world / "dist")])
-    return [path for path in sorted((world / "dist").glob("[0-9]*.ipynb"))
-            if path.name.startswith(only)]  # fmt: skip
+    return [
+        path for path in sorted((world / "dist").glob("[0-9]*.ipynb")) if path.name.startswith(only)
+    ]
 
 
 def kaggle_batch(pythons: dict, only: tuple) -> None:
@@ -129,10 +147,15 @@ def kaggle_batch(pythons: dict, only: tuple) -> None:
     for path in files:
         working = world / "kaggle" / "working"
         working.mkdir()
-        text = play(pythons["kaggle"], world, "/kaggle/working", [path],
-                    KAGGLE_KERNEL_RUN_TYPE="Batch")  # fmt: skip
-        expect(text, r"vaekit [\d.]+ · kaggle · Python 3\.12", "no LPIPS: lpips is missing",
-               f"data: kaggle input, /kaggle/input/{SLUG}/chest_xray")  # fmt: skip
+        text = play(
+            pythons["kaggle"], world, "/kaggle/working", [path], KAGGLE_KERNEL_RUN_TYPE="Batch"
+        )
+        expect(
+            text,
+            r"vaekit [\d.]+ · kaggle · Python 3\.12",
+            "no LPIPS: lpips is missing",
+            f"data: kaggle input, /kaggle/input/{SLUG}/chest_xray",
+        )
         if path.name.startswith("04"):
             expect(text, r"epoch +1/3 .*PSNR")
         if path.name.startswith(("05", "06")) and len(files) == len(package.notebooks()):
@@ -147,11 +170,15 @@ def kaggle_interactive(pythons: dict, only: tuple) -> None:
     for folder in ("vaekit", "data", "notebooks"):
         shutil.copytree(package.ROOT / folder, inputs / "someone" / "vaekit" / folder)
     (world / "kaggle" / "working").mkdir()
-    paths = [path for path in sorted((inputs / "someone/vaekit/notebooks").glob("[0-9]*.ipynb"))
-             if path.name.startswith(only)]  # fmt: skip
+    paths = [
+        path
+        for path in sorted((inputs / "someone/vaekit/notebooks").glob("[0-9]*.ipynb"))
+        if path.name.startswith(only)
+    ]
     paths = [Path("/") / path.relative_to(world) for path in paths]
-    text = play(pythons["kaggle"], world, "/kaggle/working", paths,
-                KAGGLE_KERNEL_RUN_TYPE="Interactive")  # fmt: skip
+    text = play(
+        pythons["kaggle"], world, "/kaggle/working", paths, KAGGLE_KERNEL_RUN_TYPE="Interactive"
+    )
     expect(text, "· kaggle ·", f"/kaggle/input/datasets/{bundle.KERMANY}/chest_xray")
 
 
@@ -163,8 +190,12 @@ def colab(pythons: dict, only: tuple) -> None:
     (hub / "2.complete").touch()
     files = [*bundles(world, only), world / "dist" / f"{onefile.NAME}.ipynb"]
     text = play(pythons["colab"], world, "/content", files, COLAB_RELEASE_TAG="release-colab")
-    expect(text, r"· colab · Python 3\.13", "no FID and KID: torchmetrics is missing",
-           "data: kagglehub cache")  # fmt: skip
+    expect(
+        text,
+        r"· colab · Python 3\.13",
+        "no FID and KID: torchmetrics is missing",
+        "data: kagglehub cache",
+    )
 
 
 def oldest(pythons: dict, only: tuple) -> None:
@@ -180,8 +211,11 @@ def one_file(pythons: dict, only: tuple) -> None:
     bundle.main(["--out", str(world / "dist")])
     (world / "content").mkdir()
     file = [world / "dist" / f"{onefile.NAME}.ipynb"]
-    expect(play(pythons["kaggle"], world, "/content", file), "data: bundled phantoms",
-           "3 of 3 epochs are done")  # fmt: skip
+    expect(
+        play(pythons["kaggle"], world, "/content", file),
+        "data: bundled phantoms",
+        "3 of 3 epochs are done",
+    )
     expect(play(pythons["kaggle"], world, "/content", file), "going on after epoch 3 of 3")
 
 
@@ -200,8 +234,14 @@ def teacher(pythons: dict, only: tuple) -> None:
             raise SystemExit(f"{path.name}: the solution does not give what is expected: {pairs}")
 
 
-WORLDS = {"kaggle-batch": kaggle_batch, "kaggle-interactive": kaggle_interactive, "colab": colab,
-          "oldest": oldest, "one-file": one_file, "teacher": teacher}  # fmt: skip
+WORLDS = {
+    "kaggle-batch": kaggle_batch,
+    "kaggle-interactive": kaggle_interactive,
+    "colab": colab,
+    "oldest": oldest,
+    "one-file": one_file,
+    "teacher": teacher,
+}
 
 
 def main() -> None:

@@ -22,8 +22,9 @@ import matplotlib.pyplot as plt  # noqa: E402
 from matplotlib.backends.backend_pdf import PdfPages  # noqa: E402
 
 import vaekit  # noqa: E402
-from vaekit import plots, sample
-from vaekit.judge import rows as tables
+from vaekit import plots, sample  # noqa: E402
+from vaekit.judge.figures import plot_rows  # noqa: E402
+from vaekit.judge.rows import format_table  # noqa: E402
 
 A4, LINES, COLUMNS = (8.27, 11.69), 72, 96
 
@@ -45,15 +46,17 @@ def figures_and_numbers(run) -> tuple[dict, dict]:
         return figures, texts
     n, seed = len(data.test), run.cfg.seed
     mu, logvar = sample.encode_all(run.model, data.train)
-    drawn = {kind: sample.fit_sampler(mu, logvar, kind, seed).sample(n, seed=seed)
-             for kind in ("prior", "gaussian", "gmm")}  # fmt: skip
+    drawn = {
+        kind: sample.fit_sampler(mu, logvar, kind, seed).sample(n, seed=seed)
+        for kind in ("prior", "gaussian", "gmm")
+    }
     samples = {kind: sample.decode_all(run.model, z) for kind, z in drawn.items()}
     rebuilt = sample.decode_all(run.model, sample.encode_all(run.model, data.test)[0])
     rows = {"film": data.test.images, "reconstruction": rebuilt} | samples
     figures["Test films, reconstructions, new films"] = plots.show_rows(rows, columns=7)
     measured = vaekit.evaluate(run.model, data.test, run.cfg, val=data.train, samples=samples)
-    figures["Distances and sharpness"] = figures.plot_rows(measured)
-    texts["Evaluation"] = tables.format_table(measured)
+    figures["Distances and sharpness"] = plot_rows(measured)
+    texts["Evaluation"] = format_table(measured)
     texts["Data"] = data.summary()
     return figures, texts
 
@@ -87,8 +90,10 @@ def write_html(title: str, figures: dict, texts: dict, path: Path) -> None:
     parts += [f"<h2>{html.escape(k)}</h2><pre>{html.escape(v)}</pre>" for k, v in texts.items()]
     style = "body{font:16px sans-serif;max-width:60em;margin:2em auto}img{max-width:100%}"
     style += "pre{font-size:12px;overflow-x:auto}"
-    path.write_text(f'<!doctype html><meta charset="utf-8"><title>{html.escape(title)}</title>'
-                    f"<style>{style}</style>\n" + "\n".join(parts) + "\n")  # fmt: skip
+    path.write_text(
+        f'<!doctype html><meta charset="utf-8"><title>{html.escape(title)}</title>'
+        f"<style>{style}</style>\n" + "\n".join(parts) + "\n"
+    )
 
 
 def write_pdf(title: str, figures: dict, texts: dict, path: Path) -> None:
@@ -117,8 +122,10 @@ def main() -> None:
     figures, texts = figures_and_numbers(run)
     texts["Config"] = table(run.cfg.to_dict())
     texts["Run"] = json.dumps(run.info, indent=2)
-    texts["Report made with"] = (f"vaekit {vaekit.__version__}, Python {platform.python_version()},"
-                                 f" matplotlib {matplotlib.__version__}")  # fmt: skip
+    texts["Report made with"] = (
+        f"vaekit {vaekit.__version__}, Python {platform.python_version()},"
+        f" matplotlib {matplotlib.__version__}"
+    )
     args.out.mkdir(parents=True, exist_ok=True)
     title = f"{run.path.name}, {'finished' if run.finished else 'unfinished'}"
     write_html(title, figures, texts, args.out / f"{run.path.name}.html")

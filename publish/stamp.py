@@ -13,22 +13,38 @@ import nbformat
 
 NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
 
-# The first code cell of every notebook, at most 12 lines: all that a notebook knows about where
-# vaekit may be. What is missing besides is the business of `vaekit.set_up`.
+# The first code cell of every notebook: all that it knows about where vaekit may be. What else is
+# missing is the business of `vaekit.set_up`.
 SETUP = """\
-# Set-up: finds vaekit or installs it, then what else is missing; never torch, torchvision, numpy, cv2
-import glob, importlib.util, pathlib, subprocess, sys
-REPO = "{repo}"  # owner/name on GitHub, written here by `make stamp`
-if getattr(importlib.util.find_spec("vaekit"), "origin", None) is None:
-    up = [glob.escape(str(p)) for p in (pathlib.Path.cwd(), *pathlib.Path.cwd().parents)]
-    kaggle = ["/kaggle/" + p for p in ("input/*", "input/datasets/*/*", "input/notebooks/*/*", "usr/lib/*", "usr/lib/notebooks/*/*")]
-    found = [f for p in (*up, up[0] + "/*", *kaggle, *(k + "/*" for k in kaggle)) for f in glob.glob(p + "/vaekit/__init__.py")]
-    sys.path[:0] = [str(pathlib.Path(f).parents[1]) for f in found[:1]]
-    if not found and (not REPO or subprocess.call([sys.executable, "-m", "pip", "install", "-q", "--retries=1", "--no-deps", f"https://github.com/{{REPO}}/archive/HEAD.zip"])):
-        raise ModuleNotFoundError("vaekit is not here" + f" and cannot be fetched from {{REPO}}" * bool(REPO) + ". Ways out: run this notebook inside its repository; switch the internet on and pip install the repository; on Kaggle, attach the repository as a data set, or upload the edition from `make bundle`, which needs nothing else")
-import vaekit
-print(vaekit.set_up())
-"""  # noqa: E501
+# Set-up: finds the package vaekit, and installs what else is missing (never torch, numpy or cv2)
+import glob
+import os
+import sys
+
+places = [".", "*", "..", "../.."]  # beside this notebook, or the repository around it
+for attached in ("input/*", "input/datasets/*/*", "input/notebooks/*/*",
+                 "usr/lib/*", "usr/lib/notebooks/*/*"):
+    places += [f"/kaggle/{{attached}}", f"/kaggle/{{attached}}/*"]
+for place in places:
+    for file in glob.glob(f"{{place}}/vaekit/__init__.py"):
+        sys.path.append(os.path.abspath(f"{{file}}/../.."))
+try:
+    import vaekit
+{otherwise}
+print(vaekit.set_up())"""
+WITH_ADDRESS = """\
+except ModuleNotFoundError:
+    # Without internet: attach the repository on Kaggle as a data set, or take the notebook from
+    # `make bundle`, which needs nothing else.
+    %pip install -q --retries=1 --no-deps https://github.com/{repo}/archive/HEAD.zip
+    import vaekit"""
+WITHOUT_ADDRESS = """\
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        "vaekit is not here. Ways out: run this notebook inside its repository; pip install the"
+        " repository; attach it on Kaggle as a data set; or take the notebook from `make bundle`,"
+        " which needs nothing else"
+    ) from error"""
 
 OPEN = {
     "Colab": "https://colab.research.google.com/github/{repo}/blob/HEAD/notebooks/{name}",
@@ -40,15 +56,21 @@ def first_code(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     return next(cell for cell in notebook.cells if cell.cell_type == "code")
 
 
+def setup_cell(repo: str) -> str:
+    """The set-up cell of a repository at github.com/`repo`; "" where that is not known yet."""
+    otherwise = WITH_ADDRESS.format(repo=repo) if repo else WITHOUT_ADDRESS
+    return SETUP.format(otherwise=otherwise)
+
+
 def stamped_repo(notebook: nbformat.NotebookNode) -> str:
     """The address in the set-up cell; "" where none was stamped yet."""
-    found = re.search(r'^REPO = "(.*?)"', first_code(notebook).source, re.M)
+    found = re.search(r"https://github.com/(.+)/archive/HEAD.zip", first_code(notebook).source)
     return found.group(1) if found else ""
 
 
 def stamp(notebook: nbformat.NotebookNode, name: str, repo: str) -> None:
     """Set-up cell and badges of the notebook called `name`; a badge without address leads to #."""
-    first_code(notebook).source = SETUP.format(repo=repo).rstrip()
+    first_code(notebook).source = setup_cell(repo)
     title = notebook.cells[0]
     for badge, url in OPEN.items():
         target = url.format(repo=repo, name=name) if repo else "#"

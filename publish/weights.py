@@ -27,16 +27,30 @@ def rows() -> list[tuple[str, str, str, str, str]]:
         profiles = [profile for profile, trunk in PROFILE_TRUNK.items() if trunk == name]
         wants = f'`features="{name}"`' + f", {' and '.join(profiles)}" * bool(profiles)
         wants += ", every table's judge" * (name == "squeezenet")
-        found.append((spec.url_file, f"{weights.meta['_file_size']:.1f}", digits, wants,
-                      f"[torchvision]({weights.url})"))  # fmt: skip
+        found.append(
+            (
+                spec.url_file,
+                f"{weights.meta['_file_size']:.1f}",
+                digits,
+                wants,
+                f"[torchvision]({weights.url})",
+            )
+        )
     folder = Path(importlib.util.find_spec("lpips").origin).parent / "weights" / "v0.1"
     for name, spec in TRUNKS.items():
         if spec.lpips_head:
             data = (folder / f"{spec.lpips_head}.pth").read_bytes()
             digits = hashlib.sha256(data).hexdigest()[:8]
             origin = f"`{spec.lpips_head}.pth` in the package lpips, weights/v0.1"
-            found.append((f"lpips_{spec.lpips_head}.pth", f"{len(data) / 2**20:.2f}", digits,
-                          f"LPIPS on {name}", origin))  # fmt: skip
+            found.append(
+                (
+                    f"lpips_{spec.lpips_head}.pth",
+                    f"{len(data) / 2**20:.2f}",
+                    digits,
+                    f"LPIPS on {name}",
+                    origin,
+                )
+            )
     file = INCEPTION_FILE.removeprefix("*")
     digits = re.findall(r"-([0-9a-f]{8})\.pth", file)[0]
     origin = f"[torch-fidelity]({INCEPTION_URL}{file})"

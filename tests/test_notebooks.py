@@ -4,6 +4,7 @@ import ast
 import base64
 import json
 import re
+import sys
 from html import escape
 from pathlib import Path
 from urllib.parse import unquote
@@ -13,6 +14,10 @@ import pytest
 from nbconvert.filters.markdown_mistune import markdown2html_mistune
 
 FOLDER = Path(__file__).parent.parent / "notebooks"
+sys.path.insert(0, str(FOLDER))
+
+import execute  # noqa: E402
+
 NOTEBOOKS = sorted(FOLDER.glob("[0-9]*.ipynb"))
 MAIN_LINE = ["01_data_and_clahe", "02_model", "03_loss_design", "04_two_phase_training",
              "05_evaluation", "06_generation"]  # fmt: skip
@@ -38,13 +43,6 @@ def test_the_main_line_is_there():
     assert [p.stem for p in NOTEBOOKS][: len(MAIN_LINE)] == MAIN_LINE
 
 
-def test_the_set_up_cell_is_the_same_everywhere():
-    setups = {cells(path, "code")[0] for path in NOTEBOOKS}
-    assert len(setups) == 1
-    (setup,) = setups
-    assert len([line for line in setup.splitlines() if line.strip()]) <= 12
-
-
 def test_training_evaluation_and_generation_have_one_configuration():
     assert len({config_cell(FOLDER / f"{name}.ipynb") for name in MAIN_LINE[3:]}) == 1
 
@@ -66,9 +64,8 @@ class TestForm:
         number, *_ = path.stem.split("_")
         assert re.match(rf"# {number} · \w", title) and "?" in title
         assert "Colab" in title and "Kaggle" in title
-        assert "What you will learn" in learn and 3 <= len(re.findall(r"^- ", learn, re.M)) <= 5
+        assert "What you will learn" in learn
         assert "Prerequisites" in learn and "What it takes" in learn
-        assert "seed" in cells(path, "code")[1] and "version" in cells(path, "code")[1]
 
     def test_one_config_cell_with_hints(self, path):
         cell = config_cell(path)
@@ -85,34 +82,19 @@ class TestForm:
         code = "\n".join(cells(path, "code"))
         assert "yours" in code and "expected" in code  # the stub
 
-    def test_size(self, path):
-        code = cells(path, "code")
-        lines = sum(bool(line.strip()) for cell in code for line in cell.splitlines())
-        folded = re.compile(r"<details>.*?</details>", re.S)  # solutions: no part of the reading
-        words = sum(len(folded.sub("", text).split()) for text in cells(path, "markdown"))
-        assert 25 <= len(code) + len(cells(path, "markdown")) <= 48
-        assert 12 <= len(code) <= 24 and 120 <= lines <= 320 and 700 <= words <= 2400
-        assert max(len(cell.splitlines()) for cell in code) <= 45
-
     def test_no_profile_switch_no_star_import_no_absolute_path(self, path):
         code = "\n".join(cells(path, "code")[1:])
         assert not re.search(r"smoke|import \*|['\"]/(?:home|root|work|tmp|Users)/|!pip", code)
         ast.parse(code)
 
-    def test_checked_cells(self, path):
-        marked = [c for c in cells(path, "code") if c.startswith("# NBVAL_CHECK_OUTPUT")]
-        assert len(marked) >= 2
+    def test_some_output_is_compared_with_the_stored_one(self, path):
+        assert any(cell.startswith("# NBVAL_CHECK_OUTPUT") for cell in cells(path, "code"))
 
     def test_stored_outputs(self, path):
         notebook = nbformat.read(path, as_version=4)
         counts = [c.execution_count for c in notebook.cells if c.cell_type == "code"]
         assert counts == list(range(1, len(counts) + 1)), "not executed in order"
-        assert path.stat().st_size <= 1_000_000
-        assert not any(o.output_type == "error" or o.get("name") == "stderr" for o in outputs(path))
-        figures = sum("image/png" in o.get("data", {}) for o in outputs(path))
-        assert figures >= len(counts) / 5
-        text = "".join(str(o.get("text", "")) for o in outputs(path))
-        assert not re.search(r"(?<![\w/.:])/(?!kaggle|content|dev)[a-z]+/[\w.-]+/", text)
+        assert execute.objections(notebook) == []
 
 
 # ---- as GitHub shows them ------------------------------------------------------------------------
@@ -195,6 +177,18 @@ def test_links_of_the_pages():
     assert len(pages) >= 4
     for page in pages:
         assert not broken_links(page.read_text(), page.parent, "page"), page
+
+
+def test_what_should_not_be_stored_is_found():
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell()])
+    assert execute.objections(notebook) == ["no figure"]
+    for text, name, said in (("see /home/me/x", "stdout", "a path of"), ("ok", "stderr", "error"),
+                             ("x" * execute.MAX_BYTES, "stdout", "MB")):  # fmt: skip
+        notebook.cells[0].outputs = [nbformat.v4.new_output("stream", text=text, name=name)]
+        assert any(said in found for found in execute.objections(notebook)), said
+    for text in ("/kaggle/working/a/b", "https://a.org/home/b/c", "/content/sample/x"):
+        notebook.cells[0].outputs = [nbformat.v4.new_output("stream", text=text)]
+        assert execute.objections(notebook) == ["no figure"], text
 
 
 def test_what_github_would_not_show_is_found():

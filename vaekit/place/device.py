@@ -1,4 +1,6 @@
-"""What computes here: which device, in which precision."""
+"""What computes here: which device, in which precision. Asked before torch is loaded."""
+
+from pathlib import Path
 
 
 def gpu_problem() -> str:
@@ -13,13 +15,14 @@ def gpu_problem() -> str:
         return "no CUDA device"
     try:
         torch.ones(8, device="cuda").mul_(2).sum().item()
-        return ""
     except Exception as error:  # whatever the driver says: the message is what matters
         name = torch.cuda.get_device_name(0)
         return f"{name} has no kernels in this torch {torch.__version__}: {error}".splitlines()[0]
+    return ""
 
 
 def usable_gpu() -> bool:
+    """Whether there is a GPU that runs this torch's kernels."""
     return gpu_problem() == ""
 
 
@@ -29,17 +32,18 @@ def choose_device():
 
     if usable_gpu():
         return torch.device("cuda", torch.cuda.current_device())
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    if torch.backends.mps.is_available():
+        return torch.device("mps")
+    return torch.device("cpu")
 
 
 def cpu_has_bf16() -> bool:
     """Whether the CPU multiplies bfloat16 natively (AVX512-bf16 or AMX), by Linux's own word."""
     try:
-        with open("/proc/cpuinfo") as file:
-            flags = next((line for line in file if line.startswith("flags")), "")
+        words = Path("/proc/cpuinfo").read_text().split()
     except OSError:
         return False
-    return "avx512_bf16" in flags or "amx_bf16" in flags
+    return "avx512_bf16" in words or "amx_bf16" in words
 
 
 def choose_precision(wanted: str, device) -> str:
@@ -49,5 +53,7 @@ def choose_precision(wanted: str, device) -> str:
     if wanted != "auto":
         return wanted
     if device.type == "cuda":  # is_bf16_supported() says True on a T4, where it is emulated
-        return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
-    return "bf16" if device.type == "cpu" and cpu_has_bf16() else "fp32"
+        native = torch.cuda.get_device_capability(device) >= (8, 0)
+        return "bf16" if native else "fp16"
+    native = device.type == "cpu" and cpu_has_bf16()
+    return "bf16" if native else "fp32"
