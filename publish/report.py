@@ -25,13 +25,14 @@ import vaekit  # noqa: E402
 from vaekit import plots, sample  # noqa: E402
 from vaekit.judge.figures import plot_rows  # noqa: E402
 from vaekit.judge.rows import format_table  # noqa: E402
+from vaekit.lessons import curves  # noqa: E402
 
 A4, LINES, COLUMNS = (8.27, 11.69), 72, 96
 
 
 def figures_and_numbers(run) -> tuple[dict, dict]:
     """({title: figure}, {title: text}): what is to be seen, and what is to be read."""
-    figures = {"History": plots.plot_history(run.history)}
+    figures = {"History": curves.plot_history(run.history)}
     for file in sorted((run.path / "samples").glob("epoch_*.png"))[-1:]:
         figures[f"Films, reconstructions, prior samples ({file.stem})"] = picture(file)
     last = {name: value for name, value in run.history[-1].items() if value is not None}

@@ -14,7 +14,7 @@ from vaekit.judge import evaluation, figures
 from vaekit.judge import rows as tables
 from vaekit.judge.networks import LabelJudge
 from vaekit.lessons import sweeps
-from vaekit.lessons.live import LiveHistory
+from vaekit.lessons import curves
 from vaekit.model import VAE
 
 
@@ -97,13 +97,13 @@ def test_differences_share_one_scale_which_is_named():
 
 
 def test_plot_history():
-    figure = plots.plot_history(history(), "run")
+    figure = curves.plot_history(history(), "run")
     assert figure.axes[1].get_yscale() == "log"
     assert len(figure.axes) == 6  # four panels, two of them with a second scale
     labels = [text.get_text() for text in figure.axes[1].get_legend().get_texts()]
     assert labels == ["L1", "1 - SSIM"]
     assert kilobytes(figure) < 100
-    assert len(plots.plot_history([{"epoch": 1, "phase": 2, "beta": 0.1, "lr": 1e-3}]).axes) == 6
+    assert len(curves.plot_history([{"epoch": 1, "phase": 2, "beta": 0.1, "lr": 1e-3}]).axes) == 6
 
 
 def test_live_history_redraws_one_figure_in_a_watched_notebook(monkeypatch):
@@ -120,7 +120,7 @@ def test_live_history_redraws_one_figure_in_a_watched_notebook(monkeypatch):
         return Handle()
 
     run = SimpleNamespace(history=history(), cfg=SimpleNamespace(num_epochs=4))
-    live = LiveHistory()
+    live = curves.LiveHistory()
     live(run)
     assert shown == []  # no notebook
     monkeypatch.setattr(IPython, "get_ipython", lambda: object())
@@ -136,7 +136,7 @@ def test_live_history_redraws_one_figure_in_a_watched_notebook(monkeypatch):
 
 def test_plot_histogram():
     sets = {"real": films(6), "noise": torch.rand(4, 1, 32, 32)}
-    figure = plots.plot_histogram(sets)
+    figure = curves.plot_histogram(sets)
     labels = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
     assert labels == ["real, N=6", "noise, N=4"]
 

@@ -14,7 +14,7 @@ Activation = Literal["silu", "leaky_relu", "relu"]
 Reduction = Literal["mean", "sum"]
 LrSchedule = Literal["constant", "cosine", "cosine_restarts", "plateau"]
 BetaSchedule = Literal["constant", "warmup", "cyclical", "adaptive", "adaptive_cyclical"]
-Trunk = Literal["auto", "none", "vgg16", "vgg19", "squeezenet", "alexnet"]
+TrunkName = Literal["auto", "none", "vgg16", "vgg19", "squeezenet", "alexnet"]
 Epochs = Annotated[int, 0, 100_000]
 Share = Annotated[float, 0.0, 1.0]
 Band = Annotated[float, 1e-6, 1.0]
@@ -78,7 +78,7 @@ class Config:
     lpips_weight: float = 0.0
     spectral_weight: float = 0.0
     num_scales: Annotated[int, 1, 5] = 1  # pixels and SSIM at 1x, 1/2x, ...
-    features: Trunk = "auto"  # "auto": the profile's, or none with a notice
+    features: TrunkName = "auto"  # "auto": the profile's, or none with a notice
     recon_weight: float = 1.0
     recon_reduction: Reduction = "mean"
     kl_reduction: Reduction = "mean"

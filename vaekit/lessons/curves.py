@@ -1,0 +1,96 @@
+"""Curves of a training, also redrawn as it goes, and of grey levels."""
+
+import sys
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from vaekit.data import chunks, pixels_of
+from vaekit.place.progress import watched
+from vaekit.plots import COLOURS, label, panels
+
+TERMS = ("l1", "mse", "ssim", "perceptual", "lpips", "spectral", "nll")
+LABELS = ("L1", "MSE", "1 - SSIM", "perceptual", "LPIPS", "spectral", "NLL")
+
+
+def plot_history(history: list[dict], title: str = "") -> Figure:
+    """Loss, reconstruction terms, KL against beta, PSNR and learning rate over epochs.
+
+    history: `run.history`. Solid lines are validation where both are drawn, dotted training;
+    phase 1 (reconstruction only) is shaded.
+    """
+    figure, axes = panels(2, 2, (8, 4.4), title)
+    loss, terms, kl, psnr = axes.flat
+    _draw(loss, history, "val_loss", label="validation, final beta")
+    _draw(loss, history, "train_loss", label="training, current beta", ls=":")
+    for term, name, colour in zip(TERMS, LABELS, COLOURS, strict=True):
+        _draw(terms, history, f"val_{term}", label=name, color=colour)
+        _draw(terms, history, f"train_{term}", color=colour, ls=":")
+    _draw(kl, history, "val_kl")
+    _draw(psnr, history, "val_psnr")
+    start = history[0]["epoch"] - 0.5
+    phase1 = sum(row["phase"] == 1 for row in history)
+    for axis in axes.flat:
+        axis.set_xlim(start, start + len(history))
+        axis.axvspan(start, start + phase1, color="0.93", zorder=0, lw=0)
+    label(loss, "loss", loc="upper right", ncols=2)
+    label(terms, "reconstruction terms, unweighted (dotted: training)", loc="upper right", ncols=2)
+    label(kl, "KL and beta", "epoch", "KL of an image, nats")
+    label(psnr, "PSNR (z sampled) and learning rate", "epoch", "PSNR, dB")
+    _draw_right(kl, history, "beta", "beta")
+    _draw_right(psnr, history, "lr", "learning rate").set_yscale("log")
+    values = [line.get_ydata() for line in terms.lines]
+    if values and np.nanmin(values) > 0:  # of very different size; calibrated ones may be negative
+        terms.set_yscale("log")
+        terms.set_ylim(top=8 * terms.get_ylim()[1])  # room for the legend
+    return figure
+
+
+def _draw(axis, history, column, color=COLOURS[0], **style) -> None:
+    """One line over epochs, if the history has that column."""
+    values = np.array([row.get(column) for row in history], dtype=float)  # None: NaN
+    if not np.isnan(values).all():
+        axis.plot([row["epoch"] for row in history], values, lw=1.4, color=color, **style)
+
+
+def _draw_right(axis, history, column, name):
+    """On a second scale, on the right, which is returned."""
+    right = axis.twinx()
+    _draw(right, history, column, color=COLOURS[1], ls="--")
+    label(right, y=name)
+    right.yaxis.label.set_color(COLOURS[1])
+    return right
+
+
+class LiveHistory:
+    """A hook for `fit(on_epoch_end=...)`: `plot_history`, redrawn in place about 20 times a run.
+
+    Only in a notebook that somebody watches (see `place.progress.watched`); silent everywhere else.
+    """
+
+    def __init__(self):
+        self.handle = None
+
+    def __call__(self, run) -> None:
+        every = max(1, run.cfg.num_epochs // 20)
+        ipython = sys.modules.get("IPython")
+        if not ipython or not ipython.get_ipython() or not watched() or len(run.history) % every:
+            return
+        figure = plot_history(run.history)
+        if self.handle is None:
+            self.handle = ipython.display.display(figure, display_id=True)
+        else:
+            self.handle.update(figure)
+
+
+def plot_histogram(sets: dict, title: str = "Grey levels") -> Figure:
+    """Histograms of all pixel values of {name: images}, as densities over [0, 1], overlaid."""
+    figure, axes = panels(1, 1, (4.5, 3), title)
+    edges = np.linspace(0, 1, 65)
+    for i, (name, images) in enumerate(sets.items()):
+        name = f"{name}, N={len(pixels_of(images))}"
+        counts = sum(np.histogram(x.detach(), edges)[0] for x in chunks(images))
+        density = counts / counts.sum() * 64
+        axes[0, 0].stairs(density, edges, color=COLOURS[i % 7], lw=1.4, label=name)
+    label(axes[0, 0], x="grey level", y="density")
+    return figure
