@@ -13,7 +13,7 @@ def state_of(trainer) -> dict:
     """All that a Trainer needs to go on as if nothing had happened."""
     state = {name: getattr(trainer, name).state_dict() for name in PARTS}
     state |= {name: getattr(trainer, name) for name in COUNTERS}
-    state |= {"plateau": trainer.plateau.state(), "band": trainer.band.state()}
+    state |= {"plateau": trainer.plateau.state_dict(), "band": trainer.band.state_dict()}
     return {"model": state.pop("raw"), "history": trainer.history,
             "config": trainer.cfg.to_dict(), **state}  # fmt: skip
 
@@ -46,8 +46,8 @@ def go_on_from(trainer, path: Path) -> bool:
         for name in PARTS:
             if saved := state["model" if name == "raw" else name]:  # a scaler that is off has none
                 getattr(trainer, name).load_state_dict(saved)
-        trainer.plateau.restore(state["plateau"])
-        trainer.band.restore(state["band"])
+        trainer.plateau.load_state_dict(state["plateau"])
+        trainer.band.load_state_dict(state["band"])
         for name in COUNTERS:  # some are younger than the format
             setattr(trainer, name, state.get(name, getattr(trainer, name)))
         trainer.history[:] = state["history"]  # in place: it is the Run's as well
