@@ -82,6 +82,15 @@ def test_throughput_writes_a_row_an_engine_and_names_who_is_missing(tmp_path, ra
     assert rows[1]["alike"] and rows[1]["parameters"] == rows[0]["parameters"]
 
 
+def test_fast_forms_writes_a_row_a_form(tmp_path):
+    out = tmp_path / "rows.json"
+    run("fast_forms.py", "--sizes", 32, "--batch", 2, "--rounds", 1, "--steps", 1, "--out", out)
+    found = json.loads(out.read_text())
+    assert found["command"].startswith("python") and found["processor"] and found["threads"] > 0
+    assert len(found["rows"]) == 9
+    assert all(r["gain"]["median"] == 1 - r["fast"] / r["plain"] for r in found["rows"])
+
+
 def test_no_ratio_where_the_spread_is_larger_than_the_difference(benchmarks):
     from throughput import times_as_fast
 

@@ -36,6 +36,16 @@ def gaussian_windows(length: int, size: int, device: torch.device) -> Tensor:
     return window / window.sum(1, keepdim=True)
 
 
+def gaussian_blur(images: Tensor, size: int) -> Tensor:
+    """Each pixel's Gaussian average over size x size, without the border: (B, C, H, W) ->
+    (B, C, H - size + 1, W - size + 1). A blur of the columns, then of the rows: as products of
+    matrices several times faster than a convolution."""
+    height, width = images.shape[-2:]
+    columns = gaussian_windows(height, size, images.device)
+    rows = gaussian_windows(width, size, images.device)
+    return columns @ images @ rows.T
+
+
 def ssim_per_image(x_hat: Tensor, x: Tensor) -> Tensor:
     """Structural similarity, (B,), 1 for identical images (Wang et al. 2004, eq. 13).
 
@@ -44,18 +54,13 @@ def ssim_per_image(x_hat: Tensor, x: Tensor) -> Tensor:
     border. Below 11 px the window shrinks to the largest odd size that fits.
     """
     a, b = x_hat.float(), x.float()
-    height, width = x.shape[-2:]
-    size = min(SSIM_WINDOW, height, width)
+    size = min(SSIM_WINDOW, *x.shape[-2:])
     size -= 1 - size % 2
-    # A Gaussian blur is one along the columns and one along the rows: two products of matrices,
-    # which are several times faster than a convolution.
-    down = gaussian_windows(height, size, x.device)
-    along = gaussian_windows(width, size, x.device).T
-    mu_a = down @ a @ along
-    mu_b = down @ b @ along
-    var_a = down @ (a * a) @ along - mu_a**2
-    var_b = down @ (b * b) @ along - mu_b**2
-    cov = down @ (a * b) @ along - mu_a * mu_b
+    mu_a = gaussian_blur(a, size)
+    mu_b = gaussian_blur(b, size)
+    var_a = gaussian_blur(a * a, size) - mu_a**2
+    var_b = gaussian_blur(b * b, size) - mu_b**2
+    cov = gaussian_blur(a * b, size) - mu_a * mu_b
     c1, c2 = 0.01**2, 0.03**2
     luminance = (2 * mu_a * mu_b + c1) / (mu_a**2 + mu_b**2 + c1)
     structure = (2 * cov + c2) / (var_a + var_b + c2)
@@ -115,25 +120,31 @@ def calibrated_nll(x_hat: Tensor, x: Tensor, cfg: Config, floor: float = 1e-3) -
     return nll
 
 
-def pixel_terms(x_hat: Tensor, x: Tensor, cfg: Config) -> dict[str, Tensor]:
-    """The terms that need no network, each (B,): L1, MSE and 1 - SSIM averaged over `num_scales`
-    resolutions, each half the one before; the spectral one at the full resolution."""
-    scales = [(x_hat, x)]
-    for _ in range(cfg.num_scales - 1):
-        a, b = scales[-1]
-        scales.append((F.avg_pool2d(a, 2), F.avg_pool2d(b, 2)))
-
-    def average(term) -> Tensor:
-        return torch.stack([term(a, b) for a, b in scales]).mean(0)
-
+def local_terms(x_hat: Tensor, x: Tensor, cfg: Config) -> dict[str, Tensor]:
+    """L1, MSE and 1 - SSIM at one resolution, each (B,)."""
     terms = {}
-    terms["l1"] = average(l1_per_image)
-    terms["mse"] = average(mse_per_image)
+    terms["l1"] = l1_per_image(x_hat, x)
+    terms["mse"] = mse_per_image(x_hat, x)
     if cfg.ssim_weight:
-        terms["ssim"] = average(lambda a, b: 1 - ssim_per_image(a, b))
-    if cfg.spectral_weight:
-        terms["spectral"] = spectral_per_image(x_hat, x)
+        terms["ssim"] = 1 - ssim_per_image(x_hat, x)
     return terms
+
+
+def pixel_terms(x_hat: Tensor, x: Tensor, cfg: Config) -> dict[str, Tensor]:
+    """The terms that need no network, each (B,): the local ones averaged over `num_scales`
+    resolutions, each half the one before; the spectral one at the full resolution."""
+    scales = [local_terms(x_hat, x, cfg)]
+    spectral = {}
+    if cfg.spectral_weight:
+        spectral["spectral"] = spectral_per_image(x_hat, x)
+    for _ in range(cfg.num_scales - 1):
+        x_hat = F.avg_pool2d(x_hat, 2)
+        x = F.avg_pool2d(x, 2)
+        scales.append(local_terms(x_hat, x, cfg))
+    terms = {}
+    for name in scales[0]:
+        terms[name] = torch.stack([scale[name] for scale in scales]).mean(0)
+    return terms | spectral
 
 
 def term_weights(cfg: Config) -> dict[str, float]:

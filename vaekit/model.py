@@ -1,8 +1,10 @@
 """The VAE: blocks, Encoder, Decoder. Every value of Config's model section acts here.
 
-image  128x128 => 64 => 32 => 16 => 8 => 4x4   Encoder: a stem, then a DownBlock a halving
-                                  mu, logvar   4x4x64 each;  z = mu + exp(logvar / 2) * eps
-image  128x128 <= 64 <= 32 <= 16 <= 8 <= 4x4   Decoder: an UpBlock a doubling
+The preset chest_xray, at 128 pixels:
+
+    x      128x128x1 => 64x64x32 => 32x32x64 => 16x16x128 => 8x8x256 => 4x4x512 => mu, logvar
+    z      4x4x64 = mu + exp(logvar / 2) * noise
+    x_hat  4x4x64 => 4x4x512 => 8x8x256 => 16x16x128 => 32x32x64 => 64x64x32 => 128x128x1
 """
 
 import contextlib
