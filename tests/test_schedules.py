@@ -26,12 +26,6 @@ def test_only_epochs_after_annealing_can_be_best():
     assert annealed(CFG.replace(epochs_phase2=0), 0)
 
 
-@given(st.floats(0, 200), st.floats(0, 200))
-def test_beta_never_falls(a, b):
-    low, high = sorted((a, b))
-    assert beta_at(CFG, low) <= beta_at(CFG, high)
-
-
 CYCLES = CFG.replace(beta_schedule="cyclical")  # of 8 epochs, 2 of them at a quarter
 
 
@@ -49,8 +43,8 @@ def test_the_floor_of_the_cycles_rises():
 
 @given(st.integers(2, 20), st.integers(1, 19), st.floats(0, 1), st.floats(0, 1), st.floats(0, 150))
 def test_cycles_stay_between_their_floor_and_beta(period, cooldown, reduction, floor, epoch):
-    cfg = CYCLES.replace(cycle_epochs=period, cycle_cooldown=min(cooldown, period - 1),
-                         cycle_reduction=reduction, beta_floor=floor)  # fmt: skip
+    cfg = CYCLES.replace(cycle_epochs=period, cycle_cooldown=min(cooldown, period - 1))
+    cfg = cfg.replace(cycle_reduction=reduction, beta_floor=floor)
     beta = beta_at(cfg, epoch)
     if epoch < 50:
         assert beta == 0
@@ -61,8 +55,8 @@ def test_cycles_stay_between_their_floor_and_beta(period, cooldown, reduction, f
 def test_adaptive_follows_the_level_and_combines_with_the_cycles():
     assert beta_at(CFG.replace(beta_schedule="adaptive"), 50, level=0.5) == 0.5
     both = CFG.replace(beta_schedule="adaptive_cyclical")
-    assert [beta_at(both, 50 + e, level=0.5) for e in (0, 1, 2, 7, 8)] == [
-        0.125, 0.125, 0.5, 0.5, 0.125]  # fmt: skip
+    betas = [beta_at(both, 50 + e, level=0.5) for e in (0, 1, 2, 7, 8)]
+    assert betas == [0.125, 0.125, 0.5, 0.5, 0.125]
     assert beta_at(both, 49, level=0.5) == 0
 
 
@@ -106,7 +100,7 @@ def test_the_band_remembers():
     band, again = BetaBand(CFG), BetaBand(CFG)
     for _ in range(3):
         band.step(0.5)
-    again.restore(band.state())
+    again.load_state_dict(band.state_dict())
     assert again.step(0.3) == band.step(0.3)
 
 
@@ -142,13 +136,14 @@ def test_plateau_halves_after_patience_and_remembers():
     plateau = Plateau(patience=2)
     assert [plateau.step(v) for v in (1.0, 0.5, 0.5, 0.5, 0.5)] == [1, 1, 1, 1, 0.5]
     again = Plateau(patience=2)
-    again.restore(plateau.state())
+    again.load_state_dict(plateau.state_dict())
     assert again.step(0.1) == 0.5 and again.best == 0.1
 
 
-def test_plateau_understands_negative_values():
+def test_plateau_understands_negative_values_and_wants_a_thousandth():
     plateau = Plateau(patience=1)
     assert [plateau.step(v) for v in (-1.0, -2.0, -3.0, -4.0)] == [1, 1, 1, 1]
+    assert [plateau.step(v) for v in (-4.001, -4.002, -4.1)] == [1, 0.5, 0.5]
 
 
 def test_ema_has_a_short_memory_first():

@@ -1,82 +1,110 @@
-"""The same arithmetic, faster: what a CPU needs and a reader does not."""
+"""The same arithmetic, faster: what a CPU needs and a reader does not.
 
+Each form names the plain one that it stands for and equals but for rounding (tests/test_fast.py).
+`fast.ENABLED = False` computes the plain ones from then on. Gains are of a whole training step:
+128 px, batch 32, two cores with native bf16 (benchmarks/README.md, measured one after another);
+`benchmarks/fast_forms.py` measures them again, one by one, on the machine at hand.
+"""
+
+import ctypes
 import math
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+ENABLED = True
 
-class FreeDown(nn.Module):
-    """Parameter-free shortcut down: pixel-unshuffle, then the mean over groups of channels.
-    (B, C, 2H, 2W) -> (B, out, H, W). Source: DC-AE, arXiv 2410.10733.
 
-    A group of two is a pixel and its neighbour to the right, a group of four all four pixels:
-    those are averaged first, and fewer move. channels_last stays, which saves half the time.
+def free_down(x: Tensor, c_out: int) -> Tensor:
+    """model.FreeDown: (B, C, 2H, 2W) -> (B, out, H, W). 496 to 419 ms, together with free_up.
+
+    A group of two is a pixel and its neighbour to the right, a group of four all four pixels: those
+    are averaged first, and fewer move. And channels_last stays, where pixel_unshuffle answers in
+    NCHW and every neighbour then copies.
     """
-
-    def __init__(self, in_channels: int, out_channels: int):
-        super().__init__()
-        if in_channels * 4 % out_channels:
-            raise ValueError(f"shortcut='free' needs 4 x {in_channels} divisible by {out_channels}")
-        self.out_channels = out_channels
-        self.rows, self.columns = _quarters(4 * in_channels // out_channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        if x.shape[-1] % 2 or x.shape[-2] % 2:
-            x = F.pad(x, (0, x.shape[-1] % 2, 0, x.shape[-2] % 2))
-        (b, c, h, w), tall, wide = x.shape, self.rows, self.columns
-        x = F.avg_pool2d(x, (2 // tall, 2 // wide)).permute(0, 2, 3, 1)
-        x = x.reshape(b, h // 2, tall, w // 2, wide, c).permute(0, 1, 3, 5, 2, 4)
-        x = x.reshape(b, h // 2, w // 2, -1).permute(0, 3, 1, 2)
-        group = x.shape[1] // self.out_channels
-        return x if group == 1 else x.unflatten(1, (-1, group)).mean(2)
+    b, c, h, w = x.shape
+    tall, wide = quarters(4 * c // c_out)
+    x = F.avg_pool2d(x, (2 // tall, 2 // wide)).permute(0, 2, 3, 1)
+    x = x.reshape(b, h // 2, tall, w // 2, wide, c).permute(0, 1, 3, 5, 2, 4)
+    x = x.reshape(b, h // 2, w // 2, c * tall * wide).permute(0, 3, 1, 2)
+    if x.shape[1] == c_out:
+        return x
+    return x.unflatten(1, (c_out, -1)).mean(2)
 
 
-class FreeUp(nn.Module):
-    """Parameter-free shortcut up: repeat channels, then pixel-shuffle: the mirror of FreeDown.
-    (B, C, H, W) -> (B, out, 2H, 2W)."""
+def free_up(x: Tensor, repeats: int) -> Tensor:
+    """model.FreeUp: (B, C, H, W) -> (B, C * repeats / 4, 2H, 2W). Its gain: see free_down.
 
-    def __init__(self, in_channels: int, out_channels: int):
-        super().__init__()
-        if out_channels * 4 % in_channels:
-            raise ValueError(f"shortcut='free' needs 4 x {out_channels} divisible by {in_channels}")
-        self.out_channels = out_channels
-        self.rows, self.columns = _quarters(4 * out_channels // in_channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        (b, c, h, w), tall, wide, out = x.shape, self.rows, self.columns, self.out_channels
-        if (times := out * tall * wide // c) > 1:
-            x = x.repeat_interleave(times, 1)
-        x = x.permute(0, 2, 3, 1).reshape(b, h, w, out, tall, wide)
-        x = x.permute(0, 1, 4, 2, 5, 3).contiguous()  # (B, H, tall, W, wide, out)
-        x = x.expand(b, h, 2, w, 2, out).reshape(b, 2 * h, 2 * w, out)
-        return x.permute(0, 3, 1, 2)
+    Pixels that will be equal are not shuffled but expanded at the end.
+    """
+    b, c, h, w = x.shape
+    tall, wide = quarters(repeats)
+    c_out = c * repeats // 4
+    if c_out * tall * wide > c:
+        x = x.repeat_interleave(c_out * tall * wide // c, 1)
+    x = x.permute(0, 2, 3, 1).reshape(b, h, w, c_out, tall, wide)
+    x = x.permute(0, 1, 4, 2, 5, 3).contiguous()  # (B, H, tall, W, wide, out)
+    x = x.expand(b, h, 2, w, 2, c_out).reshape(b, 2 * h, 2 * w, c_out)
+    return x.permute(0, 3, 1, 2)
 
 
-def _quarters(group: int) -> tuple[int, int]:
+def quarters(group: int) -> tuple[int, int]:
     """Rows and columns of each 2x2 pixels that differ, where `group` channels of the unshuffled
-    are one: (2, 1) for a pair, (1, 1) for four or a multiple, else all (2, 2)."""
-    return (2, 1) if group == 2 else (1, 1) if group % 4 == 0 else (2, 2)
+    ones are one: a pair is a row, four or a multiple all of them."""
+    if group == 2:
+        return 2, 1
+    return (1, 1) if group % 4 == 0 else (2, 2)
+
+
+def flatten(x: Tensor) -> Tensor:
+    """x.flatten(1), but in the order in which channels_last lies in memory: 419 to 393 ms, for
+    features.FeatureLoss. The gradient then comes in channels_last too, and nobody copies."""
+    return x.permute(0, 2, 3, 1).flatten(1) if ENABLED else x.flatten(1)
+
+
+class Upsample(nn.Upsample):
+    """nn.Upsample that stays in bf16: autocast would go through fp32 and back."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not ENABLED:
+            return super().forward(x)
+        with torch.autocast(x.device.type, enabled=False):
+            return super().forward(x)
 
 
 class PointwiseConv(nn.Conv2d):
-    """A 1x1 convolution; what a stride would skip is left out before it, which comes to the same.
+    """nn.Conv2d(c_in, c_out, 1, stride): what a stride would skip is left out before it.
 
-    oneDNN (torch 2.15) writes beyond its memory in the weights' gradient of a strided one over
-    few channels, channels_last, from 128 pixels up: at 256 the process dies.
+    Not for speed, and so not switched off: oneDNN (torch 2.15) writes beyond its memory in the
+    weights' gradient of a strided one over few channels, channels_last, from 128 pixels up: at 256
+    the process dies.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int = 1):
-        super().__init__(in_channels, out_channels, 1)
+    def __init__(self, c_in: int, c_out: int, stride: int = 1):
+        super().__init__(c_in, c_out, 1)
         self.every = stride
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x[..., :: self.every, :: self.every])
 
 
-class _ChannelsLast(torch.autograd.Function):
-    """PyTorch's forward pass of GroupNorm, and a backward pass of our own.
+class GroupNorm(nn.GroupNorm):
+    """nn.GroupNorm (Wu and He 2018), its gradient in channels_last on a CPU: 529 to 496 ms.
+
+    PyTorch's takes 46 ms at 32x32x128x128, ours 9.6. With 16 channels a group or more, its own is
+    as fast.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        last = x.device.type == "cpu" and x.is_contiguous(memory_format=torch.channels_last)
+        if not ENABLED or not last or self.num_channels // self.num_groups >= 16:
+            return super().forward(x)
+        return GroupNormChannelsLast.apply(x, self.weight, self.bias, self.num_groups, self.eps)
+
+
+class GroupNormChannelsLast(torch.autograd.Function):
+    """PyTorch's forward pass, and a backward pass over the memory as channels_last lies in it.
 
     With x_hat = (x - mean) / std of its group and g = dy * weight:
     dx = (g - mean of g - x_hat * mean of (g * x_hat)) / std, both means over the group.
@@ -92,50 +120,46 @@ class _ChannelsLast(torch.autograd.Function):
     @staticmethod
     def backward(ctx, dy):
         x, weight, mean, rstd = ctx.saved_tensors
-        (b, c, h, w), per = x.shape, x.shape[1] // mean.shape[1]
-        rows = math.gcd(h * w, max(1, 512 // c))  # long rows: short ones waste a vector unit
+        b, c, h, w = x.shape
+        in_group = c // mean.shape[1]
+        pixels = math.gcd(h * w, max(1, 512 // c))  # a row: short ones waste a vector unit
 
-        def flat(t):  # (B, rows of pixels, pixels of a row x C), as the memory lies
-            return t.contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1).reshape(
-                b, -1, rows * c)  # fmt: skip
+        def rows(t):  # (B, C, H, W) -> (B, rows, pixels * C)
+            t = t.contiguous(memory_format=torch.channels_last)
+            return t.permute(0, 2, 3, 1).reshape(b, -1, pixels * c)
 
-        def each(t):  # a number per image and channel (B, C), or group (B, G), for all pixels
-            t = t if t.shape[1] == c else t.repeat_interleave(per, 1)
-            return t.to(x.dtype)[:, None].repeat(1, 1, rows)
+        def row(t):  # (B, C) -> (B, 1, pixels * C): the same for every pixel
+            return t.to(x.dtype)[:, None].repeat(1, 1, pixels)
 
-        def total(t):  # over pixels: (B, C)
-            return t.sum(1).float().view(b, rows, c).sum(1)
+        def over_pixels(t):  # sum: (B, rows, pixels * C) -> (B, C)
+            return t.sum(1).float().view(b, pixels, c).sum(1)
 
-        mean, rstd, gain = mean.float(), rstd.float(), weight.float()
-        dy = flat(dy)
-        x_hat = torch.addcmul(each(-mean * rstd), flat(x), each(rstd))
-        d_gain, d_bias = total(dy * x_hat), total(dy)
-        n = per * h * w
-        along, along_x = ((gain * d).view(b, -1, per).sum(2) / n for d in (d_bias, d_gain))
-        dx = torch.addcmul(each(-rstd * along), x_hat, each(-rstd * along_x))
-        dx.addcmul_(dy, each(rstd.repeat_interleave(per, 1) * gain))
+        def over_group(t):  # mean over channels and pixels: (B, C) -> (B, C)
+            means = t.view(b, -1, in_group).sum(2) / (in_group * h * w)
+            return means.repeat_interleave(in_group, 1)
+
+        gain = weight.float()
+        mean = mean.float().repeat_interleave(in_group, 1)
+        rstd = rstd.float().repeat_interleave(in_group, 1)
+        dy = rows(dy)
+        x_hat = torch.addcmul(row(-mean * rstd), rows(x), row(rstd))
+        d_weight = over_pixels(dy * x_hat)
+        d_bias = over_pixels(dy)
+        dx = torch.addcmul(
+            row(-rstd * over_group(gain * d_bias)), x_hat, row(-rstd * over_group(gain * d_weight))
+        )
+        dx.addcmul_(dy, row(rstd * gain))
         dx = dx.view(b, h, w, c).permute(0, 3, 1, 2)
-        return dx, d_gain.sum(0).to(weight.dtype), d_bias.sum(0).to(weight.dtype), None, None
-
-
-class GroupNorm(nn.GroupNorm):
-    """nn.GroupNorm (Wu and He 2018), with a gradient of its own for channels_last on a CPU."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        last = x.device.type == "cpu" and x.is_contiguous(memory_format=torch.channels_last)
-        if not last or self.num_channels // self.num_groups >= 16:
-            return super().forward(x)
-        return _ChannelsLast.apply(x, self.weight, self.bias, self.num_groups, self.eps)
+        d_weight = d_weight.sum(0).to(weight.dtype)
+        return dx, d_weight, d_bias.sum(0).to(weight.dtype), None, None
 
 
 def keep_freed_memory() -> bool:
     """Make glibc keep what is freed rather than give it back: True where it could be done.
 
     On a CPU every large tensor is otherwise fetched from the kernel anew, page by page, at every
-    step: a sixth of the time of a step at 128 px. The process stays as large as it ever was.
+    step: a sixth of its time. The process stays as large as it ever was, and there is no way back.
     """
-    import ctypes
-
     M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # from malloc.h
     try:
         libc = ctypes.CDLL("libc.so.6")

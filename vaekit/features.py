@@ -1,4 +1,4 @@
-"""Pretrained trunks: where their weights come from, and one forward pass for every loss."""
+"""Pretrained trunks, and one pass through them for every distance of features."""
 
 import importlib.util
 from pathlib import Path
@@ -9,28 +9,35 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vaekit import fast
 from vaekit.config import Config
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+# Oxford's own VGG weights want 0..255 minus the mean: their features are that much larger
+OXFORD_STD = (1 / 255, 1 / 255, 1 / 255)
+OXFORD_SCALE = 1 / (255 * sum(IMAGENET_STD) / 3)
 
 
 class Spec(NamedTuple):
-    """What is to be known about one trunk; indices count torchvision's `features` layers."""
+    """What is to be known about one trunk: `torchvision.models.<builder>`; torchvision's name for
+    its weights, which may go by any other that begins with the builder's; where the two distances
+    listen, counted in layers of its `features`; and LPIPS's name for it."""
 
-    builder: str  # torchvision.models.<builder>; its weights may go by any name that begins so
-    url_file: str  # torchvision's own name for them
-    perceptual_taps: tuple  # where the feature loss listens
+    builder: str
+    url_file: str
+    perceptual_taps: tuple
     lpips_taps: tuple = ()
     lpips_head: str = ""
 
 
-TRUNKS = {
-    "vgg16": Spec("vgg16", "vgg16-397923af.pth", (3, 8, 15), (3, 8, 15, 22, 29), "vgg"),
-    "vgg19": Spec("vgg19", "vgg19-dcbb9e9d.pth", (3, 8, 17)),
-    "squeezenet": Spec("squeezenet1_1", "squeezenet1_1-b8a52dc0.pth", (1, 4, 7),
-                       (1, 4, 7, 9, 10, 11, 12), "squeeze"),
-    "alexnet": Spec("alexnet", "alexnet-owt-7be5be79.pth", (1, 4, 7), (1, 4, 7, 9, 11), "alex"),
-}  # fmt: skip
+VGG16 = Spec("vgg16", "vgg16-397923af.pth", (3, 8, 15), (3, 8, 15, 22, 29), "vgg")
+VGG19 = Spec("vgg19", "vgg19-dcbb9e9d.pth", (3, 8, 17))
+ALEXNET = Spec("alexnet", "alexnet-owt-7be5be79.pth", (1, 4, 7), (1, 4, 7, 9, 11), "alex")
+SQUEEZENET = Spec(
+    "squeezenet1_1", "squeezenet1_1-b8a52dc0.pth", (1, 4, 7), (1, 4, 7, 9, 10, 11, 12), "squeeze"
+)
+TRUNKS = {"vgg16": VGG16, "vgg19": VGG19, "squeezenet": SQUEEZENET, "alexnet": ALEXNET}
 PROFILE_TRUNK = {"full": "vgg16", "quick": "squeezenet", "smoke": "squeezenet"}
 
 
@@ -47,26 +54,27 @@ class Trunk(nn.Module):
 
     def __init__(self, name: str, layers: nn.Sequential, taps: tuple, oxford: bool = False):
         super().__init__()
-        self.name, self.taps, self.layers = name, taps, layers[: max(taps) + 1]
+        self.name = name
+        self.taps = taps
+        self.oxford = oxford
+        self.layers = layers[: max(taps) + 1]
         for layer in self.layers.modules():
             if isinstance(layer, nn.ReLU):
-                layer.inplace = False  # an in-place ReLU would overwrite a tap before it
-        # Oxford's own VGG weights want 0..255 minus the mean; its features are that much larger.
-        std = (1 / 255,) * 3 if oxford else IMAGENET_STD
-        self.feature_scale = 1 / (255 * sum(IMAGENET_STD) / 3) if oxford else 1.0
+                layer.inplace = False  # it would overwrite a tap before it
+        std = OXFORD_STD if oxford else IMAGENET_STD
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
         self.eval().requires_grad_(False)
 
     def forward(self, x: Tensor) -> dict[int, Tensor]:
         h = (x - self.mean) / self.std  # broadcasts grey to three channels
-        if min(h.shape[-2:]) < 32:  # below this the deepest layers have no pixels left
+        if min(h.shape[-2:]) < 32:  # the deepest layers would have no pixels
             h = F.interpolate(h, size=(32, 32), mode="bilinear", align_corners=False)
         out = {}
         for i, layer in enumerate(self.layers):
             h = layer(h)
             if i in self.taps:
-                out[i] = h * self.feature_scale if self.feature_scale != 1 else h
+                out[i] = h * OXFORD_SCALE if self.oxford else h
         return out
 
     def pooled(self, x: Tensor) -> Tensor:
@@ -74,8 +82,7 @@ class Trunk(nn.Module):
         return self(x)[max(self.taps)].float().mean(dim=(2, 3))
 
 
-def load_trunk(name: str, path: str | Path | None = None, download: bool = True,
-               taps: tuple = ()) -> Trunk:  # fmt: skip
+def load_trunk(name: str, path: str | Path = "", download=True, taps: tuple = ()) -> Trunk:
     """The frozen trunk `name` on the CPU in fp32, cut after its last tap.
 
     `taps` default to every layer that the perceptual loss or LPIPS listens to, as far as the
@@ -86,20 +93,23 @@ def load_trunk(name: str, path: str | Path | None = None, download: bool = True,
     from vaekit.files.weights import find_weights
 
     file = find_weights(name, path, download)
-    spec, prefix = TRUNKS[name], "features."
+    spec = TRUNKS[name]
     layers = getattr(models, spec.builder)(weights=None).features
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
+        prefix = "features."
         state = {k.removeprefix(prefix): v.float() for k, v in state.items() if prefix in k}
-        # the last convolution in the file, and the ReLU after it
-        last = max((int(k.split(".")[0]) for k in state), default=0) + 2
-        layers = layers[:last]
+        # a file may end early: keep its last convolution, and the ReLU after it
+        num_layers = max((int(k.split(".")[0]) for k in state), default=0) + 2
+        layers = layers[:num_layers]
         layers.load_state_dict(state, strict=True)
     except (RuntimeError, UnpicklingError) as error:
         raise ValueError(f"{file} does not hold torchvision's {spec.builder}") from error
-    wanted = taps or sorted({*spec.perceptual_taps, *spec.lpips_taps})
+    taps = taps or sorted({*spec.perceptual_taps, *spec.lpips_taps})
+    taps = tuple(tap for tap in taps if tap < num_layers)
+    # files of Oxford's VGG-19 are named by their layers, torchvision's are not
     oxford = name == "vgg19" and "conv1_1" in file.name
-    return Trunk(name, layers, tuple(t for t in wanted if t < last), oxford)
+    return Trunk(name, layers, taps, oxford)
 
 
 def lpips_head(name: str) -> list[Tensor]:
@@ -113,52 +123,65 @@ def lpips_head(name: str) -> list[Tensor]:
 
     head = TRUNKS[name].lpips_head
     if not head:
-        raise ValueError(f"LPIPS has no linear layers for {name}; it has for vgg16, squeezenet,"
-                         f" alexnet")  # fmt: skip
+        have = ", ".join(name for name in TRUNKS if TRUNKS[name].lpips_head)
+        raise ValueError(f"LPIPS has no linear layers for {name}; it has for {have}")
+    files = []
     package = importlib.util.find_spec("lpips")
-    files = [Path(package.origin).parent / "weights/v0.1" / f"{head}.pth"] if package else []
-    files += [f for place in weight_places() for f in sorted(place.glob(f"lpips*{head}*.pth"))]
+    if package:
+        files.append(Path(package.origin).parent / "weights/v0.1" / f"{head}.pth")
+    for place in weight_places():
+        files += sorted(place.glob(f"lpips*{head}*.pth"))
     if not files:
-        raise WeightsMissing(f"LPIPS needs its linear layers: `pip install lpips`, or its file"
-                             f" {head}.pth, as lpips_{head}.pth, in VAEKIT_WEIGHTS")  # fmt: skip
+        raise WeightsMissing(
+            f"LPIPS needs its linear layers: `pip install lpips`, or its file {head}.pth,"
+            f" as lpips_{head}.pth, in VAEKIT_WEIGHTS"
+        )
     state = torch.load(files[0], map_location="cpu", weights_only=True)
     return [state[f"lin{i}.model.1.weight"].flatten() for i in range(len(state))]
 
 
-def _unit(features: Tensor) -> Tensor:
-    # in fp32: the sum of squares over hundreds of channels overflows fp16
+def perceptual_distance(a: Tensor, b: Tensor, kind: str) -> Tensor:
+    """mean |a - b| ("l1") or mean (a - b)^2 ("squared") over all activations of a tap: (B,)."""
+    gap = fast.flatten(a).float() - fast.flatten(b).float()
+    return (gap.abs() if kind == "l1" else gap.square()).mean(1)
+
+
+def lpips_distance(a: Tensor, b: Tensor, head: Tensor) -> Tensor:
+    """sum over channels of head * mean over pixels of (unit(a) - unit(b))^2: (B,)."""
+    gap = (unit(a) - unit(b)).square().mean((2, 3))  # (B, C)
+    # not `@`, which autocast would take to half precision
+    return (gap * head).sum(1)
+
+
+def unit(features: Tensor) -> Tensor:
+    """Each pixel's vector of channels at length 1, in fp32: its sum of squares overflows fp16."""
     features = features.float()
     return features / (features.square().sum(1, keepdim=True).sqrt() + 1e-10)
-
-
-def _flat(features: Tensor) -> Tensor:
-    # (B, H*W*C) float32, as channels_last lies in memory: a gradient of another layout is dear
-    return features.permute(0, 2, 3, 1).flatten(1).float()
 
 
 class FeatureLoss(nn.Module):
     """Perceptual and LPIPS distance from one pass of the trunk over each image.
 
     `loss(x_hat, x)` -> {"perceptual": (B,), "lpips": (B,)} (those that are asked for), x and
-    x_hat float (B, C, H, W) in [0, 1]. Perceptual: mean over taps of the mean L1 (or squared)
-    distance of activations (Johnson et al. 2016). The target's pass builds no graph.
+    x_hat float (B, C, H, W) in [0, 1]. Perceptual: mean over taps of `perceptual_distance`
+    (Johnson et al. 2016); LPIPS: sum over taps of `lpips_distance`. The target builds no graph.
     """
 
-    def __init__(self, trunk: Trunk, perceptual: bool = True, lpips: bool = False,
-                 distance: str = "l1"):  # fmt: skip
+    def __init__(self, trunk: Trunk, perceptual=True, lpips=False, distance="l1"):
         super().__init__()
         spec = TRUNKS[trunk.name]
+        self.name = trunk.name
+        self.distance = distance
         self.perceptual_taps = spec.perceptual_taps if perceptual else ()
         self.lpips_taps = spec.lpips_taps if lpips else ()
         heads = lpips_head(trunk.name) if lpips else []
-        missing = set(self.perceptual_taps + self.lpips_taps) - set(trunk.taps)
+        self.heads = nn.ParameterList(nn.Parameter(h, requires_grad=False) for h in heads)
+        taps = {*self.perceptual_taps, *self.lpips_taps}
+        missing = taps - set(trunk.taps)
         if missing:
             raise ValueError(f"this file of {trunk.name} ends before layer {min(missing)}")
-        for tap, head in zip(self.lpips_taps, heads, strict=True):
-            self.register_buffer(f"head{tap}", head)
-        self.name, self.size = trunk.name, torch.abs if distance == "l1" else torch.square
-        used = tuple(sorted({*self.perceptual_taps, *self.lpips_taps}))
-        self.trunk = Trunk(trunk.name, trunk.layers, used, trunk.feature_scale != 1)
+        taps = tuple(sorted(taps))
+        self.trunk = Trunk(trunk.name, trunk.layers, taps, trunk.oxford)
 
     def forward(self, x_hat: Tensor, x: Tensor) -> dict[str, Tensor]:
         with torch.no_grad():
@@ -166,14 +189,15 @@ class FeatureLoss(nn.Module):
         output = self.trunk(x_hat)
         terms = {}
         if self.perceptual_taps:
-            gaps = [_flat(output[t]) - _flat(target[t]) for t in self.perceptual_taps]
-            terms["perceptual"] = sum(self.size(g).mean(1) for g in gaps) / len(gaps)
+            total = 0
+            for tap in self.perceptual_taps:
+                total = total + perceptual_distance(output[tap], target[tap], self.distance)
+            terms["perceptual"] = total / len(self.perceptual_taps)
         if self.lpips_taps:
-            gaps = [(_unit(output[t]) - _unit(target[t])).square() for t in self.lpips_taps]
-            heads = [getattr(self, f"head{t}") for t in self.lpips_taps]
-            # products and sums, not `@`: autocast lets them alone
-            terms["lpips"] = sum((g.mean((2, 3)) * w).sum(1)
-                                 for g, w in zip(gaps, heads, strict=True))  # fmt: skip
+            total = 0
+            for tap, head in zip(self.lpips_taps, self.heads, strict=True):
+                total = total + lpips_distance(output[tap], target[tap], head)
+            terms["lpips"] = total
         return terms
 
 
@@ -193,10 +217,11 @@ def feature_loss(cfg: Config, verbose: bool = True) -> FeatureLoss | None:
     name = trunk_name(cfg)
     if name == "none":
         return None
-    wants = {"perceptual": cfg.perceptual_weight > 0, "lpips": cfg.lpips_weight > 0}
+    perceptual = cfg.perceptual_weight > 0
+    lpips = cfg.lpips_weight > 0
     try:
         trunk = load_trunk(name, download=cfg.profile != "smoke")
-        return FeatureLoss(trunk, distance=cfg.perceptual_distance, **wants)
+        return FeatureLoss(trunk, perceptual, lpips, cfg.perceptual_distance)
     except WeightsMissing as missing:
         if cfg.features != "auto":
             raise

@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vaekit.config import Config
-from vaekit.features import FeatureLoss
 
-SSIM_WINDOW, SSIM_SIGMA = 11, 1.5
+SSIM_WINDOW = 11
+SSIM_SIGMA = 1.5
 
 
 def l1_per_image(x_hat: Tensor, x: Tensor) -> Tensor:
@@ -27,12 +27,23 @@ def mse_per_image(x_hat: Tensor, x: Tensor) -> Tensor:
     return (x_hat.float() - x.float()).square().flatten(1).mean(1)
 
 
-def _blur_matrix(length: int, size: int, like: Tensor) -> Tensor:
-    """(length - size + 1, length): each row the Gaussian window at one position."""
-    first = torch.arange(length - size + 1, device=like.device)[:, None]
-    at = torch.arange(length, device=like.device) - first - (size - 1) / 2
+def gaussian_windows(length: int, size: int, device: torch.device) -> Tensor:
+    """(length - size + 1, length): row i is the Gaussian window over pixels i ... i + size - 1."""
+    first = torch.arange(length - size + 1, device=device)[:, None]
+    middle = first + (size - 1) / 2
+    at = torch.arange(length, device=device) - middle
     window = torch.exp(-at.square() / (2 * SSIM_SIGMA**2)) * (at.abs() < size / 2)
     return window / window.sum(1, keepdim=True)
+
+
+def gaussian_blur(images: Tensor, size: int) -> Tensor:
+    """Each pixel's Gaussian average over size x size, without the border: (B, C, H, W) ->
+    (B, C, H - size + 1, W - size + 1). A blur of the columns, then of the rows: as products of
+    matrices several times faster than a convolution."""
+    height, width = images.shape[-2:]
+    columns = gaussian_windows(height, size, images.device)
+    rows = gaussian_windows(width, size, images.device)
+    return columns @ images @ rows.T
 
 
 def ssim_per_image(x_hat: Tensor, x: Tensor) -> Tensor:
@@ -42,19 +53,14 @@ def ssim_per_image(x_hat: Tensor, x: Tensor) -> Tensor:
     scikit-image with `gaussian_weights=True, use_sample_covariance=False`, which crops the same
     border. Below 11 px the window shrinks to the largest odd size that fits.
     """
-    x_hat, x = x_hat.float(), x.float()
+    a, b = x_hat.float(), x.float()
     size = min(SSIM_WINDOW, *x.shape[-2:])
     size -= 1 - size % 2
-    rows = _blur_matrix(x.shape[-2], size, x)
-    columns = _blur_matrix(x.shape[-1], size, x).T
-
-    def blur(t: Tensor) -> Tensor:  # two matrix products: several times faster than convolving
-        return rows @ t @ columns
-
-    with torch.no_grad():
-        mu_b, bb = blur(x), blur(x * x)
-    mu_a, aa, ab = blur(x_hat), blur(x_hat * x_hat), blur(x_hat * x)
-    var_a, var_b, cov = aa - mu_a**2, bb - mu_b**2, ab - mu_a * mu_b
+    mu_a = gaussian_blur(a, size)
+    mu_b = gaussian_blur(b, size)
+    var_a = gaussian_blur(a * a, size) - mu_a**2
+    var_b = gaussian_blur(b * b, size) - mu_b**2
+    cov = gaussian_blur(a * b, size) - mu_a * mu_b
     c1, c2 = 0.01**2, 0.03**2
     luminance = (2 * mu_a * mu_b + c1) / (mu_a**2 + mu_b**2 + c1)
     structure = (2 * cov + c2) / (var_a + var_b + c2)
@@ -65,8 +71,9 @@ def spectral_per_image(x_hat: Tensor, x: Tensor) -> Tensor:
     """mean |FFT(x_hat) - FFT(x)| over frequencies: (B,). Orthonormal, so noise of deviation s
     costs about s at every frequency, and missing fine detail costs what it weighs."""
     gap = torch.fft.rfft2(x_hat.float() - x.float(), norm="ortho")
-    # |a + ib| by hand: the gradient of abs() at exactly 0 is NaN-safe with the small term
-    return (gap.real.square() + gap.imag.square() + 1e-12).sqrt().flatten(1).mean(1)
+    # |a + ib| by hand: the small term keeps the gradient finite where both are exactly 0
+    size = (gap.real.square() + gap.imag.square() + 1e-12).sqrt()
+    return size.flatten(1).mean(1)
 
 
 def kl_elements(mu: Tensor, logvar: Tensor) -> Tensor:
@@ -92,8 +99,7 @@ def kl_with_free_bits(mu: Tensor, logvar: Tensor, free_bits: float, kind: str) -
         return kl.sum(1)
     if kind == "element":
         return kl.clamp(min=free_bits).sum(1)
-    floored = kl.mean(0).clamp(min=free_bits)
-    return floored.sum().expand(len(kl))
+    return kl.mean(0).clamp(min=free_bits).sum().expand(len(kl))
 
 
 def calibrated_nll(x_hat: Tensor, x: Tensor, cfg: Config, floor: float = 1e-3) -> Tensor:
@@ -114,19 +120,40 @@ def calibrated_nll(x_hat: Tensor, x: Tensor, cfg: Config, floor: float = 1e-3) -
     return nll
 
 
+def local_terms(x_hat: Tensor, x: Tensor, cfg: Config) -> dict[str, Tensor]:
+    """L1, MSE and 1 - SSIM at one resolution, each (B,)."""
+    terms = {}
+    terms["l1"] = l1_per_image(x_hat, x)
+    terms["mse"] = mse_per_image(x_hat, x)
+    if cfg.ssim_weight:
+        terms["ssim"] = 1 - ssim_per_image(x_hat, x)
+    return terms
+
+
 def pixel_terms(x_hat: Tensor, x: Tensor, cfg: Config) -> dict[str, Tensor]:
-    """The terms that need no network, each (B,), averaged over `num_scales` halvings."""
-    terms: dict[str, list[Tensor]] = {}
-    for scale in range(cfg.num_scales):
-        if scale:
-            x_hat, x = F.avg_pool2d(x_hat, 2), F.avg_pool2d(x, 2)
-        terms.setdefault("l1", []).append(l1_per_image(x_hat, x))
-        terms.setdefault("mse", []).append(mse_per_image(x_hat, x))
-        if cfg.ssim_weight:
-            terms.setdefault("ssim", []).append(1 - ssim_per_image(x_hat, x))
-        if scale == 0 and cfg.spectral_weight:
-            terms["spectral"] = [spectral_per_image(x_hat, x)]
-    return {name: torch.stack(values).mean(0) for name, values in terms.items()}
+    """The terms that need no network, each (B,): the local ones averaged over `num_scales`
+    resolutions, each half the one before; the spectral one at the full resolution."""
+    scales = [local_terms(x_hat, x, cfg)]
+    spectral = {}
+    if cfg.spectral_weight:
+        spectral["spectral"] = spectral_per_image(x_hat, x)
+    for _ in range(cfg.num_scales - 1):
+        x_hat = F.avg_pool2d(x_hat, 2)
+        x = F.avg_pool2d(x, 2)
+        scales.append(local_terms(x_hat, x, cfg))
+    terms = {}
+    for name in scales[0]:
+        terms[name] = torch.stack([scale[name] for scale in scales]).mean(0)
+    return terms | spectral
+
+
+def term_weights(cfg: Config) -> dict[str, float]:
+    """What each part of the reconstruction is multiplied by; "nll" stands for L1 and MSE."""
+    pixels = {"l1": cfg.l1_weight, "mse": cfg.mse_weight}
+    if cfg.calibrated:
+        pixels = {"nll": 1.0}
+    features = {"perceptual": cfg.perceptual_weight, "lpips": cfg.lpips_weight}
+    return {"ssim": cfg.ssim_weight, "spectral": cfg.spectral_weight} | pixels | features
 
 
 @dataclass
@@ -137,34 +164,38 @@ class Loss:
     terms: dict[str, Tensor]
 
 
-def vae_loss(x_hat: Tensor, x: Tensor, mu: Tensor, logvar: Tensor, cfg: Config, beta: float,
-             features: FeatureLoss | None = None) -> Loss:  # fmt: skip
+def vae_loss(
+    x_hat: Tensor, x: Tensor, mu: Tensor, logvar: Tensor, cfg: Config, beta: float, features=None
+) -> Loss:
     """recon_weight * reconstruction + beta * KL, each reduced as the config says, batch mean.
 
-    x_hat, x (B, C, H, W) in [0, 1]; mu, logvar (B, *latent_shape). "mean" divides the
-    reconstruction by the pixels and the KL by the latent elements, "sum" does not: that choice
-    alone changes what a given beta means by a factor of thousands (see `beta_elbo`).
+    x_hat, x (B, C, H, W) in [0, 1]; mu, logvar (B, *latent_shape); features a FeatureLoss, where
+    its terms have a weight. "mean" divides the reconstruction by the pixels and the KL by the
+    latent elements, "sum" does not: that choice alone changes what a given beta means by a factor
+    of thousands (see `beta_elbo`).
     """
+    x_hat, x = x_hat.float(), x.float()
     with torch.autocast(x.device.type, enabled=False):
-        x_hat, x = x_hat.float(), x.float()
         terms = pixel_terms(x_hat, x, cfg)
-        weights = {"ssim": cfg.ssim_weight, "spectral": cfg.spectral_weight}
         if cfg.calibrated:
-            terms["nll"], weights["nll"] = calibrated_nll(x_hat, x, cfg), 1.0
-        else:
-            weights |= {"l1": cfg.l1_weight, "mse": cfg.mse_weight}
+            terms["nll"] = calibrated_nll(x_hat, x, cfg)
         kl = kl_per_image(mu, logvar)
         charged = kl_with_free_bits(mu, logvar, cfg.free_bits, cfg.free_bits_kind)
     if features is not None:
         terms |= features(x_hat, x)
-        weights |= {"perceptual": cfg.perceptual_weight, "lpips": cfg.lpips_weight}
-    recon = sum(w * terms[name] for name, w in weights.items() if w and name in terms)
-    k_rec, k_kl = reduction_factors(x[0].numel(), mu[0].numel(), cfg)
-    per_image = cfg.recon_weight * k_rec * x[0].numel() * recon + beta * k_kl * charged
-    total = per_image.mean()
-    terms = {name: value.detach().mean() for name, value in terms.items()}
-    terms |= {"recon": recon.detach().mean(), "kl": kl.detach().mean(), "loss": total.detach()}
-    return Loss(total, terms)
+
+    recon = 0
+    for name, weight in term_weights(cfg).items():
+        if weight and name in terms:
+            recon = recon + weight * terms[name]
+    num_pixels = x[0].numel()
+    k_rec, k_kl = reduction_factors(num_pixels, mu[0].numel(), cfg)
+    recon_weight = cfg.recon_weight * k_rec * num_pixels
+    total = (recon_weight * recon + beta * k_kl * charged).mean()
+
+    terms |= {"recon": recon, "kl": kl, "loss": total}
+    means = {name: term.detach().mean() for name, term in terms.items()}
+    return Loss(total, means)
 
 
 def reduction_factors(num_pixels: int, num_latents: int, cfg: Config) -> tuple[float, float]:
@@ -174,8 +205,9 @@ def reduction_factors(num_pixels: int, num_latents: int, cfg: Config) -> tuple[f
     return k_rec, k_kl
 
 
-def beta_elbo(cfg: Config, beta: float, l1: float, mse: float, num_pixels: int,
-              num_latents: int) -> float:  # fmt: skip
+def beta_elbo(
+    cfg: Config, beta: float, l1: float, mse: float, num_pixels: int, num_latents: int
+) -> float:
     """This beta as a multiple of the KL weight in the ELBO itself, at the current error.
 
     beta * k_kl / (recon_weight * k_rec * tau), tau = l1_weight * l1 + 2 * mse_weight * mse:
@@ -185,16 +217,18 @@ def beta_elbo(cfg: Config, beta: float, l1: float, mse: float, num_pixels: int,
     left out, so the figure overstates its pressure.
     """
     k_rec, k_kl = reduction_factors(num_pixels, num_latents, cfg)
-    # a calibrated scale divides each pixel term by itself: tau is then the sum of its weights
-    l1, two_mse = (1.0, 1.0) if cfg.calibrated else (l1, 2 * mse)
-    tau = cfg.l1_weight * l1 + cfg.mse_weight * two_mse
+    tau = cfg.l1_weight * l1 + cfg.mse_weight * (2 * mse)
+    if cfg.calibrated:  # each pixel term is divided by its own scale already
+        tau = cfg.l1_weight + cfg.mse_weight
     return beta * k_kl / max(cfg.recon_weight * k_rec * tau, 1e-30)
 
 
-def kl_share(cfg: Config, beta: float, recon: float, kl: float, num_pixels: int,
-             num_latents: int) -> float:  # fmt: skip
+def kl_share(
+    cfg: Config, beta: float, recon: float, kl: float, num_pixels: int, num_latents: int
+) -> float:
     """The KL's part of the total loss at this beta, 0..1; recon and kl as in `Loss.terms`."""
     k_rec, k_kl = reduction_factors(num_pixels, num_latents, cfg)
-    charged, rest = beta * k_kl * kl, cfg.recon_weight * k_rec * num_pixels * recon
+    charged = beta * k_kl * kl
+    rest = cfg.recon_weight * k_rec * num_pixels * recon
     # a calibrated reconstruction is a log-likelihood and may be negative
     return charged / max(charged + abs(rest), 1e-30)

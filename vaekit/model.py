@@ -1,28 +1,71 @@
-"""The VAE: blocks, Encoder, Decoder. Every value of Config's model section acts here."""
+"""The VAE: blocks, Encoder, Decoder. Every value of Config's model section acts here.
+
+The preset chest_xray, at 128 pixels:
+
+    x      128x128x1 => 64x64x32 => 32x32x64 => 16x16x128 => 8x8x256 => 4x4x512 => mu, logvar
+    z      4x4x64 = mu + exp(logvar / 2) * noise
+    x_hat  4x4x64 => 4x4x512 => 8x8x256 => 16x16x128 => 32x32x64 => 64x64x32 => 128x128x1
+"""
 
 import contextlib
 import math
+from collections import OrderedDict
 from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vaekit import fast
 from vaekit.config import Config
-from vaekit.fast import FreeDown, FreeUp, GroupNorm, PointwiseConv
 
 ACTIVATIONS = {"silu": nn.SiLU, "leaky_relu": lambda: nn.LeakyReLU(0.2), "relu": nn.ReLU}
+
+
+def conv3x3(c_in: int, c_out: int, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(c_in, c_out, 3, stride, padding=1)
 
 
 def make_norm(kind: str, channels: int) -> nn.Module:
     """GroupNorm over groups of at least 4 channels (8 groups at most), BatchNorm, or nothing."""
     if kind == "group":
-        return GroupNorm(math.gcd(8, max(1, channels // 4), channels), channels)
+        num_groups = math.gcd(8, max(1, channels // 4), channels)
+        return fast.GroupNorm(num_groups, channels)  # nn.GroupNorm, with a faster gradient
     return nn.BatchNorm2d(channels) if kind == "batch" else nn.Identity()
 
 
-def conv3x3(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
-    return nn.Conv2d(in_channels, out_channels, 3, stride, padding=1)
+class FreeDown(nn.Module):
+    """Parameter-free shortcut down (DC-AE, arXiv 2410.10733): the four pixels of each 2x2 become
+    channels, and groups of neighbouring channels their mean: (B, C, 2H, 2W) -> (B, out, H, W)."""
+
+    def __init__(self, c_in: int, c_out: int):
+        super().__init__()
+        if 4 * c_in % c_out:
+            raise ValueError(f"shortcut='free' needs 4 x {c_in} divisible by {c_out}")
+        self.c_out = c_out
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[-1] % 2:  # an odd size gets one more row and column, of zeros
+            x = F.pad(x, (0, 1, 0, 1))
+        if fast.ENABLED:
+            return fast.free_down(x, self.c_out)
+        x = F.pixel_unshuffle(x, 2)  # (B, 4C, H, W)
+        return x.unflatten(1, (self.c_out, -1)).mean(2)
+
+
+class FreeUp(nn.Module):
+    """Its mirror, up: channels are repeated, and then every four of them become the pixels of a
+    2x2: (B, C, H, W) -> (B, out, 2H, 2W)."""
+
+    def __init__(self, c_in: int, c_out: int):
+        super().__init__()
+        self.repeats = 4 * c_out // c_in
+
+    def forward(self, x: Tensor) -> Tensor:
+        if fast.ENABLED:
+            return fast.free_up(x, self.repeats)
+        x = x.repeat_interleave(self.repeats, 1)  # (B, 4 out, H, W)
+        return F.pixel_shuffle(x, 2)
 
 
 class SelfAttention(nn.Module):
@@ -37,76 +80,54 @@ class SelfAttention(nn.Module):
         nn.init.zeros_(self.project.weight)
         nn.init.zeros_(self.project.bias)
 
-    def queries_keys_values(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Three (B, H*W, C): one token per pixel."""
-        return self.qkv(self.norm(x)).flatten(2).transpose(1, 2).chunk(3, dim=-1)
+    def attend(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(weights (B, H*W, H*W), values (B, H*W, C)): one token a pixel."""
+        tokens = self.qkv(self.norm(x)).flatten(2).transpose(1, 2)  # (B, H*W, 3C)
+        q, k, v = tokens.chunk(3, dim=-1)
+        scores = q * q.shape[-1] ** -0.5 @ k.transpose(1, 2)
+        return scores.softmax(-1), v
 
     def attention_map(self, x: Tensor) -> Tensor:
         """(B, H*W, H*W): row i says where pixel i looks; each row sums to 1."""
-        return self.weigh(*self.queries_keys_values(x)[:2])
-
-    @staticmethod
-    def weigh(q: Tensor, k: Tensor) -> Tensor:
-        return (q * q.shape[-1] ** -0.5 @ k.transpose(1, 2)).softmax(-1)
+        return self.attend(x)[0]
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = self.queries_keys_values(x)
-        # longhand: at 256 pixels twice as fast on a CPU as scaled_dot_product_attention
-        out = self.weigh(q, k).to(v.dtype) @ v
+        weights, v = self.attend(x)
+        out = weights.to(v.dtype) @ v
         return x + self.project(out.transpose(1, 2).reshape(x.shape))
 
 
-class Enlarge(nn.Module):
-    """x2 by nearest neighbour, else bilinear (also the skip beside a transposed convolution)."""
-
-    def __init__(self, how: str):
-        super().__init__()
-        self.mode = "nearest" if how == "nearest" else "bilinear"
-
-    def forward(self, x: Tensor) -> Tensor:
-        with torch.autocast(x.device.type, enabled=False):  # it would go through fp32 and back
-            return F.interpolate(x, scale_factor=2, mode=self.mode)
-
-
-class Upsample(nn.Module):
+def upsample(how: str, c_in: int, c_out: int) -> nn.Sequential:
     """x2: bilinear or nearest enlargement then a 3x3 convolution, or a transposed convolution."""
+    if how == "transposed":
+        conv = nn.ConvTranspose2d(c_in, c_out, 4, stride=2, padding=1)
+        return nn.Sequential(OrderedDict(conv=conv))
+    enlarge = fast.Upsample(scale_factor=2, mode=how)
+    return nn.Sequential(OrderedDict(enlarge=enlarge, conv=conv3x3(c_in, c_out)))
 
-    def __init__(self, how: str, in_channels: int, out_channels: int):
-        super().__init__()
-        if how == "transposed":  # kernel 4, stride 2: 32x32 -> 64x64
-            self.conv = nn.ConvTranspose2d(in_channels, out_channels, 4, stride=2, padding=1)
-        else:
-            self.conv = conv3x3(in_channels, out_channels)
-        self.enlarge = nn.Identity() if how == "transposed" else Enlarge(how)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(self.enlarge(x))
+def conv_skip(c_in: int, c_out: int, cfg: Config, stride: int = 1) -> nn.Sequential:
+    """shortcut="conv": a 1x1 convolution, and its norm where `norm_skip` asks for one."""
+    skip = nn.Sequential(fast.PointwiseConv(c_in, c_out, stride))
+    if cfg.norm_skip:
+        skip.append(make_norm(cfg.norm, c_out))
+    return skip
 
 
 class Block(nn.Module):
-    """act(main(x) + skip(x)), the skip None in a plain block (He et al. 2016)."""
+    """act(main(x) + skip(x)) (He et al. 2016); a plain block has no skip."""
 
     def __init__(self, main: nn.Sequential, skip: nn.Module | None, act: nn.Module):
         super().__init__()
-        self.skip, self.main, self.act = skip, main, act
+        self.skip = skip
+        self.main = main
+        self.act = act
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.main(x)
-        return self.act(h if self.skip is None else h + self.skip(x))
-
-
-def main_branch(first: nn.Module, channels: int, convs: int, act, norm: str) -> nn.Sequential:
-    """`first`, which changes resolution and channels, norm; `convs` - 1 times act, conv, norm."""
-    layers = [first, make_norm(norm, channels)]
-    for _ in range(convs - 1):
-        layers += [act(), conv3x3(channels, channels), make_norm(norm, channels)]
-    return nn.Sequential(*layers)
-
-
-def conv_skip(in_channels: int, out_channels: int, cfg: Config, stride: int = 1) -> nn.Sequential:
-    """shortcut="conv": a 1x1 convolution, and its norm where `norm_skip` asks for one."""
-    norm = [make_norm(cfg.norm, out_channels)] if cfg.norm_skip else []
-    return nn.Sequential(PointwiseConv(in_channels, out_channels, stride), *norm)
+        if self.skip is not None:
+            h = h + self.skip(x)
+        return self.act(h)
 
 
 class DownBlock(Block):
@@ -116,30 +137,49 @@ class DownBlock(Block):
     gradient of a strided convolution unwritten where its weights only ever see padding.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, cfg: Config):
-        act, residual, skip = ACTIVATIONS[cfg.act_encoder], cfg.block == "residual", None
-        first = conv3x3(in_channels, out_channels, stride=2)
-        main = main_branch(first, out_channels, 1 + residual, act, cfg.norm)
-        if residual and cfg.shortcut == "free":
-            skip = FreeDown(in_channels, out_channels)
-        elif residual:
-            skip = conv_skip(in_channels, out_channels, cfg, stride=2)
+    def __init__(self, c_in: int, c_out: int, cfg: Config):
+        act = ACTIVATIONS[cfg.act_encoder]
+        main = nn.Sequential(conv3x3(c_in, c_out, stride=2), make_norm(cfg.norm, c_out))
+        skip = None
+        if cfg.block == "residual":
+            main.extend([act(), conv3x3(c_out, c_out), make_norm(cfg.norm, c_out)])
+            free = cfg.shortcut == "free"
+            skip = FreeDown(c_in, c_out) if free else conv_skip(c_in, c_out, cfg, stride=2)
         super().__init__(main, skip, act())
 
 
 class UpBlock(Block):
     """Doubles the resolution: (B, in, H, W) -> (B, out, 2H, 2W)."""
 
-    def __init__(self, in_channels: int, out_channels: int, cfg: Config):
-        act, skip = ACTIVATIONS[cfg.act_decoder], None
-        first = Upsample(cfg.upsample, in_channels, out_channels)
-        main = main_branch(first, out_channels, cfg.convs_per_up, act, cfg.norm)
+    def __init__(self, c_in: int, c_out: int, cfg: Config):
+        act = ACTIVATIONS[cfg.act_decoder]
+        main = nn.Sequential(upsample(cfg.upsample, c_in, c_out), make_norm(cfg.norm, c_out))
+        if cfg.convs_per_up == 2:
+            main.extend([act(), conv3x3(c_out, c_out), make_norm(cfg.norm, c_out)])
+        skip = None
         if cfg.block == "residual" and cfg.shortcut == "free":
-            skip = FreeUp(in_channels, out_channels)
+            skip = FreeUp(c_in, c_out)
         elif cfg.block == "residual":
             # 1x1 before enlarging equals 1x1 after it, at a quarter of the work
-            skip = conv_skip(in_channels, out_channels, cfg).append(Enlarge(cfg.upsample))
+            mode = "nearest" if cfg.upsample == "nearest" else "bilinear"
+            enlarge = fast.Upsample(scale_factor=2, mode=mode)
+            skip = conv_skip(c_in, c_out, cfg).append(enlarge)
         super().__init__(main, skip, act())
+
+
+def stem(c_in: int, c_out: int, cfg: Config) -> nn.Sequential:
+    """The first halving: one strided convolution with a large kernel, norm, activation."""
+    k = cfg.stem_kernel
+    conv = nn.Conv2d(c_in, c_out, k, stride=2, padding=(k - 1) // 2)
+    return nn.Sequential(conv, make_norm(cfg.norm, c_out), ACTIVATIONS[cfg.act_encoder]())
+
+
+def make_stage(block: nn.Module, channels: int, size: int, cfg: Config) -> nn.Sequential:
+    """The block, and self-attention after it at the resolutions that `attention` lists."""
+    stage = nn.Sequential(block)
+    if size in cfg.attention:
+        stage.append(SelfAttention(channels))
+    return stage
 
 
 def stage_sizes(cfg: Config) -> list[int]:
@@ -150,34 +190,28 @@ def stage_sizes(cfg: Config) -> list[int]:
     return sizes
 
 
-def attention_at(size: int, channels: int, cfg: Config) -> list[nn.Module]:
-    return [SelfAttention(channels)] if size in cfg.attention else []
-
-
 class Encoder(nn.Module):
     """Image (B, C, S, S) -> mu, logvar, each (B, *latent_shape)."""
 
     def __init__(self, cfg: Config):
         super().__init__()
-        sizes, channels, stages = stage_sizes(cfg), cfg.in_channels, []
-        for width, size in zip(cfg.widths, sizes[1:], strict=True):
-            if not stages and (k := cfg.stem_kernel):  # 128x128 => 64x64
-                stem = nn.Conv2d(channels, width, k, stride=2, padding=(k - 1) // 2)
-                act = ACTIVATIONS[cfg.act_encoder]()
-                block = nn.Sequential(stem, make_norm(cfg.norm, width), act)
-            else:
-                block = DownBlock(channels, width, cfg)
-            stages.append(nn.Sequential(block, *attention_at(size, width, cfg)))
-            channels = width
-        self.stages, self.vector = nn.Sequential(*stages), cfg.latent == "vector"
-        features, head = (channels * sizes[-1] ** 2, nn.Linear) if self.vector else (
-            channels, conv3x3)  # fmt: skip
-        self.mu = head(features, cfg.latent_channels)
-        self.logvar = head(features, cfg.latent_channels)
+        self.stages = nn.Sequential()  # 128x128x1 => 64x64x32 => ... => 4x4x512
+        c_in = cfg.in_channels
+        for c_out, size in zip(cfg.widths, stage_sizes(cfg)[1:], strict=True):
+            has_stem = cfg.stem_kernel and not len(self.stages)
+            block = stem(c_in, c_out, cfg) if has_stem else DownBlock(c_in, c_out, cfg)
+            self.stages.append(make_stage(block, c_out, size, cfg))
+            c_in = c_out
+        if cfg.latent == "vector":
+            self.stages.append(nn.Flatten())
+            self.mu = nn.Linear(c_in * size**2, cfg.latent_channels)
+            self.logvar = nn.Linear(c_in * size**2, cfg.latent_channels)
+        else:
+            self.mu = conv3x3(c_in, cfg.latent_channels)
+            self.logvar = conv3x3(c_in, cfg.latent_channels)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         h = self.stages(x)
-        h = h.flatten(1) if self.vector else h
         return self.mu(h), self.logvar(h)
 
 
@@ -186,24 +220,26 @@ class Decoder(nn.Module):
 
     def __init__(self, cfg: Config):
         super().__init__()
-        sizes, widths = stage_sizes(cfg)[::-1], cfg.widths[::-1]
-        self.size, self.start = cfg.image_size, (widths[0], sizes[0], sizes[0])
+        self.size = cfg.image_size
+        side, *sizes = reversed(stage_sizes(cfg))
+        c_in, *widths = reversed(cfg.widths)
+        self.start = (c_in, side, side)
         if cfg.latent == "vector":
-            self.first = nn.Linear(cfg.latent_channels, math.prod(self.start))
+            self.first = nn.Linear(cfg.latent_channels, c_in * side**2)
         else:
-            self.first = conv3x3(cfg.latent_channels, widths[0])
-        stages = [nn.Sequential(UpBlock(a, b, cfg), *attention_at(size, b, cfg))
-                  for a, b, size in zip(widths, widths[1:], sizes[1:], strict=False)]  # fmt: skip
-        # 4x4 => 8x8 => ... => 64x64, and 128x128 without a block
-        stages.append(nn.Sequential(Upsample(cfg.upsample, widths[-1], widths[-1])))
-        self.stages = nn.Sequential(*stages)
+            self.first = conv3x3(cfg.latent_channels, c_in)
+        self.stages = nn.Sequential()  # 4x4x512 => ... => 64x64x32, and 128x128x32 without a block
+        for c_out, size in zip(widths, sizes, strict=False):
+            self.stages.append(make_stage(UpBlock(c_in, c_out, cfg), c_out, size, cfg))
+            c_in = c_out
+        self.stages.append(nn.Sequential(upsample(cfg.upsample, c_in, c_in)))
         act = ACTIVATIONS[cfg.act_decoder]()
-        image = conv3x3(widths[-1], cfg.in_channels)
-        self.to_image = nn.Sequential(make_norm(cfg.norm, widths[-1]), act, image)
+        last = conv3x3(c_in, cfg.in_channels)
+        self.to_image = nn.Sequential(make_norm(cfg.norm, c_in), act, last)
 
     def forward(self, z: Tensor) -> Tensor:
-        h = self.first(z)
-        h = self.stages(h.view(-1, *self.start) if h.dim() == 2 else h)
+        h = self.first(z).view(-1, *self.start)
+        h = self.stages(h)
         if h.shape[-1] != self.size:  # odd sizes: 33 -> 17 -> 9 ... come back as 64
             h = F.interpolate(h, size=self.size, mode="bilinear", align_corners=False)
         return torch.sigmoid(self.to_image(h).float())
@@ -218,37 +254,18 @@ class VAE(nn.Module):
 
     def __init__(self, cfg: Config):
         super().__init__()
-        self.cfg, side = cfg, stage_sizes(cfg)[-1]
-        self.latent_shape = (
-            (cfg.latent_channels,) if cfg.latent == "vector" else (cfg.latent_channels, side, side)
-        )
-        self.encoder, self.decoder = Encoder(cfg), Decoder(cfg)
-        self._initialise(cfg)
-
-    def _initialise(self, cfg: Config) -> None:
-        if cfg.init != "default":  # He et al. 2015; "kaiming_out" by the outgoing connections
-            mode = "fan_out" if cfg.init == "kaiming_out" else "fan_in"
-            for name, module in self.named_modules():
-                if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)) and "project" not in name:
-                    nn.init.kaiming_normal_(module.weight, mode=mode, nonlinearity="relu")
-                    nn.init.zeros_(module.bias)
-        if cfg.zero_init_residual:  # the last scale of each main branch (Goyal et al. 2017)
-            for block in self.modules():
-                if isinstance(block, (DownBlock, UpBlock)) and block.skip is not None:
-                    norms = [m for m in block.main if getattr(m, "weight", None) is not None]
-                    if norms and not isinstance(norms[-1], nn.Conv2d):  # norm="none" has none
-                        nn.init.zeros_(norms[-1].weight)
-        if cfg.latent_init_gain:  # mu and logvar start near 0: the latents start at N(0, 1)
-            for head in (self.encoder.mu, self.encoder.logvar):
-                nn.init.xavier_uniform_(head.weight, gain=cfg.latent_init_gain)
-                nn.init.zeros_(head.bias)
+        self.cfg = cfg
+        n, side = cfg.latent_channels, stage_sizes(cfg)[-1]
+        self.latent_shape = (n,) if cfg.latent == "vector" else (n, side, side)
+        self.encoder = Encoder(cfg)
+        self.decoder = Decoder(cfg)
+        initialise(self, cfg)
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """mu, logvar of q(z|x), float32, logvar clamped to [-logvar_clamp, logvar_clamp]."""
         mu, logvar = self.encoder(x)
-        c = self.cfg.logvar_clamp
-        logvar = logvar.float()
-        return mu.float(), logvar.clamp(-c, c) if c else logvar
+        c = self.cfg.logvar_clamp or math.inf
+        return mu.float(), logvar.float().clamp(-c, c)
 
     def reparameterize(self, mu: Tensor, logvar: Tensor, generator=None) -> Tensor:
         """z = mu + sigma * eps, eps ~ N(0, I): a sample that gradients pass through."""
@@ -265,24 +282,44 @@ class VAE(nn.Module):
         return self.decode(z), mu, logvar
 
     @torch.no_grad()
+    def reconstruct(self, x: Tensor) -> Tensor:
+        """decode(mean of q(z|x)): the reconstruction without sampling noise."""
+        mu, _ = self.encode(x)
+        return self.decode(mu)
+
+    @torch.no_grad()
     def rescale_latents(self, rms: Tensor, sigma: float = 0.1) -> None:
         """Change the latents' units: mu is divided by `rms` (latent_channels,), the decoder's
         first layer multiplied by it. What the mean decodes to stays the same; sigma is reset.
 
         Without a KL the size of mu is arbitrary. Afterwards codes spread by 1, as the prior does.
         """
-        rms = rms.clamp(min=1e-6).to(self.encoder.mu.weight)
-        rest = [1] * (self.encoder.mu.weight.dim() - 1)
-        self.encoder.mu.weight /= rms.view(-1, *rest)
-        self.encoder.mu.bias /= rms
-        self.decoder.first.weight *= rms.view(1, -1, *rest[1:])
-        self.encoder.logvar.weight.zero_()
-        self.encoder.logvar.bias.fill_(2 * math.log(sigma))
+        mu, logvar, first = self.encoder.mu, self.encoder.logvar, self.decoder.first
+        rms = rms.clamp(min=1e-6).to(mu.weight)
+        by_row = rms.view(-1, *[1] * (mu.weight.dim() - 1))  # (latents, 1) or (latents, 1, 1, 1)
+        mu.weight /= by_row
+        mu.bias /= rms
+        first.weight *= by_row.transpose(0, 1)
+        logvar.weight.zero_()
+        logvar.bias.fill_(2 * math.log(sigma))
 
-    @torch.no_grad()
-    def reconstruct(self, x: Tensor) -> Tensor:
-        """decode(mean of q(z|x)): the reconstruction without sampling noise."""
-        return self.decode(self.encode(x)[0])
+
+def initialise(model: VAE, cfg: Config) -> None:
+    """Initial weights where the config wants others than PyTorch's own."""
+    if cfg.init != "default":  # He et al. 2015; "kaiming_out" by the outgoing connections
+        mode = "fan_out" if cfg.init == "kaiming_out" else "fan_in"
+        for name, module in model.named_modules():
+            if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)) and "project" not in name:
+                nn.init.kaiming_normal_(module.weight, mode=mode, nonlinearity="relu")
+                nn.init.zeros_(module.bias)
+    if cfg.zero_init_residual and cfg.norm != "none":  # the last scale (Goyal et al. 2017)
+        for module in model.modules():
+            if isinstance(module, Block) and module.skip is not None:
+                nn.init.zeros_(module.main[-1].weight)
+    if cfg.latent_init_gain:  # mu and logvar start near 0: the latents start at N(0, 1)
+        for head in (model.encoder.mu, model.encoder.logvar):
+            nn.init.xavier_uniform_(head.weight, gain=cfg.latent_init_gain)
+            nn.init.zeros_(head.bias)
 
 
 @contextlib.contextmanager

@@ -42,20 +42,22 @@ class BetaBand:
     `step(share, ceiling)` once an epoch: share, the KL's part of the loss at `level`, is smoothed;
     outside the band, `level` moves towards the band's geometric middle, by a factor of 2 at most.
     It stays at or below `ceiling`: a collapsed KL has no share either, and more beta would not
-    bring it back. `state_dict()` and `load_state_dict()` speak plain numbers, for checkpoints.
+    bring it back.
     """
 
-    def __init__(self, cfg: Config, smoothing: float = 0.5):
-        self.low, self.high, self.smoothing = cfg.kl_share_low, cfg.kl_share_high, smoothing
-        self.level, self.share = cfg.beta, None
+    def __init__(self, cfg: Config):
+        self.low, self.high = cfg.kl_share_low, cfg.kl_share_high
+        self.level = cfg.beta
+        self.share = None
 
     def step(self, share: float, ceiling: float = math.inf) -> float:
         share = max(share, 1e-12)
-        if self.share is not None:  # in logarithms: shares differ by orders of magnitude
-            share = self.share ** (1 - self.smoothing) * share**self.smoothing
+        if self.share is not None:  # mean of logarithms: shares differ by orders of magnitude
+            share = self.share**0.5 * share**0.5
         factor = 1.0
         if not self.low <= share <= self.high:
-            factor = min(max((math.sqrt(self.low * self.high) / share) ** 0.5, 0.5), 2.0)
+            middle = math.sqrt(self.low * self.high)
+            factor = min(max((middle / share) ** 0.5, 0.5), 2.0)
         level = min(self.level * factor, ceiling)
         # what the share will be at the new level: otherwise the memory would overshoot
         self.share = share * level / self.level
@@ -63,18 +65,20 @@ class BetaBand:
         return level
 
     def state_dict(self) -> dict:
+        """Plain numbers, for checkpoints."""
         return {"level": self.level, "share": self.share}
 
     def load_state_dict(self, state: dict) -> None:
-        self.level, self.share = state["level"], state["share"]
+        self.level = state["level"]
+        self.share = state["share"]
 
 
-def lr_factor(kind: str, progress: float, warmup: float = 0.0, num_restarts: int = 3) -> float:
+def lr_factor(kind: str, progress: float, warmup: float = 0.0) -> float:
     """Multiplier of the phase's learning rate at `progress` in [0, 1] of the phase.
 
     A straight rise over the first `warmup` of the phase (Goyal et al. 2017), then: "constant" and
-    "plateau" (which a `Plateau` lowers) 1; "cosine" a half cosine to 0; "cosine_restarts" cycles
-    that double in length and end with the phase, each from 1 to 0 (Loshchilov and Hutter 2017).
+    "plateau" (which a `Plateau` lowers) 1; "cosine" a half cosine to 0; "cosine_restarts" three
+    half cosines from 1 to 0, each twice as long as the one before (Loshchilov and Hutter 2017).
     """
     if progress < warmup:
         return max(progress / warmup, 0.02)  # a rate of 0 would waste the first step
@@ -82,37 +86,42 @@ def lr_factor(kind: str, progress: float, warmup: float = 0.0, num_restarts: int
         return 1.0
     progress = (progress - warmup) / (1 - warmup)
     if kind == "cosine_restarts":
-        at = progress * (2**num_restarts - 1)  # in units of the first cycle: 1, 2, 4 units
-        cycle = min(int(math.log2(at + 1)), num_restarts - 1)
+        at = 7 * progress  # in units of the first cycle: the three begin at 0, 1 and 3
+        cycle = min(int(math.log2(at + 1)), 2)
         progress = (at + 1) / 2**cycle - 1
-    return 0.5 * (1 + math.cos(math.pi * min(max(progress, 0.0), 1.0)))
+    progress = min(max(progress, 0.0), 1.0)
+    return 0.5 * (1 + math.cos(math.pi * progress))
 
 
 class Plateau:
-    """Halves the learning rate when the watched value has not fallen for `patience` epochs.
+    """Halves the learning rate when the watched value has not fallen, by a thousandth of itself at
+    least, for more than `patience` epochs. `step(value)` -> the factor to multiply the phase's
+    rate by."""
 
-    `step(value)` -> the factor to multiply the phase's rate by. `state_dict()` and `load_state_dict()` speak
-    plain numbers, for checkpoints.
-    """
-
-    def __init__(self, patience: int = 5, factor: float = 0.5, threshold: float = 1e-3):
-        self.patience, self.factor, self.threshold = patience, factor, threshold
-        self.best, self.bad_epochs, self.scale = math.inf, 0, 1.0
+    def __init__(self, patience: int = 5):
+        self.patience = patience
+        self.best = math.inf
+        self.bad_epochs = 0
+        self.scale = 1.0
 
     def step(self, value: float) -> float:
-        if value < self.best - self.threshold * abs(self.best) or self.best == math.inf:
-            self.best, self.bad_epochs = value, 0
+        if self.best == math.inf or value < self.best - 1e-3 * abs(self.best):
+            self.best = value
+            self.bad_epochs = 0
         else:
             self.bad_epochs += 1
         if self.bad_epochs > self.patience:
-            self.scale, self.bad_epochs = self.scale * self.factor, 0
+            self.scale *= 0.5
+            self.bad_epochs = 0
         return self.scale
 
     def state_dict(self) -> dict:
+        """Plain numbers, for checkpoints."""
         return {"best": self.best, "bad_epochs": self.bad_epochs, "scale": self.scale}
 
     def load_state_dict(self, state: dict) -> None:
-        self.best, self.bad_epochs = state["best"], state["bad_epochs"]
+        self.best = state["best"]
+        self.bad_epochs = state["bad_epochs"]
         self.scale = state["scale"]
 
 
