@@ -44,8 +44,7 @@ ADVICE = {
     "collapsed": """
 {idle_share:.0%} of {units} units hold more noise than signal ({active_units} are active), an image
 has {kl:.2g} nats, and another image's code costs only {other_to_mean:.2g} times the error of its
-own: the decoder hardly listens. Lower beta (beta_elbo is far above 1), warm it up for longer, or
-give free_bits.""",
+own: the decoder hardly listens. Lower beta, warm it up for longer, or give free_bits.""",
     "autoencoder": """
 sigma is {sigma_to_spread:.2g} of the spread of mu, and sampling costs {noise_price:.2g} of what
 the ELBO would let it: codes are points, of {kl_active:.2g} nats a unit. Raise beta until beta_elbo
@@ -55,13 +54,11 @@ a sampled code costs {sample_to_mean:.3g} times the error of the mean: the decod
 trained on this noise. Train phase 2, where z is sampled.""",
     "prior hole": """
 units are active and their noise is real, but the codes lie {prior_gap:.2g} nats a unit from
-N(0, I), {gap_share:.0%} of the KL (variances {smallest_eigenvalue:.2g} to {largest_eigenvalue:.2g};
-MMD {mmd:.2g}, from the prior to itself {mmd_null:.2g}): prior draws land where no image is.
-Sample with sampler="gaussian" or "gmm" fitted to the training images, or raise beta.""",
+N(0, I), {gap_share:.0%} of the KL (MMD {mmd:.2g}, from the prior to itself {mmd_null:.2g}): prior
+draws land where no image is. Sample with sampler="gaussian" or "gmm", or raise beta.""",
     "healthy": """
 {active_units} of {units} units are active, sampling costs {noise_price:.2g} of what the ELBO lets
-it, and the codes lie {prior_gap:.2g} nats a unit from N(0, I), about as a sample of it would. The
-prior may be sampled.""",
+it, and the codes lie {prior_gap:.2g} nats a unit from N(0, I). The prior may be sampled.""",
     "blurred": """
 Beta is well above the ELBO's: a lower one would reconstruct more sharply.""",
 }
@@ -88,10 +85,22 @@ class Diagnosis:
         """KL, active units, sigma and the spectrum; what is expected is drawn beside it."""
         figure, axes = panels(2, 2, (7.5, 5.8), f"verdict: {self.verdict}")
         kl, units, sigma, spectrum = axes.flat
-        draw_kl(kl, self.arrays["kl"])
-        draw_units(units, self.arrays["variance"], self.arrays["noise"])
-        draw_sigma(sigma, self.arrays["sigma"])
-        draw_spectrum(spectrum, self.arrays)
+        blue, red = COLOURS[:2]
+        found = self.arrays
+        kl.plot(found["kl"].flatten().sort(descending=True).values, color=blue)
+        label(kl, "KL of each unit", "rank", "nats")
+        variance, noise = found["variance"], found["noise"]
+        units.loglog(variance.clamp(min=1e-6), noise, ".", color=blue, ms=4)
+        curve = torch.logspace(-6, -1e-6, 200)
+        units.plot(curve, 1 - curve, color="0.4", label="both add up to the prior's 1")
+        units.axvline(ACTIVE, color=red, ls="--", label="active from here")
+        label(units, "each unit", "variance of mu", "mean sigma squared")
+        sigma.hist(found["sigma"].flatten().log10(), bins=50, color=blue)
+        label(sigma, "sigma (the prior's is 1)", "log10 sigma", "count")
+        spectrum.semilogy(found["eigenvalues"], color=blue, label="codes")
+        expected = found["expected_eigenvalues"]
+        spectrum.plot(expected, color=red, ls="--", label="as many of N(0, I)")
+        label(spectrum, "spectrum", "direction", "variance")
         return figure
 
 
@@ -268,41 +277,3 @@ def advice_for(verdict: str, n: dict) -> str:
     if verdict == "healthy" and n["noise_price"] > DEAR_NOISE:
         advice += ADVICE["blurred"]
     return " ".join(advice.split()).format(**n)
-
-
-def draw_kl(axis, kl: Tensor) -> None:
-    """Nats by unit, or as a map (channel, position) where the latent has places."""
-    if kl.dim() == 1:
-        axis.bar(range(len(kl)), kl, color=COLOURS[0], width=1)
-        label(axis, "KL by unit", "unit", "nats")
-        return
-    picture = axis.imshow(kl.flatten(1), aspect="auto", vmin=0, interpolation="nearest")
-    axis.figure.colorbar(picture, ax=axis)
-    label(axis, "KL in nats", "position, row by row", "channel")
-
-
-def draw_units(axis, variance: Tensor, noise: Tensor) -> None:
-    curve = torch.logspace(-6, -1e-6, 200)
-    axis.loglog(variance.clamp(min=1e-6), noise.clamp(min=1e-6), ".", color=COLOURS[0], ms=4)
-    axis.plot(curve, 1 - curve, color="0.4", lw=1, label="both add up to the prior's 1")
-    axis.axvline(ACTIVE, color=COLOURS[1], ls="--", lw=1, label="active")
-    title = f"{(variance > ACTIVE).sum()} of {len(variance)} units are active"
-    label(axis, title, "variance of mu", "mean sigma squared")
-
-
-def draw_sigma(axis, sigma: Tensor) -> None:
-    logs = sigma.flatten().log10()
-    axis.hist(logs, bins=50, color=COLOURS[0])
-    axis.axvline(0, color="0.4", lw=1)
-    label(axis, f"sigma, median {sigma.median():.2g} (the prior's is 1)", "log10 sigma", "count")
-
-
-def draw_spectrum(axis, arrays: dict[str, Tensor]) -> None:
-    values, expected = arrays["eigenvalues"], arrays["expected_eigenvalues"]
-    at = range(1, len(values) + 1)
-    axis.semilogy(at, values, color=COLOURS[0], label="codes")
-    axis.plot(
-        at, expected, color=COLOURS[1], ls="--", label=f"N(0, I), {len(arrays['sigma'])} images"
-    )
-    axis.axhline(1, color="0.4", lw=1, label="N(0, I)")
-    label(axis, "spectrum of the codes", "direction", "variance")
