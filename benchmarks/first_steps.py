@@ -3,7 +3,7 @@
     python benchmarks/first_steps.py
 
 Ranges of mu and logvar and the KL before any training at the preset's own 256 pixels, on bundled
-films; then the loss of 20 steps at 64. Writes vaekit/results/first_steps.json.
+films; then the loss of 20 steps at 64. Writes vaekit/lessons/results/first_steps.json.
 """
 
 import json

@@ -27,7 +27,7 @@ class Candidate:
 def choose_sampler(
     model, train, val, kinds=SAMPLERS, trunk="auto", memorises=None, draws: int = 10, seed: int = 0
 ) -> Choice:
-    """The kind of sampler nearest to `val` by Fréchet distance, fitted on `train` (Splits, tensors).
+    """The kind of sampler nearest to `val` by Fréchet distance, fitted on `train` (Splits).
 
     Distances are means over `draws` draws of as many images as `val` has, of all kinds from the
     same random numbers. Rows: "frechet", beside the floor and reconstructions of training images;

@@ -9,7 +9,7 @@ from vaekit.plots import plot_history
 class LiveHistory:
     """A hook for `fit(on_epoch_end=...)`: `plot_history`, redrawn in place about 20 times a run.
 
-    Only in a notebook that somebody watches (see `hosting.watched`); silent everywhere else.
+    Only in a notebook that somebody watches (see `progress.watched`); silent everywhere else.
     """
 
     def __init__(self):
