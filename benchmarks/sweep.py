@@ -3,7 +3,7 @@
     python benchmarks/sweep.py clinic|sharp
     VAEKIT_DATA=ROOT python benchmarks/sweep.py beta|cifar|faces
 
-Goes on where vaekit/lessons/results/NAME.json ends: stop it at will. Several may run side by side on
+Goes on where lessons/results/NAME.json ends: stop it at will. Several may run side by side on
 cases of their own (--only). Results do not depend on how many do; the seconds do.
 """
 
