@@ -8,7 +8,7 @@ Writes vaekit/lessons/results/slider_<beta>.safetensors; what is there is not tr
 import tempfile
 
 from vaekit.keep.run import fit
-from vaekit.lessons.beta_slider import save_small, small
+from vaekit.lessons.beta_slider import save_model, slider_config
 from vaekit.lessons.sweeps import RESULTS, bundled_data
 
 BETAS = (0.001, 0.1, 1.0, 10.0, 100.0)
@@ -19,11 +19,11 @@ def main() -> None:
         path = RESULTS / f"slider_{beta:g}.safetensors"
         if path.exists():
             continue
-        cfg = small(beta)
+        cfg = slider_config(beta)
         data = bundled_data()
         with tempfile.TemporaryDirectory() as folder:
             run = fit(cfg, data, folder, resume="never", verbose=False)
-        save_small(run.model, path)
+        save_model(run.model, path)
         path.chmod(0o644)
         last = run.history[-1]
         print(f"beta {beta:g}: {data.source}, validation {last['val_psnr']:.2f} dB,"

@@ -4,8 +4,8 @@
 
 Samplers are fitted to the codes of the training films. Distances are from the test films, beside
 those of the training films' reconstructions, judged by the network that the loss listened to and
-by one that it did not. Kind and temperature are chosen on training films kept out of the fit (the
-VAE has seen them), not on these.
+by one that it did not. The kind is chosen on training films kept out of the fit (the VAE has seen
+them), not on these.
 """
 
 import argparse
@@ -17,7 +17,7 @@ import vaekit
 from vaekit import sample
 from vaekit.judge import evaluation, networks
 from vaekit.judge import rows as tables
-from vaekit.judge.choice import choose_sampler, subject
+from vaekit.judge.choice import choose_sampler
 from vaekit.judge.distances import memorisation
 
 from quality import load_folder, part  # isort: skip
@@ -26,11 +26,13 @@ METRICS = ("frechet excess", "precision", "coverage", "sharpness ratio")
 DRAWS = 20  # of each candidate, on the films that the choice is made on
 
 
-def draw(model, codes, kinds: dict[str, tuple[str, float]], n: int, seed: int) -> dict:
-    """{name: n images} of samplers fitted to codes (mu, logvar); kinds: {name: (kind, T)}."""
-    fitted = {kind: sample.fit_sampler(*codes, kind, seed) for kind in sample.SAMPLERS}
-    return {name: sample.decode_all(model, fitted[kind].sample(n, t, seed))
-            for name, (kind, t) in kinds.items()}  # fmt: skip
+def draw(model, codes, n: int, seed: int) -> dict:
+    """{kind: n images} of samplers fitted to codes (mu, logvar)."""
+    images = {}
+    for kind in sample.SAMPLERS:
+        z = sample.fit_sampler(*codes, kind, seed).sample(n, seed=seed)
+        images[kind] = sample.decode_all(model, z)
+    return images
 
 
 def say_excess(rows: list[dict], chosen: str) -> None:
@@ -57,11 +59,9 @@ def main() -> None:
     shuffled = part(train, len(train))
     fit, held = shuffled.images[: -len(test)], shuffled.images[-len(test) :]
     choice = choose_sampler(model, fit, held, draws=DRAWS, seed=seed)
-    chosen = subject(choice.best, choice.temperature)
+    chosen = choice.best
     print(tables.format_table(choice.rows))
-    kinds = {kind: (kind, 1.0) for kind in sample.SAMPLERS}
-    kinds[chosen] = choice.best, choice.temperature
-    samples = draw(model, sample.encode_all(model, train), kinds, len(test), seed)
+    samples = draw(model, sample.encode_all(model, train), len(test), seed)
     rows = evaluation.evaluate(model, test, run.cfg, val=shuffled, samples=samples,
                             judges=given.judges)  # fmt: skip
     rows = [r for r in rows if r["metric"] in METRICS]

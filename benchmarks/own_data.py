@@ -131,7 +131,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=HERE / "own_data.json")
     parser.add_argument("--set", nargs="*", default=[], metavar="FIELD=VALUE")
     parser.add_argument("--table", action="store_true", help="print the rows that are there")
-    parser.add_argument("--betas", action="store_true", help="write vaekit/lessons/results/betas.json")
+    parser.add_argument("--betas", action="store_true", help="write results/betas.json")
     given = parser.parse_args()
     if given.betas:
         table = betas(json.loads(given.out.read_text()))

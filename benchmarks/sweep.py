@@ -3,7 +3,7 @@
     python benchmarks/sweep.py clinic|sharp
     VAEKIT_DATA=ROOT python benchmarks/sweep.py beta|cifar|faces
 
-Goes on where vaekit/lessons/results/NAME.json ends: stop it at will. Several may run side by side on
+Goes on where lessons/results/NAME.json ends: stop it at will. Several may run side by side on
 cases of their own (--only). Results do not depend on how many do; the seconds do.
 """
 
@@ -20,6 +20,7 @@ from vaekit.keep.run import fit
 from vaekit.lessons import sweeps
 
 from sweep_cases import SWEEPS  # isort: skip
+from sweep_measures import measure  # isort: skip
 
 CURVE = ("beta", "val_kl", "val_psnr", "val_loss", "kl_share", "train_recon", "train_grad_norm")
 
@@ -50,7 +51,7 @@ def one(sweep: sweeps.Sweep, case: str, seed: int, data) -> tuple[dict, torch.Te
         model, history = train(cfg, data, changes.get("select", ""))
     except FloatingPointError as error:
         return row | {"broke_off": str(error)}, None
-    numbers, pictures = sweeps.measure(model, data, seed)
+    numbers, pictures = measure(model, data, seed)
     last = history[-1]
     numbers |= {"beta_elbo": last["beta_elbo"], "val_loss": last["val_loss"],
                 "grad_norm": max(h["train_grad_norm"] for h in history),

@@ -3,8 +3,14 @@
 import pytest
 import torch
 
-import vaekit
-from vaekit.lessons.beta_slider import BetaSlider, Portrait, five, load_small, save_small, small
+from vaekit.lessons.beta_slider import (
+    BetaSlider,
+    Portrait,
+    load_model,
+    save_model,
+    slider_config,
+    stored_models,
+)
 from vaekit.lessons.sweeps import RESULTS, bundled_data
 from vaekit.model import VAE
 
@@ -16,17 +22,17 @@ def data():
 
 def test_the_committed_models_are_five_small_and_of_the_recipe(monkeypatch):
     monkeypatch.setenv("VAEKIT_PROFILE", "quick")
-    models = five()
+    models = stored_models()
     assert len(models) == 5 and [m.cfg.beta for m in models] == sorted(m.cfg.beta for m in models)
     for model in models:
-        recipe = small(model.cfg.beta)
+        recipe = slider_config(model.cfg.beta)
         assert set(recipe.differences(model.cfg)) <= {"features"}  # "auto", and what it found
     sizes = [file.stat().st_size for file in RESULTS.glob("slider_*")]
     assert max(sizes) < 1.5e6
 
 
 def test_beta_does_to_the_committed_models_what_the_notebook_says(data):
-    portraits = [Portrait.of(model, data) for model in five()]
+    portraits = [Portrait.of(model, data) for model in stored_models()]
     first, *_, last = portraits
     kl = [p.numbers["kl"] for p in portraits]
     assert kl == sorted(kl, reverse=True)
@@ -35,25 +41,25 @@ def test_beta_does_to_the_committed_models_what_the_notebook_says(data):
 
 
 def test_half_precision_is_kept_with_its_config_and_no_other_file_is_taken(tmp_path):
-    model = VAE(small(0.01)).eval()
-    save_small(model, tmp_path / "a.safetensors")
-    again = load_small(tmp_path / "a.safetensors")
+    model = VAE(slider_config(0.01)).eval()
+    save_model(model, tmp_path / "a.safetensors")
+    again = load_model(tmp_path / "a.safetensors")
     assert again.cfg == model.cfg
     x = torch.rand(2, 1, 64, 64)
     torch.testing.assert_close(again.reconstruct(x), model.reconstruct(x), atol=5e-3, rtol=0)
     (tmp_path / "b.safetensors").write_bytes(b"not a file of weights")
     with pytest.raises(Exception, match="(?i)header|safetensor"):
-        load_small(tmp_path / "b.safetensors")
+        load_model(tmp_path / "b.safetensors")
 
 
 def test_dragging_changes_the_picture_and_a_sixth_joins_in_its_place(data):
-    slider = BetaSlider(five()[:2], data)
+    slider = BetaSlider(stored_models()[:2], data)
     pictures = []
     for option in slider.slider.options:
         slider.slider.value = option
         pictures.append(bytes(slider.picture.value))
     assert len(set(pictures)) == 2 and all(p.startswith(b"\x89PNG") for p in pictures)
-    own = VAE(small(0.02)).eval()
+    own = VAE(slider_config(0.02)).eval()
     assert slider.add(own).beta == 0.02
     assert slider.slider.options == ("0.001", "0.02", "0.1") and slider.slider.value == "0.02"
     assert bytes(slider.picture.value) not in pictures
@@ -65,5 +71,4 @@ def test_dragging_changes_the_picture_and_a_sixth_joins_in_its_place(data):
 def test_recipe_is_quick_unless_smoke_is_asked(monkeypatch):
     for asked, wanted in (("smoke", "smoke"), ("quick", "quick"), ("full", "quick")):
         monkeypatch.setenv("VAEKIT_PROFILE", asked)
-        assert small(0.01).profile == wanted
-        assert small(0.01).image_size == 64 == vaekit.VAE(small(0.01)).cfg.image_size
+        assert slider_config(0.01).profile == wanted and slider_config(0.01).image_size == 64

@@ -15,7 +15,7 @@ from vaekit.judge import rows as tables
 from vaekit.judge.comparison import finding
 from vaekit.keep.run import Run
 from vaekit.model import VAE
-from vaekit.sample import prior_sampler
+from vaekit.sample import Prior
 
 
 def untrained(name: str, seed: int = 0, **changes) -> Run:
@@ -75,7 +75,7 @@ def test_words_and_picture_say_what_was_changed():
     result = vaekit.compare(a, b, films(12))
     text = str(result)
     assert "a: one" in text and "  beta: 0.001 -> 0.01" in text and "same noise" in text
-    z = prior_sampler(a.model.latent_shape).sample(8, seed=0)
+    z = Prior(a.model.latent_shape).sample(8, seed=0)
     for letter, run in (("a", a), ("b", b)):
         drawn = result.images[f"samples of {letter}"]
         torch.testing.assert_close(drawn, run.model.decode(z).detach(), atol=1e-5, rtol=1e-4)

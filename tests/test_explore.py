@@ -1,9 +1,6 @@
 """The explorer without a browser: what a slider does to a code, and what a click does."""
 
-import importlib
 import io
-import sys
-import time
 from dataclasses import replace
 
 import nbformat
@@ -17,10 +14,10 @@ from test_metrics import CFG, films
 import vaekit
 from vaekit import sample
 from vaekit.data import Data
+from vaekit.lessons import explorer as lesson
 from vaekit.lessons.explorer import LatentView, magnify, png_bytes, stored_runs
 from vaekit.model import VAE
 
-explore = sys.modules["vaekit.explore"]
 TINY = CFG | dict(widths=[8], epochs_phase1=1, epochs_phase2=1, beta_warmup=0, stem_kernel=3,
                   image_size=16, perceptual_weight=0.0, precision="fp32")  # fmt: skip
 
@@ -117,7 +114,7 @@ def test_png_keeps_pixels():
 
 def test_the_figure_comes_before_the_widgets(explorer, monkeypatch):
     displayed = []
-    monkeypatch.setattr(explore, "display", lambda *things: displayed.extend(things))
+    monkeypatch.setattr(lesson, "display", lambda *things: displayed.extend(things))
     explorer._ipython_display_()
     assert displayed == [explorer.strip, explorer.box]
     strip = np.array(explorer.strip.axes[0].images[0].get_array())
@@ -156,17 +153,17 @@ def test_a_second_run_stands_beside_the_first_under_the_same_sliders(explorer, r
     assert np.array_equal(shown(explorer)[0], before[0])
     assert not np.array_equal(shown(explorer)[1], before[0])
     assert explorer.views[1].directions.shape == (3, 2, 8, 8)
-    alone = LatentView(runs[1].model, explorer.films, 3).image([1.5, 0, 0])
+    alone = LatentView(runs[1].model, explorer.images, 3).image([1.5, 0, 0])
     assert np.array_equal(shown(explorer)[1], magnify(alone))
     before = shown(explorer)
     explorer.sliders[2].value = -2
     assert changed(before, explorer) == [True, True]
-    explorer.second.value = explore.ALONE
+    explorer.second.value = lesson.ALONE
     assert len(shown(explorer)) == len(explorer.views) == 1
 
 
 def test_runs_are_listed_newest_first_without_the_one_that_is_shown(explorer, runs, tmp_path):
-    assert explorer.second.options == (explore.ALONE, runs[1].path.name)
+    assert explorer.second.options == (lesson.ALONE, runs[1].path.name)
     for name, file in {"1-old": "last.pt", "2-new": "previous.last.pt", "3-empty": "x"}.items():
         (tmp_path / "list" / name).mkdir(parents=True)
         (tmp_path / "list" / name / file).touch()
@@ -193,11 +190,11 @@ def test_a_run_of_other_films_takes_its_directions_from_them(explorer, runs, dat
         asked.append(cfg)
         return data
 
-    monkeypatch.setattr(explore, "load_data", load_data)
-    explorer.films = None  # would fail
+    monkeypatch.setattr(lesson, "load_data", load_data)
+    explorer.images = None  # would fail
     explorer.second.value = runs[1].path.name
     assert asked == [runs[1].cfg] and len(shown(explorer)) == 2
-    explorer.second.value = explore.ALONE
+    explorer.second.value = lesson.ALONE
     monkeypatch.setattr(data, "hash", "changed since")
     explorer.second.value = runs[1].path.name
     assert "are not here" in explorer.message.value and len(shown(explorer)) == 1
@@ -219,23 +216,6 @@ def test_a_folder_that_cannot_be_written_is_a_message(runs, data, tmp_path):
     explorer = vaekit.explore(runs[0], data.train, 2, folder=tmp_path / "file", out=tmp_path)
     explorer.save_button.click()
     assert "file" in explorer.message.value and "saved" not in explorer.message.value
-
-
-def test_a_move_at_64_pixels_takes_less_than_150_ms():
-    model = VAE(vaekit.preset("chest_xray", profile="quick")).eval()
-    view, seconds = LatentView(model, films(8, 64)), []
-    for value in np.linspace(-3, 3, 15):
-        start = time.perf_counter()
-        png_bytes([magnify(view.image([value]))])
-        seconds.append(time.perf_counter() - start)
-    assert np.median(seconds) < 0.15
-
-
-def test_vaekit_explore_stays_the_function_after_an_import_of_its_module(monkeypatch):
-    monkeypatch.setitem(vars(vaekit), "explore", None)
-    monkeypatch.delitem(sys.modules, "vaekit.explore")
-    module = importlib.import_module("vaekit.explore")
-    assert vaekit.explore is module.explore
 
 
 def test_an_executed_notebook_keeps_a_figure_before_the_widgets(runs, monkeypatch):

@@ -2,6 +2,8 @@
 
 import json
 import math
+from importlib import import_module
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,13 +23,13 @@ def noise(n: int = 32, side: int = 64) -> torch.Tensor:
 @pytest.mark.parametrize("side", [32, 64, 96])
 def test_noise_has_no_lattice_and_every_lattice_is_found(side):
     plain, at = noise(side=side), torch.arange(side)
-    assert sweeps.lattice(plain) == pytest.approx(1, abs=0.2)
+    assert sweeps.checkerboard(plain) == pytest.approx(1, abs=0.2)
     for period in (2, 4):
         wave = 0.05 * torch.cos(2 * math.pi * at / period)
         for lines in (wave, wave[:, None]):
-            assert sweeps.lattice(plain + lines) > 1.2  # one of the four that are averaged
+            assert sweeps.checkerboard(plain + lines) > 1.2  # one of the four that are averaged
     slow = 0.2 * torch.cos(2 * math.pi * at / 16)
-    assert sweeps.lattice(plain + slow) == pytest.approx(1, abs=0.2)
+    assert sweeps.checkerboard(plain + slow) == pytest.approx(1, abs=0.2)
 
 
 def test_lattice_is_of_the_checkerboard_that_uneven_weights_paint():
@@ -35,7 +37,7 @@ def test_lattice_is_of_the_checkerboard_that_uneven_weights_paint():
     painter = torch.nn.ConvTranspose2d(1, 1, 4, 2, 1)
     with torch.no_grad():
         painted = painter(noise(side=32))
-    assert sweeps.lattice(painted) > 1.3 > sweeps.lattice(noise())
+    assert sweeps.checkerboard(painted) > 1.3 > sweeps.checkerboard(noise())
 
 
 def test_explained_share_of_the_films_of_their_mean_and_of_half_the_way():
@@ -45,19 +47,25 @@ def test_explained_share_of_the_films_of_their_mean_and_of_half_the_way():
     assert shares == pytest.approx([1, 0, 0.75], abs=1e-5)
 
 
-def test_variety_is_the_mean_distance_of_pairs():
+@pytest.fixture
+def measures(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    return import_module("sweep_measures")
+
+
+def test_variety_is_the_mean_distance_of_pairs(measures):
     images = torch.zeros(3, 1, 4, 4)
     images[2] = 0.6
-    assert sweeps.variety(images) == pytest.approx(0.4)  # pairs: 0, 0.6, 0.6
+    assert measures.variety(images) == pytest.approx(0.4)  # pairs: 0, 0.6, 0.6
 
 
-def test_measure_of_a_model_that_ignores_its_code():
+def test_measure_of_a_model_that_ignores_its_code(measures):
     cfg = vaekit.preset("chest_xray", **{**SMALL, "image_size": 32})
     films = torch.nn.functional.interpolate(blobs(24, 1).float(), size=32).byte()
     data = Data.from_tensors(films, films[:8], films[:16])
     model = VAE(cfg).eval()
     torch.nn.init.zeros_(model.decoder.first.weight)
-    numbers, pictures = sweeps.measure(model, data)
+    numbers, pictures = measures.measure(model, data)
     assert pictures.shape == (2 * sweeps.SHOWN, 1, 32, 32)
     assert numbers["prior_variety"] == pytest.approx(0, abs=1e-6)
     assert numbers["psnr"] == pytest.approx(numbers["psnr_sampled"], abs=1e-4)

@@ -6,7 +6,7 @@ lie between models trained to be each of the four, and are named below.
 | verdict     | holds if                                                                        |
 |-------------|---------------------------------------------------------------------------------|
 | collapsed   | idle_share > 0.5: in most units sigma exceeds the deviation of mu; and          |
-|             | other_to_mean < 3: the decoder does nearly as well with another film's code     |
+|             | other_to_mean < 3: the decoder does nearly as well with another image's code    |
 | autoencoder | sigma_to_spread < 0.03 and noise_price < 0.25: codes are points, noise is free; |
 |             | or sample_to_mean > 10: the decoder was never shown its noise                   |
 | prior hole  | gap_share > 0.1: of the KL, by mean, variances and correlations; or             |
@@ -29,37 +29,39 @@ from vaekit.model import evaluating
 from vaekit.plots import COLOURS, label, panels
 from vaekit.sample import encode_all
 
-ACTIVE = 0.01  # variance of mu over films above which a unit is active (Burda et al. 2016)
+ACTIVE = 0.01  # variance of mu over images above which a unit is active (Burda et al. 2016)
 IDLE = 0.5  # share of units whose sigma is larger than the deviation of mu
-SWAPPED = 3.0  # times the error of the film's own code, from another film's
+SWAPPED = 3.0  # times the error of the image's own code, from another image's
 UNHEARD = 10.0  # times the squared error of the mean's reconstruction, from a sampled z
 TINY_NOISE = 0.03  # sigma over the deviation of mu, median over active units
 FREE_NOISE = 0.25  # price of the noise, in shares of what the ELBO would let it cost
 DEAR_NOISE = 3.0  # the same price, above which a healthy model is told that it is blurred
-GAP_SHARE = 0.1  # of the KL: nats that do not tell films apart but only lie off the prior
+GAP_SHARE = 0.1  # of the KL: nats that do not tell images apart but only lie off the prior
 PRIOR_MMD = 0.1  # share, 0..1
 UNITS = 1024  # at most, drawn at random, in the covariance: its spectrum costs their cube
-FILMS = 500  # at most, in the MMD: its null costs their square
+IMAGES = 500  # at most, in the MMD: its null costs their square
 NULLS = 40
 ADVICE = {
-    "collapsed": "{idle_share:.0%} of {units} units hold more noise than signal ({active_units} are"
-    " active), an image has {kl:.2g} nats, and another image's code costs only {other_to_mean:.2g}"
-    " times the error of its own: the decoder hardly listens. Lower beta (beta_elbo is far above"
-    " 1), warm it up for longer, or give free_bits.",
-    "autoencoder": "sigma is {sigma_to_spread:.2g} of the spread of mu, and sampling costs"
-    " {noise_price:.2g} of what the ELBO would let it: codes are points, of {kl_active:.2g} nats a"
-    " unit. Raise beta until beta_elbo is near 1.",
-    "untrained": "a sampled code costs {sample_to_mean:.3g} times the error of the mean: the"
-    " decoder was never trained on this noise. Train phase 2, where z is sampled.",
-    "prior hole": "units are active and their noise is real, but the codes lie {prior_gap:.2g} nats"
-    " a unit from N(0, I), {gap_share:.0%} of the KL (variances {smallest_eigenvalue:.2g} to"
-    " {largest_eigenvalue:.2g}; MMD {mmd:.2g}, from the prior to itself {mmd_null:.2g}): prior"
-    " draws land where no image is."
-    ' Sample with sampler="gaussian" or "gmm" fitted to the training images, or raise beta.',
-    "healthy": "{active_units} of {units} units are active, sampling costs {noise_price:.2g} of"
-    " what the ELBO lets it, and the codes lie {prior_gap:.2g} nats a unit from N(0, I), about as"
-    " a sample of it would. The prior may be sampled.",
-    "blurred": " Beta is well above the ELBO's: a lower one would reconstruct more sharply.",
+    "collapsed": """
+{idle_share:.0%} of {units} units hold more noise than signal ({active_units} are active), an image
+has {kl:.2g} nats, and another image's code costs only {other_to_mean:.2g} times the error of its
+own: the decoder hardly listens. Lower beta, warm it up for longer, or give free_bits.""",
+    "autoencoder": """
+sigma is {sigma_to_spread:.2g} of the spread of mu, and sampling costs {noise_price:.2g} of what
+the ELBO would let it: codes are points, of {kl_active:.2g} nats a unit. Raise beta until beta_elbo
+is near 1.""",
+    "untrained": """
+a sampled code costs {sample_to_mean:.3g} times the error of the mean: the decoder was never
+trained on this noise. Train phase 2, where z is sampled.""",
+    "prior hole": """
+units are active and their noise is real, but the codes lie {prior_gap:.2g} nats a unit from
+N(0, I), {gap_share:.0%} of the KL (MMD {mmd:.2g}, from the prior to itself {mmd_null:.2g}): prior
+draws land where no image is. Sample with sampler="gaussian" or "gmm", or raise beta.""",
+    "healthy": """
+{active_units} of {units} units are active, sampling costs {noise_price:.2g} of what the ELBO lets
+it, and the codes lie {prior_gap:.2g} nats a unit from N(0, I). The prior may be sampled.""",
+    "blurred": """
+Beta is well above the ELBO's: a lower one would reconstruct more sharply.""",
 }
 
 
@@ -75,62 +77,85 @@ class Diagnosis:
 
     def __str__(self) -> str:
         width = max(map(len, self.numbers))
-        table = [f"  {name:<{width}}  {value:.4g}" for name, value in self.numbers.items()]
-        return "\n".join([f"{self.verdict}: {self.advice}", *table])
+        lines = [f"{self.verdict}: {self.advice}"]
+        for name, value in self.numbers.items():
+            lines.append(f"  {name:<{width}}  {value:.4g}")
+        return "\n".join(lines)
 
     def plot(self) -> Figure:
         """KL, active units, sigma and the spectrum; what is expected is drawn beside it."""
         figure, axes = panels(2, 2, (7.5, 5.8), f"verdict: {self.verdict}")
-        draw = (_draw_kl, _draw_units, _draw_sigma, _draw_spectrum)
-        for axis, panel in zip(axes.flat, draw, strict=True):
-            panel(axis, self.arrays, self.numbers)
+        kl, units, sigma, spectrum = axes.flat
+        blue, red = COLOURS[:2]
+        found = self.arrays
+        kl.plot(found["kl"].flatten().sort(descending=True).values, color=blue)
+        label(kl, "KL of each unit", "rank", "nats")
+        variance, noise = found["variance"], found["noise"]
+        units.loglog(variance.clamp(min=1e-6), noise, ".", color=blue, ms=4)
+        curve = torch.logspace(-6, -1e-6, 200)
+        units.plot(curve, 1 - curve, color="0.4", label="both add up to the prior's 1")
+        units.axvline(ACTIVE, color=red, ls="--", label="active from here")
+        label(units, "each unit", "variance of mu", "mean sigma squared")
+        sigma.hist(found["sigma"].flatten().log10(), bins=50, color=blue)
+        label(sigma, "sigma (the prior's is 1)", "log10 sigma", "count")
+        spectrum.semilogy(found["eigenvalues"], color=blue, label="codes")
+        expected = found["expected_eigenvalues"]
+        spectrum.plot(expected, color=red, ls="--", label="as many of N(0, I)")
+        label(spectrum, "spectrum", "direction", "variance")
         return figure
 
 
 def diagnose(model, split, seed: int = 0, batch_size: int = 64) -> Diagnosis:
-    """What the latent space of `model` is like, from films that it was not trained on.
+    """What the latent space of `model` is like, from images that it was not trained on.
 
     split: Split or (N, C, H, W), uint8 or float, N >= 2; better a hundred. Measured, in `numbers`:
-    active units and their KL in nats (`kl`: of a film, summed over units); sigma, alone and over
+    active units and their KL in nats (`kl`: of an image, summed over units); sigma, alone and over
     the deviation of mu; mean squared errors from the mean, from a sampled z and from another
-    film's code, with `noise_price` (see `describe`); the spectrum of the aggregated posterior and
+    image's code, with `noise_price` (see `describe`); the spectrum of the aggregated posterior and
     `prior_gap` (see there), whose sum over units is `gap_share` of the KL; its squared `mmd` from
-    N(0, I), one z a film, RBF kernel, beside the 95th percentile of prior against prior at the
-    same N. The verdict's thresholds: the module's docstring. ValueError for fewer than two films,
+    N(0, I), one z an image, RBF kernel, beside the 95th percentile of prior against prior at the
+    same N. The verdict's thresholds: the module's docstring. ValueError for fewer than two images,
     or codes that are not finite.
     """
-    if len(pixels_of(split)) < 2:
-        raise ValueError(f"a latent space cannot be judged by {len(pixels_of(split))} image")
+    n, *shape = pixels_of(split).shape
+    if n < 2:
+        raise ValueError(f"a latent space cannot be judged by {n} image")
     mu, logvar = encode_all(model, split, batch_size)
     if not (mu.isfinite().all() and logvar.isfinite().all()):
         raise ValueError("the codes are not finite: this model has diverged")
     generator = torch.Generator().manual_seed(seed)
     z = model.reparameterize(mu, logvar, generator)
-    other = mu.roll(len(mu) // 2, 0)  # not the next film, which may be of the same patient
-    codes = {"mean": mu, "sampled": z, "other": other}
-    errors = reconstruction_errors(model, split, codes, batch_size)
-    arrays = {"kl": kl_elements(mu, logvar).mean(0), "sigma": (0.5 * logvar).exp().flatten(1)}
+    other = mu.roll(n // 2, 0)  # not the next image, which may be of the same patient
+    arrays = {
+        "kl": kl_elements(mu, logvar).mean(0),
+        "sigma": (0.5 * logvar).exp().flatten(1),
+        "mse_mean": decoding_errors(model, split, mu, batch_size),
+        "mse_sampled": decoding_errors(model, split, z, batch_size),
+        "mse_other": decoding_errors(model, split, other, batch_size),
+    }
     mu, logvar, z = (t.flatten(1).double() for t in (mu, logvar, z))
-    arrays |= {"variance": mu.var(0), "noise": logvar.exp().mean(0)} | errors
+    arrays["variance"] = mu.var(0)
+    arrays["noise"] = logvar.exp().mean(0)
     gap, spectrum = prior_gap(mu, arrays["noise"], generator)
-    numbers = describe(arrays, pixels_of(split)[0].numel()) | gap | prior_mmd(z, generator)
+    numbers = describe(arrays, math.prod(shape)) | gap | prior_mmd(z, generator)
     off = numbers["prior_gap"] * max(numbers["active_units"], 1)
     numbers["gap_share"] = off / max(numbers["kl"], 1e-9)
-    arrays |= spectrum
-    return Diagnosis(*judge(numbers), numbers, arrays)
+    verdict = verdict_of(numbers)
+    return Diagnosis(verdict, advice_for(verdict, numbers), numbers, arrays | spectrum)
 
 
-def reconstruction_errors(model, split, codes: dict, batch_size: int = 64) -> dict[str, Tensor]:
-    """Mean squared error of every film, decoded from each of `codes` (N, *latent_shape): (N,)."""
+def decoding_errors(model, split, z: Tensor, batch_size: int) -> Tensor:
+    """Mean squared error (N,) of every image, decoded from its row of z."""
+    errors = []  # numbers, not tensors: many small ones between large ones tear the heap
     with evaluating(model) as device:
-        films = chunks(split, batch_size, device)
-        parts = zip(films, *(z.split(batch_size) for z in codes.values()), strict=True)
-        errors = ([mse_per_image(model.decode(z.to(device)), x) for z in zs] for x, *zs in parts)
-        return collect({f"mse_{k}": e for k, e in zip(codes, es, strict=True)} for es in errors)
+        images = chunks(split, batch_size, device)
+        for x, part in zip(images, z.split(batch_size), strict=True):
+            errors += mse_per_image(model.decode(part.to(device)), x).tolist()
+    return torch.tensor(errors)
 
 
 def describe(arrays: dict[str, Tensor], pixels: int) -> dict[str, float | int]:
-    """What the posteriors are like, film by film and unit by unit.
+    """What the posteriors are like, image by image and unit by unit.
 
     "noise_price" is what sampling z adds to the squared error, in shares of the mean's own error
     per pixel, for every active unit. Where the KL weighs as in the ELBO it is about 1: noise is
@@ -138,22 +163,32 @@ def describe(arrays: dict[str, Tensor], pixels: int) -> dict[str, float | int]:
     was really held to, by all terms of its loss. Source: the linear case, Lucas et al. 2019,
     arXiv 1911.02469.
     """
-    variance, noise, kl = arrays["variance"], arrays["noise"], arrays["kl"].flatten()
-    active, units = variance > ACTIVE, len(variance)
-    count = int(active.sum())
+    variance, noise = arrays["variance"], arrays["noise"]
+    kl = arrays["kl"].flatten()
+    active = variance > ACTIVE
+    count, units = int(active.sum()), len(active)
     those = active if count else ~active  # without active units, figures of the others
-    mean, sampled, other = (arrays[f"mse_{name}"].double().mean().clamp(min=1e-12).item()
-                            for name in ("mean", "sampled", "other"))  # fmt: skip
+    spread = variance[those].clamp(min=1e-12)
+    mean, sampled, other = (
+        arrays[name].double().mean().clamp(min=1e-12).item()
+        for name in ("mse_mean", "mse_sampled", "mse_other")
+    )
     return {
-        "images": len(arrays["sigma"]), "units": units, "active_units": count,
-        "active_share": count / units, "idle_share": (noise > variance).double().mean().item(),
-        "kl": kl.sum().item(), "kl_active": kl[those].mean().item(),
+        "images": len(arrays["sigma"]),
+        "units": units,
+        "active_units": count,
+        "active_share": count / units,
+        "idle_share": (noise > variance).double().mean().item(),
+        "kl": kl.sum().item(),
+        "kl_active": kl[those].mean().item(),
         "sigma": arrays["sigma"].median().item(),
-        "sigma_to_spread": (noise / variance.clamp(min=1e-12))[those].sqrt().median().item(),
-        "mse_mean": mean, "mse_sampled": sampled, "sample_to_mean": sampled / mean,
+        "sigma_to_spread": (noise[those] / spread).sqrt().median().item(),
+        "mse_mean": mean,
+        "mse_sampled": sampled,
+        "sample_to_mean": sampled / mean,
         "other_to_mean": other / mean,
         "noise_price": (sampled / mean - 1) * pixels / max(count, 1),
-    }  # fmt: skip
+    }
 
 
 def covariance(mu: Tensor, noise: Tensor) -> Tensor:
@@ -166,28 +201,37 @@ def total_correlation(cov: Tensor) -> float:
     return (cov.diagonal().log().sum() - torch.linalg.slogdet(cov).logabsdet).item() / 2
 
 
+def spectrum_of(cov: Tensor) -> Tensor:
+    """Eigenvalues, the largest first."""
+    return torch.linalg.eigvalsh(cov).flip(0).clamp(min=1e-12)
+
+
 def prior_gap(mu: Tensor, noise: Tensor, generator) -> tuple[dict, dict]:
     """How far N(m, C) with the aggregated posterior's moments is from N(0, I), and the spectrum.
 
     KL(N(m, C) || N(0, I)) is a lower bound of the marginal KL(q(z) || p(z)) (Hoffman and Johnson
     2016), and the sum of what single units miss, in mean and variance, and of their correlations.
-    Few films make units look correlated: what independent codes of the same N, variances and
+    Few images make units look correlated: what independent codes of the same N, variances and
     noise show is taken off. "prior_gap" is the rest, in nats per active unit. The eigenvalues of
-    C come with those that N films of a perfect model would show, mu from N(0, 1 - E sigma^2).
+    C come with those that N images of a perfect model would show, mu from N(0, 1 - E sigma^2).
     """
     chosen = torch.randperm(len(noise), generator=generator)[:UNITS]
     mu, noise = mu[:, chosen], noise[chosen].clamp(min=1e-12)
     drawn = torch.randn(mu.shape, generator=generator, dtype=mu.dtype)
-    cov, independent = covariance(mu, noise), covariance(drawn * mu.std(0), noise)
+    cov = covariance(mu, noise)
+    independent = covariance(drawn * mu.std(0), noise)
     perfect = covariance(drawn * (1 - noise).clamp(min=0).sqrt(), noise)
     variance = cov.diagonal()
     alone = (variance - 1 - variance.log() + mu.mean(0).square()).sum().item() / 2
     together = max(total_correlation(cov) - total_correlation(independent), 0.0)
-    values, expected = (torch.linalg.eigvalsh(c).flip(0).clamp(min=1e-12) for c in (cov, perfect))
     active = max(int((mu.var(0) > ACTIVE).sum()), 1)
-    numbers = {"prior_gap": (alone + together) / active, "largest_eigenvalue": values[0].item(),
-               "smallest_eigenvalue": values[-1].item()}  # fmt: skip
-    return numbers, {"eigenvalues": values, "expected_eigenvalues": expected}
+    values = spectrum_of(cov)
+    numbers = {
+        "prior_gap": (alone + together) / active,
+        "largest_eigenvalue": values[0].item(),
+        "smallest_eigenvalue": values[-1].item(),
+    }
+    return numbers, {"eigenvalues": values, "expected_eigenvalues": spectrum_of(perfect)}
 
 
 def rbf(x: Tensor, y: Tensor) -> Tensor:
@@ -197,72 +241,40 @@ def rbf(x: Tensor, y: Tensor) -> Tensor:
 
 
 def prior_mmd(z: Tensor, generator) -> dict[str, float]:
-    """MMD of posterior samples z (N, D), one a film, from N prior draws, and prior from prior.
+    """MMD of posterior samples z (N, D), one an image, from N prior draws, and prior from prior.
 
-    At most FILMS of them, drawn at random; "mmd_null" is the 95th percentile of prior from prior.
+    At most IMAGES of them, drawn at random; "mmd_null" is the 95th percentile of prior from prior.
     """
-    z = z[torch.randperm(len(z), generator=generator)[:FILMS]]
+    z = z[torch.randperm(len(z), generator=generator)[:IMAGES]]
+    nulls = []
+    for _ in range(NULLS):
+        a = torch.randn(z.shape, generator=generator, dtype=z.dtype)
+        b = torch.randn(z.shape, generator=generator, dtype=z.dtype)
+        nulls.append(mmd(a, b, rbf)[0])
+    prior = torch.randn(z.shape, generator=generator, dtype=z.dtype)
+    value, share = mmd(z, prior, rbf)
+    null = torch.tensor(nulls).quantile(0.95).item()
+    return {"mmd": value, "mmd_null": null, "mmd_share": share}
 
-    def prior() -> Tensor:
-        return torch.randn(z.shape, generator=generator, dtype=z.dtype)
 
-    nulls = torch.tensor([mmd(prior(), prior(), rbf)[0] for _ in range(NULLS)])
-    value, share = mmd(z, prior(), rbf)
-    return {"mmd": value, "mmd_null": nulls.quantile(0.95).item(), "mmd_share": share}
-
-
-def judge(n: dict) -> tuple[str, str]:
-    """(verdict, advice) from the numbers: the table of the module's docstring, top to bottom."""
-    unheard = n["sample_to_mean"] > UNHEARD
+def verdict_of(n: dict) -> str:
+    """The first that holds in the table of the module's docstring."""
+    tight = n["sigma_to_spread"] < TINY_NOISE and n["noise_price"] < FREE_NOISE
+    apart = n["mmd_share"] > PRIOR_MMD and n["mmd"] > n["mmd_null"]
     if n["idle_share"] > IDLE and n["other_to_mean"] < SWAPPED:
-        verdict = why = "collapsed"
-    elif unheard or n["sigma_to_spread"] < TINY_NOISE and n["noise_price"] < FREE_NOISE:
-        verdict, why = "autoencoder", "untrained" if unheard else "autoencoder"
-    elif n["gap_share"] > GAP_SHARE or n["mmd_share"] > PRIOR_MMD and n["mmd"] > n["mmd_null"]:
-        verdict = why = "prior hole"
-    else:
-        verdict = why = "healthy"
-    blurred = verdict == "healthy" and n["noise_price"] > DEAR_NOISE
-    return verdict, ADVICE[why].format(**n) + ADVICE["blurred"] * blurred
+        return "collapsed"
+    if tight or n["sample_to_mean"] > UNHEARD:
+        return "autoencoder"
+    if apart or n["gap_share"] > GAP_SHARE:
+        return "prior hole"
+    return "healthy"
 
 
-def _draw_kl(axis, arrays: dict, numbers: dict) -> None:
-    kl = arrays["kl"]
-    if kl.dim() == 1:
-        axis.bar(range(len(kl)), kl, color=COLOURS[0], width=1)
-        label(axis, "KL by unit", "unit", "nats")
-    else:
-        picture = axis.imshow(kl.flatten(1), aspect="auto", vmin=0, interpolation="nearest")
-        axis.figure.colorbar(picture, ax=axis).ax.tick_params(labelsize=7)
-        axis.xaxis.get_major_locator().set_params(integer=True)
-        label(axis, "KL in nats", f"position, {kl.shape[1]}x{kl.shape[2]} row by row", "channel")
-
-
-def _draw_units(axis, arrays: dict, numbers: dict) -> None:
-    variance, noise = (arrays[name].clamp(min=1e-6) for name in ("variance", "noise"))
-    curve = torch.logspace(-6, -1e-6, 200)
-    axis.loglog(variance, noise, ".", color=COLOURS[0], ms=4)
-    axis.plot(curve, 1 - curve, color="0.4", lw=1, label="both add up to the prior's 1")
-    axis.axvline(ACTIVE, color=COLOURS[1], ls="--", lw=1, label="active")
-    title = f"{numbers['active_units']} of {numbers['units']} units are active"
-    label(axis, title, "variance of mu", "mean sigma squared")
-
-
-def _draw_sigma(axis, arrays: dict, numbers: dict) -> None:
-    sigma = arrays["sigma"].flatten()
-    low, high = min(sigma.min().item(), 0.1), max(sigma.max().item(), 1.0)
-    bins = torch.logspace(math.log10(low), math.log10(high) + 1e-3, 50)
-    axis.hist(sigma, bins, color=COLOURS[0])
-    axis.set_xscale("log")
-    axis.axvline(1, color="0.4", lw=1)
-    label(axis, f"sigma, median {numbers['sigma']:.2g} (the prior's is 1)", "sigma", "count")
-
-
-def _draw_spectrum(axis, arrays: dict, numbers: dict) -> None:
-    at = range(1, len(arrays["eigenvalues"]) + 1)
-    axis.semilogy(at, arrays["eigenvalues"], color=COLOURS[0], lw=1.6, label="codes")
-    axis.plot(at, arrays["expected_eigenvalues"], color=COLOURS[1], ls="--", lw=1.4,
-              label=f"N(0, I), {numbers['images']} images")  # fmt: skip
-    axis.axhline(1, color="0.4", lw=1, label="N(0, I)")
-    title = f"spectrum: {numbers['prior_gap']:.2g} nats a unit from the prior"
-    label(axis, title, "direction", "variance")
+def advice_for(verdict: str, n: dict) -> str:
+    """Why, with the numbers, and what to change."""
+    advice = ADVICE[verdict]
+    if verdict == "autoencoder" and n["sample_to_mean"] > UNHEARD:
+        advice = ADVICE["untrained"]
+    if verdict == "healthy" and n["noise_price"] > DEAR_NOISE:
+        advice += ADVICE["blurred"]
+    return " ".join(advice.split()).format(**n)

@@ -1,9 +1,6 @@
 """Sliders over the latent space of a run, or of two runs side by side; a static figure first."""
 
 import io
-from contextlib import contextmanager
-from functools import partial
-from itertools import count
 from pathlib import Path
 
 import ipywidgets as widgets
@@ -23,6 +20,7 @@ from vaekit.sample import decode_all, encode_all, fit_sampler
 
 REACH = 3  # standard deviations that a slider goes to either side
 SIDE = 256  # screen pixels of a picture, about
+GAP = 8  # between two
 ALONE = "(none)"  # the dropdown's entry for no second run
 STRIP_ROWS = 3
 
@@ -30,18 +28,19 @@ STRIP_ROWS = 3
 class LatentView:
     """A decoder behind sliders: image of z = base(T) + sum_i v_i s_i d_i.
 
-    d_i, s_i: the k leading principal directions of the films' means mu and the deviations along
-    them (fewer than k where N - 1 films or the latent have no more); base(T): a draw from the
-    sampler fitted to the films at temperature T, see `sample.fit_sampler`. films: a Split or
-    uint8 (N, C, S, S). ValueError for films of another size, another sampler, or N < 2.
+    d_i, s_i: the k leading principal directions of the images' means mu and the deviations along
+    them (fewer than k where N - 1 images or the latent have no more); base(T): a draw from the
+    sampler fitted to the images at temperature T, see `sample.fit_sampler`. images: a Split or
+    uint8 (N, C, S, S). ValueError for images of another size, another sampler, or N < 2.
     """
 
-    def __init__(self, model, films, k: int = 6, sampler: str = "gaussian"):
-        mu, logvar = encode_all(model, films)
-        if mu.shape[1:] != model.latent_shape:
-            raise ValueError(f"the images give codes {tuple(mu.shape[1:])}, the model's are"
-                             f" {model.latent_shape}: their size is not the model's")  # fmt: skip
-        self.model, self.sampler = model, fit_sampler(mu, logvar, sampler)
+    def __init__(self, model, images, k: int = 6, sampler: str = "gaussian"):
+        mu, logvar = encode_all(model, images)
+        given, wanted = tuple(mu.shape[1:]), model.latent_shape
+        if given != wanted:
+            raise ValueError(f"images of another size: codes {given}, the model's are {wanted}")
+        self.model = model
+        self.sampler = fit_sampler(mu, logvar, sampler)
         k = min(k, len(mu) - 1, mu[0].numel())
         self.mean, self.directions, self.stds = principal_directions(mu, k)
 
@@ -49,8 +48,9 @@ class LatentView:
         """z (*latent_shape): values in standard deviations, one a direction; further ones are
         ignored. The base code repeats with its seed; temperature 0 is the sampler's mean."""
         values = torch.as_tensor(values, dtype=torch.float32)[: len(self.stds)]
-        n, base = len(values), self.sampler.sample(1, temperature, seed)[0]
-        return base + torch.tensordot(values * self.stds[:n], self.directions[:n], 1)
+        n = len(values)
+        along = torch.tensordot(values * self.stds[:n], self.directions[:n], 1)
+        return self.sampler.sample(1, temperature, seed)[0] + along
 
     def image(self, values, temperature: float = 1.0, seed: int = 0) -> np.ndarray:
         """The decoded code as uint8 (S, S), or (S, S, 3) where the model is in colour."""
@@ -60,9 +60,10 @@ class LatentView:
     def strip(self) -> Figure:
         """A row a leading direction, from -3 to +3 standard deviations around the mean code."""
         steps = range(-REACH, REACH + 1)
-        walks = {f"direction {i + 1}": traverse(self.model, self.mean, d, s, steps)
-                 for i, (d, s) in enumerate(zip(self.directions[:STRIP_ROWS], self.stds,
-                                                strict=False))}  # fmt: skip
+        walks = {}
+        for i in range(min(STRIP_ROWS, len(self.stds))):
+            walk = traverse(self.model, self.mean, self.directions[i], self.stds[i], steps)
+            walks[f"direction {i + 1}"] = walk
         title = f"The largest directions, from -{REACH} to +{REACH} standard deviations"
         return show_rows(walks, title, columns=len(steps), size=0.8)
 
@@ -76,13 +77,14 @@ def magnify(image: np.ndarray, side: int = SIDE) -> np.ndarray:
 
 def png_bytes(images: list[np.ndarray]) -> bytes:
     """uint8 images side by side on white as a PNG file, in colour where one of them is."""
-    parts, gap = [Image.fromarray(image) for image in images], 8
-    size = sum(part.width + gap for part in parts) - gap, max(part.height for part in parts)
-    canvas = Image.new("RGB" if any(part.mode == "RGB" for part in parts) else "L", size, "white")
-    left, file = 0, io.BytesIO()
-    for part in parts:
-        canvas.paste(part, (left, 0))
-        left += part.width + gap
+    mode = "RGB" if any(image.ndim == 3 for image in images) else "L"
+    width = sum(image.shape[1] + GAP for image in images) - GAP
+    canvas = Image.new(mode, (width, max(map(len, images))), "white")
+    left = 0
+    for image in images:
+        canvas.paste(Image.fromarray(image), (left, 0))
+        left += image.shape[1] + GAP
+    file = io.BytesIO()
     canvas.save(file, "PNG", compress_level=1)  # 1: a move waits for it
     return file.getvalue()
 
@@ -95,29 +97,33 @@ def stored_runs(out: str | Path) -> list[Path]:
 class Explorer:
     """What `explore` returns. Where it ends a cell it shows `strip`, then the widgets, `box`."""
 
-    def __init__(self, run: Run, films, k: int, sampler: str, seed: int, folder, out):
-        self.films, self.seed = films, seed
-        self.make_view = partial(LatentView, k=k, sampler=sampler)
-        self.runs, self.views = [run], [self.make_view(run.model, films)]
+    def __init__(self, run: Run, images, k: int, sampler: str, seed: int, folder, out):
+        self.images, self.k, self.kind, self.seed = images, k, sampler, seed
+        self.runs = [run]
+        self.views = [LatentView(run.model, images, k, sampler)]
         self.strip = self.views[0].strip()
-        self.folder, self.out = Path(folder or run.path / "samples"), Path(out or runs_dir())
-        self.sliders = [_slider(f"direction {i + 1}", 0, -REACH, REACH, 0.1, self.redraw)
-                        for i in range(len(self.views[0].stds))]  # fmt: skip
-        self.temperature = _slider("temperature", 1, 0, 1.5, 0.05, self.redraw)
+        self.folder = Path(folder or run.path / "samples")
+        self.out = Path(out or runs_dir())
+
+        count = len(self.views[0].stds)
+        self.sliders = [slider(f"direction {i + 1}", 0, -REACH, REACH, 0.1) for i in range(count)]
+        self.temperature = slider("temperature", 1, 0, 1.5, 0.05)
+        for moved in (*self.sliders, self.temperature):
+            moved.observe(self.redraw, names="value")
         first = run.path.resolve()
         others = [path.name for path in stored_runs(self.out) if path.resolve() != first]
-        self.second = widgets.Dropdown(options=[ALONE, *others], description="load run",
-                                       layout={"width": "26em"})  # fmt: skip
+        self.second = widgets.Dropdown(options=[ALONE, *others], description="load run")
         self.second.observe(self.load, names="value")
         self.resample_button = widgets.Button(description="resample")
         self.resample_button.on_click(self.resample)
         self.save_button = widgets.Button(description="save PNG")
         self.save_button.on_click(self.save)
+
         self.picture = widgets.Image(format="png", layout={"flex": "none"})
         self.caption, self.message = widgets.Label(), widgets.Label()
         buttons = widgets.HBox([self.resample_button, self.save_button])
         controls = widgets.VBox([*self.sliders, self.temperature, self.second, buttons])
-        pictures = widgets.VBox([self.caption, self.picture], layout={"margin": "0 8px"})
+        pictures = widgets.VBox([self.caption, self.picture])
         row = widgets.HBox([controls, pictures], layout={"flex_flow": "row wrap"})
         self.box = widgets.VBox([row, self.message])
         self.redraw()
@@ -128,8 +134,8 @@ class Explorer:
     def redraw(self, change=None) -> None:
         """The pictures under the sliders as they stand, one a run."""
         values = [slider.value for slider in self.sliders]
-        where = values, self.temperature.value, self.seed
-        self.picture.value = png_bytes([magnify(view.image(*where)) for view in self.views])
+        images = [view.image(values, self.temperature.value, self.seed) for view in self.views]
+        self.picture.value = png_bytes([magnify(image) for image in images])
         self.caption.value = "   |   ".join(run.path.name for run in self.runs)
 
     def resample(self, button=None) -> None:
@@ -137,65 +143,73 @@ class Explorer:
         self.seed += 1
         self.redraw()
 
-    @contextmanager
-    def _reported(self, doing: str):
-        """A click has no cell to raise in: what went wrong is said beside the buttons."""
-        self.message.value = doing
-        try:
-            yield
-        except (OSError, ValueError, RuntimeError) as error:
-            self.message.value = str(error).partition("\n")[0]
-
     def load(self, change=None) -> None:
         """The run chosen in the dropdown beside the first, under the same sliders; or none."""
         del self.runs[1:], self.views[1:]
-        with self._reported(""):
-            if self.second.value != ALONE:
-                self.message.value = f"loading {self.second.value} ..."
-                run = load_run(self.out / self.second.value)
-                self.views.append(self.make_view(run.model, self._films_of(run)))
-                self.runs.append(run)
+        self.message.value = ""
+        if self.second.value != ALONE:
+            self.message.value = f"loading {self.second.value} ..."
+            try:
+                self.add(load_run(self.out / self.second.value))
                 self.message.value = ""
+            except (OSError, ValueError, RuntimeError) as error:
+                self.message.value = first_line(error)
         self.redraw()
 
-    def _films_of(self, run: Run):
-        """What its directions are taken from: the films at hand where both runs were trained on
-        the same, else its own."""
-        first, wanted = (r.info.get("data", {}).get("hash") for r in (self.runs[0], run))
-        if wanted == first:
-            return self.films
-        data = load_data(run.cfg, verbose=False)
-        if data.hash != wanted:
-            raise ValueError(f"the images that {run.path.name} was trained on are not here")
-        return data.train
+    def add(self, run: Run) -> None:
+        """Its directions are of the images at hand where both runs saw the same, else of its own.
+
+        ValueError where these are not here, and as `LatentView`.
+        """
+        images, wanted = self.images, data_hash(run)
+        if wanted != data_hash(self.runs[0]):
+            data = load_data(run.cfg, verbose=False)
+            if data.hash != wanted:
+                raise ValueError(f"the images that {run.path.name} was trained on are not here")
+            images = data.train
+        self.views.append(LatentView(run.model, images, self.k, self.kind))
+        self.runs.append(run)
 
     def save(self, button=None) -> None:
         """The picture as shown, into the first free `explore_<n>.png` of `folder`."""
-        with self._reported("saving ..."):
+        n = 1
+        while (self.folder / f"explore_{n}.png").exists():
+            n += 1
+        path = self.folder / f"explore_{n}.png"
+        try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            paths = (self.folder / f"explore_{n}.png" for n in count(1))
-            path = next(path for path in paths if not path.exists())
             path.write_bytes(self.picture.value)
             self.message.value = f"saved {path}"
+        except OSError as error:
+            self.message.value = first_line(error)
 
 
-def _slider(name: str, value: float, low: float, high: float, step: float, moved):
-    slider = widgets.FloatSlider(value=value, min=low, max=high, step=step, description=name,
-                                 style={"description_width": "7em"})  # fmt: skip
-    slider.observe(moved, names="value")
-    return slider
+def data_hash(run: Run) -> str | None:
+    return run.info.get("data", {}).get("hash")
 
 
-def explore(run: Run, films, k: int = 6, sampler: str = "gaussian", seed: int = 0,
-            folder: str | Path | None = None,
-            out: str | Path | None = None) -> Explorer:  # fmt: skip
+def first_line(error: Exception) -> str:
+    """A click has no cell to raise in: what went wrong is said beside the buttons."""
+    return str(error).partition("\n")[0]
+
+
+def slider(name: str, value: float, low: float, high: float, step: float) -> widgets.FloatSlider:
+    style = {"description_width": "7em"}
+    return widgets.FloatSlider(
+        value=value, min=low, max=high, step=step, description=name, style=style
+    )
+
+
+def explore(
+    run: Run, images, k: int = 6, sampler: str = "gaussian", seed: int = 0, folder=None, out=None
+) -> Explorer:
     """Sliders along the k leading principal directions of mu, in standard deviations, around a
     code drawn from `sampler` ("prior", "gaussian", "gmm") at the temperature of another slider.
 
-    films: what the run was trained on, `data.train` or uint8 (N, C, S, S). *resample* draws
+    images: what the run was trained on, `data.train` or uint8 (N, C, S, S). *resample* draws
     another base code, *load run* puts a run from `out` (default `vaekit.runs_dir()`) beside it
     under the same sliders, with directions of its own, *save PNG* writes into `folder` (default
     the run's `samples`). End a cell with it: a figure first, which a saved notebook keeps, then
     the widgets, which need a kernel. ValueError as `LatentView`.
     """
-    return Explorer(run, films, k, sampler, seed, folder, out)
+    return Explorer(run, images, k, sampler, seed, folder, out)
