@@ -13,8 +13,7 @@ from vaekit import plots
 from vaekit.judge import evaluation, figures
 from vaekit.judge import rows as tables
 from vaekit.judge.networks import LabelJudge
-from vaekit.lessons import sweeps
-from vaekit.lessons import curves
+from vaekit.lessons import curves, sweeps
 from vaekit.model import VAE
 
 

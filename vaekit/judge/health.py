@@ -23,7 +23,6 @@ from torch import Tensor
 
 from vaekit.data import chunks, pixels_of
 from vaekit.judge.distances import mmd
-from vaekit.judge.rows import collect
 from vaekit.losses import kl_elements, mse_per_image
 from vaekit.model import evaluating
 from vaekit.plots import COLOURS, label, panels
