@@ -66,7 +66,7 @@ rehearse: $(STAMP)
 	$(BIN)/python publish/rehearse.py
 
 data: $(STAMP)
-	$(BIN)/python -m vaekit.lessons.phantom data/chest_xray_phantom
+	$(BIN)/python -m vaekit.files.phantom data/chest_xray_phantom
 
 clean:
 	rm -rf $(OUT) dist

@@ -19,7 +19,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vaekit.config import Config
 from vaekit.data import Data, batches
-from vaekit.features import TRUNKS, load_trunk
+from vaekit.features import TRUNKS
+from vaekit.files.weights import load_trunk
 from vaekit.losses import SSIM_SIGMA, SSIM_WINDOW
 from vaekit.model import VAE
 from vaekit.place import device

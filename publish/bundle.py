@@ -44,7 +44,7 @@ for name in {folders}:
 sys.path.insert(0, str(pathlib.Path("{folder}").resolve()))"""
 PHANTOMS = """\
 from vaekit.files import sources
-from vaekit.lessons import phantom
+from vaekit.files import phantom
 
 if not sources.BUNDLE.is_dir():
     phantom.write_bundle(sources.BUNDLE)"""

@@ -351,7 +351,7 @@ def build(images: Path | None = None) -> nbformat.NotebookNode:
         ),
         new_code_cell(configuration(make)),
         text("Data set"),
-        code("lessons.phantom.write_bundle", folded=True),
+        code("files.phantom.write_bundle", folded=True),
         code(
             "files.sources.find_dataset",
             "files.sources.list_images",

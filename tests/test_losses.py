@@ -225,7 +225,7 @@ def test_lpips_reproduces_the_documented_value():
     need_weights("squeezenet")
     torch.manual_seed(123)  # torchmetrics' own example: 0.1008
     a, b = (torch.rand(10, 3, 100, 100) for _ in range(2))
-    loss = features.FeatureLoss(features.load_trunk("squeezenet"), perceptual=False, lpips=True)
+    loss = features.FeatureLoss(weights.load_trunk("squeezenet"), perceptual=False, lpips=True)
     assert loss(a, b)["lpips"].mean().item() == pytest.approx(0.1008, abs=5e-5)
 
 
@@ -233,7 +233,7 @@ def test_lpips_reproduces_the_documented_value():
 def test_feature_terms_have_gradients_and_are_zero_for_equal_images(name):
     need_weights(name)
     lpips = name == "squeezenet"
-    loss = features.FeatureLoss(features.load_trunk(name), perceptual=True, lpips=lpips)
+    loss = features.FeatureLoss(weights.load_trunk(name), perceptual=True, lpips=lpips)
     x, x_hat = pair(64)
     x_hat.requires_grad_(True)
     terms = loss(x_hat, x)
@@ -291,7 +291,7 @@ def test_feature_terms_are_safe_on_extreme_images(case):
 
 def test_trunk_is_frozen_and_cut_after_the_last_tap():
     need_weights("squeezenet")
-    trunk = features.load_trunk("squeezenet", taps=(1, 4))
+    trunk = weights.load_trunk("squeezenet", taps=(1, 4))
     assert len(trunk.layers) == 5 and not any(p.requires_grad for p in trunk.parameters())
     assert {k: v.shape[1] for k, v in trunk(torch.rand(1, 1, 64, 64)).items()} == {1: 64, 4: 128}
 
@@ -305,7 +305,7 @@ def test_missing_weights_say_how_to_get_them(monkeypatch, tmp_path, capsys):
     with pytest.raises(features.WeightsMissing, match="vgg16-397923af.pth"):
         features.feature_loss(cfg.replace(features="vgg16"))
     with pytest.raises(ValueError, match="squeezenet"):
-        features.load_trunk("resnet")
+        weights.load_trunk("resnet")
     assert features.feature_loss(cfg.replace(perceptual_weight=0.0)) is None
 
 
@@ -332,10 +332,10 @@ def test_a_file_of_another_network_is_not_taken_and_named_if_given(monkeypatch, 
         torch.save({k: torch.zeros(1) for k in net.state_dict()}, tmp_path / name)
     (tmp_path / "torn.pth").write_bytes(b"<html>not found</html>")
     with pytest.raises(features.WeightsMissing):
-        features.load_trunk("vgg16", download=False)
+        weights.load_trunk("vgg16", download=False)
     for file in [*nets, "torn.pth"]:
         with pytest.raises(ValueError, match=rf"{file} does not hold torchvision's squeezenet1_1"):
-            features.load_trunk("squeezenet", tmp_path / file)
+            weights.load_trunk("squeezenet", tmp_path / file)
 
 
 def test_a_download_is_kept_only_with_the_right_hash(monkeypatch, tmp_path):

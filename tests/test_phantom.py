@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pytest
 
-from vaekit.lessons import phantom
+from vaekit.files import phantom
 
 NAMES = {
     "NORMAL": r"(NORMAL2-)?IM-\d{4}-0001(-000[2-9])?\.jpeg",

@@ -11,8 +11,7 @@ from films import assert_apart, config, film, load, make, splits, write, write_f
 
 import vaekit
 from vaekit.data import load_data
-from vaekit.files import images, sources
-from vaekit.lessons import phantom
+from vaekit.files import images, phantom, sources
 
 pytestmark = pytest.mark.usefixtures("tiny_sets")
 

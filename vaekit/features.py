@@ -1,8 +1,5 @@
 """Pretrained trunks, and one pass through them for every distance of features."""
 
-import importlib.util
-from pathlib import Path
-from pickle import UnpicklingError
 from typing import NamedTuple
 
 import torch
@@ -82,64 +79,6 @@ class Trunk(nn.Module):
         return self(x)[max(self.taps)].float().mean(dim=(2, 3))
 
 
-def load_trunk(name: str, path: str | Path = "", download=True, taps: tuple = ()) -> Trunk:
-    """The frozen trunk `name` on the CPU in fp32, cut after its last tap.
-
-    `taps` default to every layer that the perceptual loss or LPIPS listens to, as far as the
-    file reaches. Raises WeightsMissing, or ValueError where the file holds something else.
-    """
-    from torchvision import models
-
-    from vaekit.files.weights import find_weights
-
-    file = find_weights(name, path, download)
-    spec = TRUNKS[name]
-    layers = getattr(models, spec.builder)(weights=None).features
-    try:
-        state = torch.load(file, map_location="cpu", weights_only=True)
-        prefix = "features."
-        state = {k.removeprefix(prefix): v.float() for k, v in state.items() if prefix in k}
-        # a file may end early: keep its last convolution, and the ReLU after it
-        num_layers = max((int(k.split(".")[0]) for k in state), default=0) + 2
-        layers = layers[:num_layers]
-        layers.load_state_dict(state, strict=True)
-    except (RuntimeError, UnpicklingError) as error:
-        raise ValueError(f"{file} does not hold torchvision's {spec.builder}") from error
-    taps = taps or sorted({*spec.perceptual_taps, *spec.lpips_taps})
-    taps = tuple(tap for tap in taps if tap < num_layers)
-    # files of Oxford's VGG-19 are named by their layers, torchvision's are not
-    oxford = name == "vgg19" and "conv1_1" in file.name
-    return Trunk(name, layers, taps, oxford)
-
-
-def lpips_head(name: str) -> list[Tensor]:
-    """LPIPS v0.1's linear weights, one (C,) per tap, from the `lpips` package's own file, or from
-    lpips*<head>*.pth where weights are looked for.
-
-    Source: Zhang et al. 2018, arXiv 1801.03924. Raises ValueError for a trunk without a head,
-    WeightsMissing where neither is there.
-    """
-    from vaekit.files.weights import weight_places
-
-    head = TRUNKS[name].lpips_head
-    if not head:
-        have = ", ".join(name for name in TRUNKS if TRUNKS[name].lpips_head)
-        raise ValueError(f"LPIPS has no linear layers for {name}; it has for {have}")
-    files = []
-    package = importlib.util.find_spec("lpips")
-    if package:
-        files.append(Path(package.origin).parent / "weights/v0.1" / f"{head}.pth")
-    for place in weight_places():
-        files += sorted(place.glob(f"lpips*{head}*.pth"))
-    if not files:
-        raise WeightsMissing(
-            f"LPIPS needs its linear layers: `pip install lpips`, or its file {head}.pth,"
-            f" as lpips_{head}.pth, in VAEKIT_WEIGHTS"
-        )
-    state = torch.load(files[0], map_location="cpu", weights_only=True)
-    return [state[f"lin{i}.model.1.weight"].flatten() for i in range(len(state))]
-
-
 def perceptual_distance(a: Tensor, b: Tensor, kind: str) -> Tensor:
     """mean |a - b| ("l1") or mean (a - b)^2 ("squared") over all activations of a tap: (B,)."""
     gap = fast.flatten(a).float() - fast.flatten(b).float()
@@ -169,6 +108,8 @@ class FeatureLoss(nn.Module):
 
     def __init__(self, trunk: Trunk, perceptual=True, lpips=False, distance="l1"):
         super().__init__()
+        from vaekit.files.weights import lpips_head
+
         spec = TRUNKS[trunk.name]
         self.name = trunk.name
         self.distance = distance
@@ -214,13 +155,15 @@ def feature_loss(cfg: Config, verbose: bool = True) -> FeatureLoss | None:
     With `features="auto"` and no weights to be had, the terms are off and a notice says how to
     get them; a trunk asked for by name and missing raises WeightsMissing.
     """
+    from vaekit.files.weights import downloads_allowed, load_trunk
+
     name = trunk_name(cfg)
     if name == "none":
         return None
     perceptual = cfg.perceptual_weight > 0
     lpips = cfg.lpips_weight > 0
     try:
-        trunk = load_trunk(name, download=cfg.profile != "smoke")
+        trunk = load_trunk(name, download=downloads_allowed(cfg.profile))
         return FeatureLoss(trunk, perceptual, lpips, cfg.perceptual_distance)
     except WeightsMissing as missing:
         if cfg.features != "auto":

@@ -157,7 +157,7 @@ def _nowhere(name: str, *more: Path | str) -> str:
 
 def bundled() -> Found:
     """The bundle; where vaekit is installed without its checkout, drawn once into the cache."""
-    from vaekit.lessons.phantom import write_bundle
+    from vaekit.files.phantom import write_bundle
 
     drawn = cache_dir() / BUNDLE.name
     for place in (BUNDLE, drawn):

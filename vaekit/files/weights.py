@@ -1,12 +1,15 @@
-"""Where the pretrained networks' weights are."""
+"""The pretrained networks: where their weights are, and reading them."""
 
+import importlib.util
 import os
 import socket
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
+from torch import Tensor
 
-from vaekit.features import TRUNKS, WeightsMissing
+from vaekit.features import TRUNKS, Trunk, WeightsMissing
 from vaekit.place.setup import attached, folders_in_attached
 
 URL = "https://download.pytorch.org/models/"
@@ -76,3 +79,57 @@ def _download(file: str) -> bool:
         return False
     finally:
         socket.setdefaulttimeout(before)
+
+
+def load_trunk(name: str, path: str | Path = "", download=True, taps: tuple = ()) -> Trunk:
+    """The frozen trunk `name` on the CPU in fp32, cut after its last tap.
+
+    `taps` default to every layer that the perceptual loss or LPIPS listens to, as far as the
+    file reaches. Raises WeightsMissing, or ValueError where the file holds something else.
+    """
+    from torchvision import models
+
+    file = find_weights(name, path, download)
+    spec = TRUNKS[name]
+    layers = getattr(models, spec.builder)(weights=None).features
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True)
+        prefix = "features."
+        state = {k.removeprefix(prefix): v.float() for k, v in state.items() if prefix in k}
+        # a file may end early: keep its last convolution, and the ReLU after it
+        num_layers = max((int(k.split(".")[0]) for k in state), default=0) + 2
+        layers = layers[:num_layers]
+        layers.load_state_dict(state, strict=True)
+    except (RuntimeError, UnpicklingError) as error:
+        raise ValueError(f"{file} does not hold torchvision's {spec.builder}") from error
+    taps = taps or sorted({*spec.perceptual_taps, *spec.lpips_taps})
+    taps = tuple(tap for tap in taps if tap < num_layers)
+    # files of Oxford's VGG-19 are named by their layers, torchvision's are not
+    oxford = name == "vgg19" and "conv1_1" in file.name
+    return Trunk(name, layers, taps, oxford)
+
+
+def lpips_head(name: str) -> list[Tensor]:
+    """LPIPS v0.1's linear weights, one (C,) per tap, from the `lpips` package's own file, or from
+    lpips*<head>*.pth where weights are looked for.
+
+    Source: Zhang et al. 2018, arXiv 1801.03924. Raises ValueError for a trunk without a head,
+    WeightsMissing where neither is there.
+    """
+    head = TRUNKS[name].lpips_head
+    if not head:
+        have = ", ".join(name for name in TRUNKS if TRUNKS[name].lpips_head)
+        raise ValueError(f"LPIPS has no linear layers for {name}; it has for {have}")
+    files = []
+    package = importlib.util.find_spec("lpips")
+    if package:
+        files.append(Path(package.origin).parent / "weights/v0.1" / f"{head}.pth")
+    for place in weight_places():
+        files += sorted(place.glob(f"lpips*{head}*.pth"))
+    if not files:
+        raise WeightsMissing(
+            f"LPIPS needs its linear layers: `pip install lpips`, or its file {head}.pth,"
+            f" as lpips_{head}.pth, in VAEKIT_WEIGHTS"
+        )
+    state = torch.load(files[0], map_location="cpu", weights_only=True)
+    return [state[f"lin{i}.model.1.weight"].flatten() for i in range(len(state))]

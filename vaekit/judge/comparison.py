@@ -7,10 +7,10 @@ from torch import Tensor
 
 from vaekit import plots
 from vaekit.data import as_float, chunks, pixels_of
+from vaekit.files.weights import downloads_allowed
 from vaekit.judge import networks
 from vaekit.judge.evaluation import measure, say_heard
 from vaekit.judge.rows import collect, format_table, frechet_row, mean_row, ratio_row
-from vaekit.keep.run import Run
 from vaekit.metrics import LPIPS, appearance
 from vaekit.sample import decode_all, encode_all, sample_latents
 
@@ -52,7 +52,7 @@ class Comparison:
         return plots.show_rows(rows, columns=columns)
 
 
-def compare(run_a: Run, run_b: Run, test, val=None) -> Comparison:
+def compare(run_a, run_b, test, val=None) -> Comparison:
     """Both runs on the same images: reconstructions from the mean, one by one, and prior samples.
 
     test, val: Split or (N, C, H, W), uint8 or float, of at least two images. PSNR, SSIM, LPIPS
@@ -70,7 +70,7 @@ def compare(run_a: Run, run_b: Run, test, val=None) -> Comparison:
             " comparing takes at least 2, and one size for all"
         )
     device = next(run_a.model.parameters()).device
-    judge = networks.load_judge(device, networks.may_download(run_a.cfg.profile))
+    judge = networks.load_judge(device, downloads_allowed(run_a.cfg.profile))
     rows = pair_rows(runs, test, judge)
     if val is not None:
         rows += frechet_rows(runs, test, val, judge)
@@ -135,7 +135,7 @@ def frechet_rows(runs, test: Tensor, val, judge) -> list[dict]:
     return rows
 
 
-def notes_on(run_a: Run, run_b: Run) -> list[str]:
+def notes_on(run_a, run_b) -> list[str]:
     """Sentences on what the two share, and what they do not."""
     a, b = (tuple(run.model.latent_shape) for run in (run_a, run_b))
     if a == b:

@@ -9,6 +9,7 @@ from torch import Tensor
 from vaekit.config import Config
 from vaekit.data import chunks, pixels_of
 from vaekit.features import FeatureLoss, trunk_name
+from vaekit.files.weights import downloads_allowed
 from vaekit.judge import networks
 from vaekit.judge.rows import MAX_IMAGES, collect, distance_rows, mean_row, ratio_row, row
 from vaekit.losses import l1_per_image
@@ -45,7 +46,7 @@ def evaluate(
     """
     test = pixels_of(test)
     samples = {name: pixels_of(images) for name, images in (samples or {}).items()}
-    download = networks.may_download(cfg.profile)
+    download = downloads_allowed(cfg.profile)
     with evaluating(model) as device:
         judge = networks.load_judge(device, download)
         rows = _image_rows(model, test, samples, judge, cfg.batch_size)

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from vaekit.config import profile
 from vaekit.data import as_float, chunks
-from vaekit.features import FeatureLoss, Trunk, WeightsMissing, load_trunk
-from vaekit.files.weights import weight_places
+from vaekit.features import FeatureLoss, Trunk, WeightsMissing
+from vaekit.files.weights import downloads_allowed, load_trunk, weight_places
 from vaekit.metrics import at_least
 
 PIXELS = "pixels 32x32"  # the judge where no network is to be had
@@ -20,18 +20,13 @@ INCEPTION_FILE = "*inception-2015-12-05-6726825d.pth"
 _told: set[str] = set()  # a notice is given once a session
 
 
-def may_download(name: str | None = None) -> bool:
-    """Whether weights may be downloaded: not in the profile "smoke". None: today's profile."""
-    return (name or profile()) != "smoke"
-
-
 def load_judge(device="cpu", download: bool | None = None) -> FeatureLoss | None:
     """The network that judges: SqueezeNet with LPIPS's linear layers, whatever the trainer used.
 
     None, with a notice (once a session) that says how to get them, where its weights are nowhere
-    to be had. download: None asks `may_download`.
+    to be had. download: None asks the profile.
     """
-    download = may_download() if download is None else download
+    download = downloads_allowed(profile()) if download is None else download
     try:
         trunk = load_trunk("squeezenet", download=download)
         return FeatureLoss(trunk, perceptual=False, lpips=True).to(device)
@@ -47,7 +42,7 @@ def load_judges(judges: Iterable, device="cpu", download: bool | None = None) ->
     weights is left out with a notice; where none is left, pixels judge. ValueError for an unknown
     name.
     """
-    download = may_download() if download is None else download
+    download = downloads_allowed(profile()) if download is None else download
     found = []
     for judge in judges:
         if judge == "pixels":

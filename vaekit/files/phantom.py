@@ -5,7 +5,7 @@ three dimensions projected from the front, then scatter, film curve, grain, coll
 Lengths are in units of half the widest inner width of the rib cage: u points to the image's right
 (the patient's left), v down from the lung apices, z to the front. No real film went into it.
 
-    python -m vaekit.lessons.phantom data/chest_xray_phantom      # redraws the bundled images
+    python -m vaekit.files.phantom data/chest_xray_phantom      # redraws the bundled images
 """
 
 import sys
@@ -87,11 +87,11 @@ def _pick(table: dict, rng: np.random.Generator) -> dict:
 def _scene(patient: int, film: int, height: int, seed: int) -> SimpleNamespace:
     """All measures of a film, and its pixels' u and v (H, W); `to_px` maps (u, v) to pixels."""
     anatomy = _pick(ANATOMY, _rng(seed, patient, 0))
-    s = SimpleNamespace(key=(seed, patient), film=film, **anatomy)
     first = _pick(TECHNIQUE, _rng(seed, patient, 1, 0))
     again = _pick(TECHNIQUE, _rng(seed, patient, 1, film))
-    for name in TECHNIQUE:  # a second film is taken much as the first was
-        setattr(s, name, 0.6 * first[name] + 0.4 * again[name])
+    # a second film is taken much as the first was
+    technique = {name: 0.6 * first[name] + 0.4 * again[name] for name in TECHNIQUE}
+    s = SimpleNamespace(key=(seed, patient), film=film, **anatomy, **technique)
     s.lung = 1.0 + 0.42 * s.age + 0.1 * (2.0 - s.cage)  # from the apices to the right dome
     s.base = s.lung + s.breath
     s.rib_gap = s.lung / 8.6
