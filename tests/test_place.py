@@ -173,26 +173,3 @@ def test_lines_are_thinned_out_in_long_runs(monkeypatch, capsys):
         bar.show(row | {"epoch": epoch})
     lines = capsys.readouterr().out.splitlines()
     assert 20 <= len(lines) <= 40 and lines[0].startswith("epoch   1/150")
-
-
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc only")
-def test_freed_memory_is_kept_and_used_again():
-    code = """
-import resource, torch
-from vaekit.fast import keep_freed_memory
-faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-def use():
-    before = faults()
-    for _ in range(4):
-        torch.ones(40 << 20, dtype=torch.uint8)  # glibc keeps up to 32 MiB by itself
-    return faults() - before
-use()
-given_back = use()
-keep_freed_memory()
-for _ in range(3):  # until the heap has the size that it needs
-    use()
-kept = use()
-print(given_back > 10 * max(kept, 1))
-"""
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert run.stdout.strip() == "True"
