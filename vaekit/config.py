@@ -25,7 +25,7 @@ class Config:
     """Every value that shapes a run. Flat, so that two runs can be compared field by field.
 
     Build one with `preset(name, **changes)`; change one with `cfg.replace(beta=0.01)`.
-    Weights are pure numbers, sizes are pixels, durations are epochs unless the comment says else.
+    Sizes are pixels, durations are epochs, unless the comment says else.
     Beside each field stands what it may be: `Literal` lists its values, `Annotated` its smallest
     and largest; any other number is 0 or more. ValueError names the field and what it takes.
     """
@@ -85,7 +85,7 @@ class Config:
     calibrated: bool = False  # pixel terms at their best scale
     free_bits: float = 0.0  # nats per latent element
     free_bits_kind: Literal["element", "batch"] = "element"
-    beta: float = 0.001
+    beta: float = 0.001  # weight of the KL; losses.beta_elbo says what it comes to
     beta_start: float = 0.0001
     beta_schedule: BetaSchedule = "warmup"
     beta_warmup: Epochs = 50  # of phase 2, from beta_start to beta
@@ -257,7 +257,7 @@ def preset(name: str = "chest_xray", **changes) -> Config:
 
 
 def cost_limits(published: Config, profile_name: str, given: dict) -> dict:
-    """What the profile does to the knobs that cost time."""
+    """What the profile does to make a run shorter, and the rates that go with that."""
     limits = dict(PROFILE_CHANGES[profile_name])
     if given.get("dataset", published.dataset) != "chest_xray":
         limits |= LARGE_SETS[profile_name]

@@ -187,6 +187,7 @@ def batches(
     device = torch.device(device)
     images = split.to_device(device)
     order = order.to(images.device)  # once, not once a batch
+    flip = None if flip is None else flip.to(device)
     layout = torch.channels_last if channels_last else torch.contiguous_format
 
     def cut(start: int) -> Tensor:

@@ -1,8 +1,8 @@
 """Every term of the loss, per image, and the total.
 
 Each term returns one number per image, (B,), float32; the reductions of the config are applied
-once, in `vae_loss`. Autocast is off in here: sums, squares and Fourier transforms in half
-precision lose what the loss is about.
+once, in `vae_loss`. Autocast is off in here, but for the features: sums, squares and Fourier
+transforms in half precision lose what the loss is about.
 """
 
 from dataclasses import dataclass
@@ -158,7 +158,8 @@ def term_weights(cfg: Config) -> dict[str, float]:
 
 @dataclass
 class Loss:
-    """`total` is what is minimised; `terms` are detached batch means of every part, unweighted."""
+    """`total` is what is minimised; `terms` are detached batch means: every part unweighted ("ssim"
+    is 1 - SSIM), their weighted sum "recon", and the "kl" in nats, before free bits."""
 
     total: Tensor
     terms: dict[str, Tensor]
@@ -170,9 +171,9 @@ def vae_loss(
     """recon_weight * reconstruction + beta * KL, each reduced as the config says, batch mean.
 
     x_hat, x (B, C, H, W) in [0, 1]; mu, logvar (B, *latent_shape); features a FeatureLoss, where
-    its terms have a weight. "mean" divides the reconstruction by the pixels and the KL by the
-    latent elements, "sum" does not: that choice alone changes what a given beta means by a factor
-    of thousands (see `beta_elbo`).
+    its terms have a weight. "mean" is per pixel (and channel), and per latent element; "sum" is
+    per image: that choice alone changes what a given beta means by a factor of thousands (see
+    `beta_elbo`).
     """
     x_hat, x = x_hat.float(), x.float()
     with torch.autocast(x.device.type, enabled=False):

@@ -160,7 +160,7 @@ class UpBlock(Block):
         if cfg.block == "residual" and cfg.shortcut == "free":
             skip = FreeUp(c_in, c_out)
         elif cfg.block == "residual":
-            # 1x1 before enlarging equals 1x1 after it, at a quarter of the work
+            # a 1x1 before enlarging equals one after it, at a quarter of the work
             mode = "nearest" if cfg.upsample == "nearest" else "bilinear"
             enlarge = fast.Upsample(scale_factor=2, mode=mode)
             skip = conv_skip(c_in, c_out, cfg).append(enlarge)
@@ -292,7 +292,8 @@ class VAE(nn.Module):
         """Change the latents' units: mu is divided by `rms` (latent_channels,), the decoder's
         first layer multiplied by it. What the mean decodes to stays the same; sigma is reset.
 
-        Without a KL the size of mu is arbitrary. Afterwards codes spread by 1, as the prior does.
+        Without a KL the size of mu is arbitrary. Afterwards it is 1, root mean square, a channel, as
+        the prior's is.
         """
         mu, logvar, first = self.encoder.mu, self.encoder.logvar, self.decoder.first
         rms = rms.clamp(min=1e-6).to(mu.weight)

@@ -115,7 +115,8 @@ PRESETS = {
     "celeba64": CELEBA64,
 }
 
-# What each profile does to the knobs that cost time. `full` is the preset itself.
+# What each profile does to make a run shorter, and the rates that suit a short one. `full` is the
+# preset itself.
 PROFILE_CHANGES = {
     "smoke": dict(image_size=32, epochs_phase1=1, epochs_phase2=2, batch_size=8, max_images=24)
     | dict(lr_phase1=1e-3, lr_phase2=1e-3, sample_every=1),
@@ -125,8 +126,8 @@ PROFILE_CHANGES = {
     | dict(lr_schedule_phase1="constant", lr_schedule_phase2="cosine"),
     "full": {},
 }
-# ... and where there are thousands of images, not the few hundred bundled films: a part of them,
-# a few epochs, a narrower network.
+# ... and for every data set but chest_xray, whose bundled stand-in has a few hundred images: a part
+# of the thousands, a few epochs, a network with at most so many channels a stage.
 LARGE_SETS = {
     "smoke": dict(widths=64),
     "quick": dict(max_images=4000, epochs_phase1=5, epochs_phase2=10, batch_size=32)

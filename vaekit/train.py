@@ -34,7 +34,13 @@ def train(trainer: "Trainer", on_epoch_end: Callable | None = None) -> None:
 
 
 class Trainer:
-    """A model in training, from step to step. `train(trainer)` runs it to its end."""
+    """A model in training, from step to step. `train(trainer)` runs it to its end.
+
+    `raw` is the network that is trained, `model` the same behind DDP where there are several
+    processes, `ema` its averaged weights: what validation sees, and the result. `features` is
+    `features.feature_loss(cfg)`; without it the feature terms are left out. The best epoch, early
+    stopping and samples on disk are `keep.run.fit`'s.
+    """
 
     def __init__(self, cfg: Config, data: Data, features: FeatureLoss | None = None):
         device = choose_device()
@@ -91,7 +97,8 @@ class Trainer:
         return terms
 
     def gradients(self, x: Tensor, epoch: float, share: float = 1.0) -> dict[str, Tensor]:
-        """Forward, loss, backward: adds the gradient of the mean loss of x, times `share`."""
+        """Forward, loss, backward: adds the gradient of the mean loss of x, times `share` (of a
+        batch that goes through in parts)."""
         with self.autocast():
             # phase 1 decodes the mean: a plain autoencoder, no noise to average over
             x_hat, mu, logvar = self.model(x, sample=epoch >= self.cfg.epochs_phase1)
@@ -100,10 +107,11 @@ class Trainer:
         return loss.terms
 
     def objective(self, total: Tensor) -> Tensor:
-        """What is minimised: the total loss, which `keep` looks at here."""
+        """What is minimised: the total loss. `keep.guards` makes it NaN where it is not finite."""
         return total
 
     def update(self, terms: dict[str, Tensor]) -> None:
+        """The optimiser's step. `keep.guards` leaves it out where the gradient is not finite."""
         self.scaler.step(self.optimizer)
         self.scaler.update()
 
@@ -125,7 +133,7 @@ class Trainer:
     # ---- an epoch --------------------------------------------------------------------------------
 
     def run_epoch(self) -> dict[str, float]:
-        """Train on every image once, validate, adapt; the history's new row."""
+        """Train on all whole batches, validate, adapt; the history's new row."""
         cfg = self.cfg
         if cfg.rescale_latents and self.epoch == cfg.epochs_phase1 > 0:
             self.begin_phase2()
@@ -167,7 +175,8 @@ class Trainer:
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
         """Loss terms on the validation images: averaged weights, z sampled with fixed noise (in
-        phase 1 the mean, as it trains). `loss` is the negative ELBO at the `final_beta`."""
+        phase 1 the mean, as it trains). `loss` is the objective at the `final_beta`, without free
+        bits, so that epochs can be compared; `train_loss` has the beta of its own epoch."""
         cfg = self.cfg
         split = self.data.val
         noise = torch.Generator().manual_seed(cfg.seed)
