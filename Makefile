@@ -37,10 +37,11 @@ lint: $(STAMP)
 # runs of the tests go to a folder of their own: a run left over must not be loaded; notebooks are
 # compared with what they print of the bundled films, whatever VAEKIT_DATA names
 test: lint
-	MPLBACKEND=Agg $(BIN)/python -m pytest tests --durations=15
+	MPLBACKEND=Agg $(BIN)/python -m pytest tests -n auto --dist loadscope --durations=15
 	rm -rf $(OUT)/test-runs
 	VAEKIT_DATA= VAEKIT_PROFILE=smoke VAEKIT_PROGRESS=lines VAEKIT_RUNS=$(abspath $(OUT))/test-runs \
-	  $(BIN)/python -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=120 notebooks
+	  $(BIN)/python -m pytest -n auto --dist loadscope --durations=5 \
+	  --nbval-lax --nbval-current-env --nbval-cell-timeout=120 notebooks
 
 # what must not be lost or let in, at length; writes what it saw
 torture: $(STAMP)

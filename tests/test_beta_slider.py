@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from vaekit.data import Data
 from vaekit.lessons.beta_slider import (
     BetaSlider,
     Portrait,
@@ -17,7 +18,10 @@ from vaekit.model import VAE
 
 @pytest.fixture(scope="module")
 def data():
-    return bundled_data()
+    """A part of the bundled images: the pictures need no more."""
+    whole = bundled_data()
+    parts = whole.train.images[:64], whole.val.images[:8], whole.test.images[:24]
+    return Data.from_tensors(*parts)
 
 
 def test_the_committed_models_are_five_small_and_of_the_recipe(monkeypatch):

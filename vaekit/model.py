@@ -292,8 +292,8 @@ class VAE(nn.Module):
         """Change the latents' units: mu is divided by `rms` (latent_channels,), the decoder's
         first layer multiplied by it. What the mean decodes to stays the same; sigma is reset.
 
-        Without a KL the size of mu is arbitrary. Afterwards it is 1, root mean square, a channel, as
-        the prior's is.
+        Without a KL the size of mu is arbitrary. Afterwards its root mean square is 1 in every
+        channel, as the prior's is.
         """
         mu, logvar, first = self.encoder.mu, self.encoder.logvar, self.decoder.first
         rms = rms.clamp(min=1e-6).to(mu.weight)
