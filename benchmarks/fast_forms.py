@@ -93,7 +93,7 @@ def start(size: int, batch: int, shortcut: str, keep_memory: bool) -> str:
     trainer.model.train()
     x = images.to(trainer.device).float() / 255
     x = x.contiguous(memory_format=torch.channels_last)
-    STEP = lambda: trainer.train_step(x, cfg.epochs_phase1)  # noqa: E731
+    STEP = lambda: trainer.step(x, cfg.epochs_phase1)  # noqa: E731
     return trainer.precision
 
 

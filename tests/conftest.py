@@ -10,7 +10,13 @@ import pytest
 import torch
 
 os.environ.setdefault("MPLBACKEND", "Agg")
-PACKS = os.environ.pop("VAEKIT_DATA", "")  # for `need_pack`; no other test sees it
+PACKS = os.environ.get("VAEKIT_DATA", "")  # for `need_pack`
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _only_what_is_asked_for():
+    """No test but those that `need_pack` sees VAEKIT_DATA; kept until here, for xdist's workers."""
+    os.environ.pop("VAEKIT_DATA", None)
 
 
 @pytest.fixture(autouse=True)

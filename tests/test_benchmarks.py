@@ -163,14 +163,6 @@ def test_throughput_names_who_is_missing(run, monkeypatch):
     assert measured == [["vaekit", "plain"]] and "left out: monai, monai bf16" in said
 
 
-def test_fast_forms_writes_a_row_a_form(tmp_path, run, in_this_process):
-    tiny = ["--sizes", 32, "--batch", 2, "--rounds", 1, "--steps", 1]
-    run("fast_forms", *tiny, "--out", tmp_path / "rows.json")
-    found = json.loads((tmp_path / "rows.json").read_text())
-    assert found["command"].startswith("python") and found["processor"] and found["threads"] > 0
-    assert all(r["gain"]["median"] == 1 - r["fast"] / r["plain"] for r in found["rows"])
-
-
 def test_no_ratio_where_the_spread_is_larger_than_the_difference():
     from throughput import compare, times_as_fast
 

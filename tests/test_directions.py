@@ -100,5 +100,5 @@ def test_a_probe_is_compared_with_the_commonest_training_class():
     train, test = torch.tensor([1] * 25 + [0] * 5), torch.tensor([0] * 7 + [1] * 3)
     found = directions.probe(mu[:30], train, mu[30:], test)
     assert found.majority == pytest.approx(0.3)
-    with pytest.raises(ValueError, match="two films of two classes"):
+    with pytest.raises(ValueError, match="two images of two classes"):
         directions.probe(mu[:30], torch.ones(30, dtype=torch.long), mu[30:], test)

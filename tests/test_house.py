@@ -14,7 +14,8 @@ ROOT = Path(vaekit.__file__).parent
 WINGS = ("files", "judge", "keep", "lessons", "place", "priors")
 CORE = ("config", "presets", "data", "model", "features", "losses", "schedules", "train", "sample")
 CORE += ("metrics", "plots")
-BUDGET = {"core": (1200, 42.0), "package": (3900, 44.0)}  # lines of code, characters a line
+# Lines of code and characters a line, as they are: what is added has to be made room for.
+BUDGET = {"core": (1520, 42.0), "package": (5120, 43.0)}
 
 # What the core may open besides itself: these two at any time,
 STANDS_ON = {"place.device", "fast"}

@@ -26,7 +26,7 @@ NETWORKS = {
     "cifar10": ((256,), 5_949_635),
     "celeba64": ((256,), 10_674_371),
 }
-EPOCHS, LR = 50, 3e-3  # of the short training below, 4 steps an epoch
+EPOCHS, LR = 36, 3e-3  # of the short training below, 4 steps an epoch
 
 
 def on_paper(cfg):

@@ -221,7 +221,7 @@ MOMENTS = {
     "at the end": (writer.RunWriter, "finish", 1),
 }
 RENAMES = [("last.pt", 1), ("last.pt", 4), ("previous.last.pt", 3), ("best.pt", 2)]
-RENAMES += [("history.csv", 2), ("model.safetensors", 1), ("run.json", 2)]
+RENAMES += [("history.csv", 2), ("history.csv", 6), ("model.safetensors", 1), ("run.json", 2)]
 
 
 def fit_all(data, out, **changes):
@@ -246,6 +246,18 @@ def test_killed_and_resumed_equals_uninterrupted(data, whole, moment, tmp_path):
             patch.setattr(place, name, at_call(n, kill, getattr(place, name)))
         with pytest.raises(Killed):
             fit_all(data, tmp_path)
+    check_resumed(fit_all(data, tmp_path), whole, tmp_path)
+
+
+def test_a_best_that_is_newer_than_the_last_checkpoint_is_trained_again(data, whole, tmp_path):
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(
+            os, "replace", at_rename("last.pt", 3, kill)
+        )  # of the start, phase 1, the end
+        fit_all(data, tmp_path)
+    (path,) = tmp_path.iterdir()
+    best, last = (checkpoint.load_checkpoint(path / n) for n in ("best.pt", "previous.last.pt"))
+    assert best["epoch"] > last["epoch"] == 2
     check_resumed(fit_all(data, tmp_path), whole, tmp_path)
 
 

@@ -93,12 +93,13 @@ def say_what_differs(out: Path, cfg: Config, data_hash: str, say: Callable) -> N
 
 
 def new_folder(out: Path, cfg: Config) -> Path:
+    out.mkdir(parents=True, exist_ok=True)
     stamp = datetime.now().strftime("%Y%m%d_%H%M%S")
     for attempt in itertools.count():
         number = f"-{attempt}" if attempt else ""
         path = out / f"{stamp}-{cfg.preset}{number}"
         with contextlib.suppress(FileExistsError):
-            path.mkdir(parents=True)
+            path.mkdir()
             cfg.save(path / "config.json")
             return path
 
@@ -113,9 +114,10 @@ def fetch_attached(out: Path, cfg: Config, data_hash: str, say: Callable) -> Non
     if not found:
         return
     path = max(found, key=lambda path: path.name)
-    for file in path.rglob("*"):
-        if file.is_file() and file.name != ".lock":
-            target = out / path.name / file.relative_to(path)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(file, target)  # without its mode, which may be read-only
+    # whole or not at all; without the files' modes, which may be read-only
+    draft = out / f".{path.name}"
+    shutil.rmtree(draft, ignore_errors=True)
+    skip_locks = shutil.ignore_patterns(".lock")
+    shutil.copytree(path, draft, ignore=skip_locks, copy_function=shutil.copyfile)
+    draft.rename(out / path.name)
     say(f"copied {path.name} from the attached {path.parent}")

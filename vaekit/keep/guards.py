@@ -69,7 +69,7 @@ class Stop:
         """Whether to stop: asked to, or `ahead` more seconds and a checkpoint would be too late."""
         if self.signal:
             return True
-        if not self.minutes:
+        if self.minutes is None:
             return False
         used = time.perf_counter() - self.start + ahead + self.reserve
         return used > max(60 * self.minutes, least)
@@ -77,6 +77,8 @@ class Stop:
     def __str__(self) -> str:
         if self.signal:
             return signal.Signals(self.signal).name
+        if self.minutes is None:
+            return "another process was asked to stop"
         return f"{self.minutes:g} minutes are up"
 
 
@@ -214,7 +216,8 @@ class GuardedTrainer(Trainer):
         if annealed(self.cfg, self.epoch):
             self.best.consider(self, row)
         super().adapt(row)
-        self.best.loss = self.best.loss_at(self.final_beta)
+        if "adaptive" in self.cfg.beta_schedule:  # beta has moved, and the price of the KL with it
+            self.best.loss = self.best.loss_at(self.final_beta)
 
     @property
     def done(self) -> bool:

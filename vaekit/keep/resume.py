@@ -38,10 +38,16 @@ def go_on_from(trainer: GuardedTrainer, path: Path) -> bool:
 
     Raises CheckpointError where there are some, but of another config or damaged.
     """
-    newest_valid(path, "best.pt", partial(use_best, trainer), repair=True)
-    found = newest_valid(path, "last.pt", partial(use_last, trainer), repair=True)
-    # where best.pt was lost, or is the one before, a worse epoch may become the best
+    repair = trainer.accelerator.is_main_process
+    newest_valid(path, "best.pt", partial(use_best, trainer), repair)
+    found = newest_valid(path, "last.pt", partial(use_last, trainer), repair)
     best = trainer.best
+    if best.state and best.state.get("epoch", 0) > trainer.epoch:
+        # killed between the two files: that epoch is trained again, and the best is the one before
+        best.state = None
+        newest_valid(path, "previous.best.pt", partial(use_best, trainer))
+        newest_valid(path, "last.pt", partial(use_last, trainer))
+    # where best.pt was lost, or is the one before, a worse epoch may become the best
     best.loss = max(best.loss, best.loss_at(trainer.final_beta))
     return found is not None
 

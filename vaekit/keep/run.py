@@ -90,8 +90,9 @@ def fit(
         if go_on_from(trainer, path):
             say(f"going on with {path.name} after epoch {trainer.epoch} of {cfg.num_epochs}")
         run = Run(trainer.ema, trainer.history, path, cfg, run_info(cfg, data, trainer))
-        while not attempt(trainer, run, main, on_epoch_end, say):
-            pass
+        finished = False
+        while not finished:
+            finished = attempt(trainer, run, main, on_epoch_end, say)
         return run
 
 
@@ -133,7 +134,7 @@ def after_epoch(
     writer.write_epoch(row)
     if on_epoch_end:
         on_epoch_end(run)
-    ahead = 1.2 * max(row["seconds"] for row in trainer.history[-3:])
+    ahead = 1.2 * max(past["seconds"] for past in trainer.history[-3:])
     # all processes have to leave the loop together
     stop = torch.tensor(float(trainer.stop.now(ahead, least=0)), device=trainer.device)
     if trainer.accelerator.reduce(stop) > 0:

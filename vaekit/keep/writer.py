@@ -107,6 +107,7 @@ class RunWriter:
             self.save()
         weights = {k: v.contiguous() for k, v in self.run.model.state_dict().items()}
         with self.disk():
+            checkpoint.write_history(self.run.path / "history.csv", self.trainer.history)
             checkpoint.write_atomic(self.run.path / "model.safetensors", save(weights))
             self.run.info["finished"] = self.trainer.done
             checkpoint.write_json(self.run.path / "run.json", self.run.info)
