@@ -89,11 +89,11 @@ class Config:
     beta_start: float = 0.0001
     beta_schedule: BetaSchedule = "warmup"
     beta_warmup: Epochs = 50  # of phase 2, from beta_start to beta
-    cycle_epochs: Annotated[int, 2, 100_000] = 8  # of a cycle
-    cycle_cooldown: Annotated[int, 1, 100_000] = 2  # its first epochs, at
-    cycle_reduction: Share = 0.25  # times beta,
-    beta_floor: float = 5e-5  # but not below this,
-    beta_floor_growth: float = 1.02  # times this a cycle
+    cycle_epochs: Annotated[int, 2, 100_000] = 8  # length of a cycle
+    cycle_cooldown: Annotated[int, 1, 100_000] = 2  # epochs at its start with a lower beta
+    cycle_reduction: Share = 0.25  # that lower beta, as a share of beta
+    beta_floor: float = 5e-5  # the lower beta is at least this,
+    beta_floor_growth: float = 1.02  # times this for every cycle that is past
     kl_share_low: Band = 0.02  # "adaptive" holds the KL's share of the loss
     kl_share_high: Band = 0.10  # between these two
 
