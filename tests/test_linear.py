@@ -1,0 +1,160 @@
+"""The linear VAE against scikit-learn, torch.distributions and one that is trained."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from sklearn.decomposition import PCA
+from torch.distributions import MultivariateNormal, kl_divergence
+
+import vaekit
+from vaekit import linear, losses, metrics
+
+
+def images(n: int, side: int = 8, channels: int = 1, seed: int = 0) -> torch.Tensor:
+    """Float images (n, C, side, side): a few smooth patterns, and noise."""
+    g = torch.Generator().manual_seed(seed)
+    patterns = torch.randn(5, channels * side**2, generator=torch.Generator().manual_seed(9))
+    strengths = torch.randn(n, 5, generator=g) * torch.tensor([0.08, 0.06, 0.04, 0.02, 0.01])
+    noise = 0.01 * torch.randn(n, channels * side**2, generator=g)
+    x = 0.5 + strengths @ patterns + noise
+    return x.view(n, channels, side, side)
+
+
+def fit(x, k=3, **more):
+    return linear.linear_vae(x, k, mirror=False, **more)
+
+
+@pytest.mark.parametrize("side", [6, 12], ids=["covariance", "Gram"])
+def test_against_scikit_learn(side):
+    x, new = images(100, side), images(40, side, seed=1)
+    flat, new_flat = (t.flatten(1).double().numpy() for t in (x, new))
+    pca = PCA(3, svd_solver="full").fit(flat)
+    model = fit(x)
+    np.testing.assert_allclose(model.variances, pca.explained_variance_, rtol=1e-4)
+    dots = (model.basis.double().numpy() * pca.components_).sum(1)
+    np.testing.assert_allclose(np.abs(dots), 1, atol=1e-5)
+    if side == 6:  # below as many images as pixels it averages over other directions
+        assert model.sigma2 == pytest.approx(pca.noise_variance_, rel=1e-4)
+        score = model.log_likelihood(new).mean().item()
+        assert score == pytest.approx(pca.score(new_flat), rel=1e-4)
+    plain = fit(x, sigma2=linear.LEAST_SIGMA2)
+    expected = pca.inverse_transform(pca.transform(new_flat)).clip(0, 1)
+    found = plain.reconstruct(new).flatten(1)
+    np.testing.assert_allclose(found, expected, atol=1e-3)
+
+
+def test_the_posterior_and_its_kl_are_those_of_the_joint_gaussian():
+    x = images(200, 4)
+    model = fit(x, sigma2=2e-3)
+    w = (model.basis * (model.variances - model.sigma2).clamp(min=0).sqrt()[:, None]).double()
+    noise = model.sigma2 * torch.eye(16).double()
+    cov = w.T @ w + noise
+    centred = (x[:5] - model.mean).flatten(1).double()
+    expected = centred @ torch.linalg.solve(cov, w.T)
+    spread = torch.eye(3).double() - w @ torch.linalg.solve(cov, w.T)
+    mu, logvar = model.encode(x[:5])
+    torch.testing.assert_close(mu.double(), expected, atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(logvar[0].exp().diag().double(), spread, atol=1e-5, rtol=1e-3)
+    marginal = MultivariateNormal(model.mean.flatten().double(), cov)
+    found = model.log_likelihood(x[:5]).double()
+    torch.testing.assert_close(
+        found, marginal.log_prob(x[:5].flatten(1).double()), rtol=1e-4, atol=0.01
+    )
+    posterior = MultivariateNormal(expected[0], spread)
+    prior = MultivariateNormal(torch.zeros(3).double(), torch.eye(3).double())
+    kl = losses.kl_per_image(mu, logvar)[0].item()
+    assert kl == pytest.approx(kl_divergence(posterior, prior).item(), rel=1e-3)
+
+
+def test_a_trained_linear_vae_comes_up_to_it_and_not_past_it():
+    x = images(300, 4)
+    model = fit(x, sigma2=1e-3).double()
+    flat = x.flatten(1).double() - 0.5
+    torch.manual_seed(0)
+    encoder, decoder = torch.nn.Linear(16, 3).double(), torch.nn.Linear(3, 16).double()
+    logvar = torch.zeros(3, requires_grad=True, dtype=torch.float64)
+    weights = [*encoder.parameters(), *decoder.parameters(), logvar]
+    optimizer = torch.optim.LBFGS(weights, max_iter=600, line_search_fn="strong_wolfe")
+
+    def elbo() -> torch.Tensor:
+        mu = encoder(flat)
+        # E over z of the squared error, in closed form: no noise in the gradient
+        error = (flat - decoder(mu)).square().sum(1)
+        error = error + (decoder.weight.square() * logvar.exp()).sum()
+        kl = 0.5 * (mu.square() + logvar.exp() - 1 - logvar).sum(1)
+        constant = 16 * math.log(2 * math.pi * model.sigma2)
+        return (-0.5 * (error / model.sigma2 + constant) - kl).mean()
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = -elbo()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    best = model.log_likelihood(x.double()).mean().item()
+    assert best - 0.05 < elbo().item() <= best + 1e-3
+
+
+def test_what_holds_no_more_than_the_noise_is_idle():
+    model = fit(images(200, 6), k=8, sigma2=1e-3)
+    assert model.idle.tolist() == (model.variances <= 1e-3).tolist() and 0 < model.idle.sum() < 8
+    mu, logvar = model.encode(images(4, 6, seed=2))
+    assert (mu[:, model.idle] == 0).all() and (logvar[:, model.idle] == 0).all()
+    z = torch.zeros(1, 8)
+    z[0, model.idle] = 3.0
+    torch.testing.assert_close(model.decode(z), model.decode(torch.zeros(1, 8)))
+
+
+def test_few_images_are_said_to_be_held_themselves_and_leave_directions_idle():
+    x = images(6, 8)
+    with pytest.warns(UserWarning, match="6 images, 10 directions: the basis holds the images"):
+        model = linear.linear_vae(x, 10, mirror=False)
+    assert model.latent_shape == (10,) and model.idle.sum() >= 5
+    torch.testing.assert_close(model.reconstruct(x), x.clamp(0, 1), atol=2e-3, rtol=0)
+    with pytest.raises(ValueError, match="1 image"):
+        linear.linear_vae(x[:1], 2, mirror=False)
+
+
+def test_mirrored_copies_count():
+    x = images(50, 6)
+    both = linear.linear_vae(torch.cat([x, x.flip(-1)]), 4, mirror=False)
+    model = linear.linear_vae(x, 4)
+    torch.testing.assert_close(model.variances, both.variances)
+    torch.testing.assert_close(model.mean, model.mean.flip(-1))
+
+
+def test_a_large_set_is_fitted_by_iteration(monkeypatch):
+    x = images(300, 10, channels=3)
+    exact = fit(x, 4)
+    monkeypatch.setattr(linear, "EXACT", 100)
+    monkeypatch.setattr(linear, "by_gram", None)
+    monkeypatch.setattr(linear, "by_covariance", None)
+    nearly = fit(x, 4)
+    torch.testing.assert_close(nearly.variances, exact.variances, rtol=1e-3, atol=0)
+    torch.testing.assert_close(nearly.reconstruct(x), exact.reconstruct(x), atol=1e-3, rtol=0)
+
+
+def test_large_images_are_fitted_small_and_enlarged(monkeypatch):
+    monkeypatch.setattr(linear, "LARGEST_BASIS", 1000)
+    monkeypatch.setattr(linear, "SMALL", 8)
+    x = torch.nn.functional.interpolate(images(80, 8), scale_factor=4, mode="bilinear")
+    model = linear.linear_vae(x, 5)
+    assert model.mean.shape == (1, 8, 8) and model.reconstruct(x).shape == x.shape
+    assert metrics.psnr(model.reconstruct(x), x.clamp(0, 1)).mean() > 25
+
+
+def test_it_is_judged_like_any_model():
+    split = vaekit.Data.from_tensors(
+        *[(255 * images(n, 32, seed=n).clamp(0, 1)).byte() for n in (60, 24, 24)]
+    )
+    model = vaekit.linear_vae(split.train, num_latents=4)
+    rows = vaekit.evaluate(model, split.test, vaekit.preset(image_size=32), val=split.val)
+    psnr = next(r["value"] for r in rows if r["metric"] == "psnr")
+    assert psnr > metrics.psnr(model.mean.expand(24, 1, 32, 32), split.test.images / 255).mean() + 3
+    found = vaekit.diagnose(model, split.test)
+    assert found.numbers["units"] == 4 and found.numbers["active_units"] >= 3
+    z = vaekit.sample_latents(model, 3)
+    assert model.decode(z).shape == (3, 1, 32, 32)

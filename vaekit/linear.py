@@ -1,0 +1,206 @@
+"""The best linear VAE, in closed form: probabilistic PCA. What a network has to be better than.
+
+p(z) = N(0, I) and p(x|z) = N(m + W z, sigma2 I). With lambda and v the eigenvalues and eigenvectors
+of the training images' covariance, the likelihood is highest where column i of W is
+v_i sqrt(lambda_i - sigma2), for the k largest, and sigma2 is the mean of the others. The posterior
+is then a Gaussian, with the same variances sigma2 / lambda_i for every image. A direction with
+lambda <= sigma2 carries nothing: it is idle, its code the prior's. Sources: Tipping and Bishop
+1999; as a VAE, Lucas et al. 2019, arXiv 1911.02469.
+"""
+
+import math
+import warnings
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vaekit.data import chunks, pixels_of
+
+EXACT = 4096  # numbers an image, or images: up to here by an eigendecomposition
+LARGEST_BASIS = 2**25  # numbers (128 MB); images that would need more are fitted at 64 pixels
+SMALL = 64
+PASSES = 6  # over the images, where the subspace is found by iteration
+LEAST_SIGMA2 = 1e-8  # squared pixels; 0 would make every posterior a point
+
+
+class LinearVAE(nn.Module):
+    """encode, decode, reconstruct as `model.VAE` has them, with nothing to train.
+
+    `latent_shape` is (k,). Images of another size than `fit_size` are shrunk before they are
+    encoded, and enlarged after they are decoded. `sigma2` is in squared pixels, in [0, 1].
+    """
+
+    def __init__(self, mean: Tensor, basis: Tensor, variances: Tensor, sigma2: float, size: int):
+        super().__init__()
+        self.latent_shape = (len(basis),)
+        self.size = size
+        self.sigma2 = sigma2
+        self.mean = nn.Parameter(mean, requires_grad=False)  # (C, fit_size, fit_size)
+        self.basis = nn.Parameter(basis, requires_grad=False)  # (k, D), orthonormal rows
+        self.variances = nn.Parameter(variances, requires_grad=False)  # (k,), largest first
+
+    @property
+    def idle(self) -> Tensor:
+        """(k,) bool: directions that hold no more than the noise."""
+        return self.variances <= self.sigma2
+
+    def coordinates(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Along the basis (B, k), and the centred images (B, D) themselves."""
+        if x.shape[-1] != self.mean.shape[-1]:
+            x = shrink(x, self.mean.shape[-1])
+        centred = (x.float() - self.mean).flatten(1)
+        return centred @ self.basis.T, centred
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x (B, C, S, S) in [0, 1] -> mu, logvar (B, k) of the exact posterior."""
+        y, _ = self.coordinates(x)
+        variances = self.variances.clamp(min=self.sigma2)  # idle: mu 0, variance 1
+        mu = y * (variances - self.sigma2).sqrt() / variances
+        logvar = (self.sigma2 / variances).log()
+        return mu, logvar.expand_as(mu)
+
+    def decode(self, z: Tensor) -> Tensor:
+        """z (B, k) -> images (B, C, S, S), cut off at 0 and 1."""
+        weights = (self.variances - self.sigma2).clamp(min=0).sqrt()
+        x = (z * weights @ self.basis).view(-1, *self.mean.shape) + self.mean
+        if x.shape[-1] != self.size:
+            x = F.interpolate(x, size=self.size, mode="bilinear", align_corners=False)
+        return x.clamp(0, 1)
+
+    def reparameterize(self, mu: Tensor, logvar: Tensor, generator=None) -> Tensor:
+        eps = torch.randn(mu.shape, generator=generator, device=mu.device, dtype=mu.dtype)
+        return mu + (0.5 * logvar).exp() * eps
+
+    def forward(self, x: Tensor, sample: bool = True) -> tuple[Tensor, Tensor, Tensor]:
+        mu, logvar = self.encode(x)
+        z = self.reparameterize(mu, logvar) if sample else mu
+        return self.decode(z), mu, logvar
+
+    def reconstruct(self, x: Tensor) -> Tensor:
+        """decode(mean of q(z|x)): PCA's, each direction shrunk by 1 - sigma2 / lambda."""
+        return self.decode(self.encode(x)[0])
+
+    def log_likelihood(self, x: Tensor) -> Tensor:
+        """log p(x) in nats, (B,), of images of `fit_size` before any cutting off."""
+        y, centred = self.coordinates(x)
+        active = ~self.idle
+        y = y[:, active]
+        variances = self.variances[active]
+        num_pixels = centred.shape[1]
+        rest = centred.square().sum(1) - y.square().sum(1)
+        log_det = variances.log().sum() + (num_pixels - len(variances)) * math.log(self.sigma2)
+        distance = (y.square() / variances).sum(1) + rest / self.sigma2
+        return -0.5 * (num_pixels * math.log(2 * math.pi) + log_det + distance)
+
+
+def linear_vae(
+    images, num_latents: int = 256, sigma2: float | None = None, mirror: bool = True
+) -> LinearVAE:
+    """Fitted to `images`, a Split or (N, C, S, S) tensor, uint8 or float in [0, 1].
+
+    sigma2: the noise in squared pixels; None: estimated, the mean of the variances that the
+    directions left out have. mirror: every image counts a second time, left and right exchanged.
+    Images are streamed; a set that is large in both ways is fitted by subspace iteration (Halko et
+    al. 2011, arXiv 0909.4061). Covariances are over N - 1, as scikit-learn's. Warns where there are
+    no more images than directions: the basis then holds the images themselves. ValueError for
+    N < 2.
+    """
+    images = pixels_of(images)
+    channels, size = images.shape[1], images.shape[-1]
+    n = len(images) * (2 if mirror else 1)
+    if n < 2:
+        raise ValueError("a covariance of 1 image says nothing")
+    if n <= num_latents:
+        warnings.warn(
+            f"{n} images, {num_latents} directions: the basis holds the images themselves, and how"
+            " well it copies them says nothing about others",
+            stacklevel=2,
+        )
+    fit_size = size if num_latents * channels * size**2 <= LARGEST_BASIS else min(size, SMALL)
+    source = Source(images, fit_size, mirror)
+    num_pixels = channels * fit_size**2
+    if min(n, num_pixels) > EXACT:
+        variances, basis = by_iteration(source, num_latents)
+    elif num_pixels <= n:
+        variances, basis = by_covariance(source, num_latents)
+    else:
+        variances, basis = by_gram(source, num_latents)
+    if sigma2 is None:
+        left = source.total_variance - variances.sum().item()
+        sigma2 = left / max(num_pixels - len(variances), 1)
+    missing = num_latents - len(variances)  # directions without data: idle
+    variances = F.pad(variances, (0, missing)).clamp(min=0)
+    basis = F.pad(basis, (0, 0, 0, missing))
+    mean = source.mean.view(channels, fit_size, fit_size)
+    return LinearVAE(mean, basis.float(), variances.float(), max(sigma2, LEAST_SIGMA2), size)
+
+
+class Source:
+    """The images as centred rows, a part at a time, and their mean and total variance."""
+
+    def __init__(self, images: Tensor, size: int, mirror: bool):
+        self.images = images
+        self.size = size
+        self.mirror = mirror
+        self.mean = 0.0
+        self.count = 0
+        total = 0.0
+        for rows in self.rows():
+            self.count += len(rows)
+            total = total + rows.double().sum(0)
+        self.mean = (total / self.count).float()
+        squares = sum(rows.double().square().sum().item() for rows in self.rows())
+        self.total_variance = squares / (self.count - 1)
+
+    def rows(self) -> Iterator[Tensor]:
+        """(B, D) float32, less the mean."""
+        for x in chunks(self.images, 256):
+            x = shrink(x, self.size)
+            if self.mirror:
+                x = torch.cat([x, x.flip(-1)])
+            yield x.flatten(1) - self.mean
+
+
+def shrink(x: Tensor, size: int) -> Tensor:
+    """To size x size pixels; images of that size are returned as they are."""
+    if x.shape[-1] == size:
+        return x
+    return F.interpolate(x, size=(size, size), mode="bilinear", antialias=True)
+
+
+def by_covariance(source: Source, k: int) -> tuple[Tensor, Tensor]:
+    """The k largest eigenvalues, and eigenvectors as rows (k, D), of the (D, D) covariance."""
+    covariance = 0.0
+    for rows in source.rows():
+        rows = rows.double()
+        covariance = covariance + rows.T @ rows
+    values, vectors = torch.linalg.eigh(covariance / (source.count - 1))
+    return values.flip(0)[:k], vectors.flip(1)[:, :k].T
+
+
+def by_gram(source: Source, k: int) -> tuple[Tensor, Tensor]:
+    """The same from the (N, N) products of images with one another."""
+    rows = torch.cat(list(source.rows())).double()
+    values, vectors = torch.linalg.eigh(rows @ rows.T / (source.count - 1))
+    k = min(k, source.count - 1)  # centred images span one direction less
+    values = values.flip(0)[:k].clamp(min=0)
+    basis = vectors.flip(1)[:, :k].T @ rows
+    return values, F.normalize(basis, dim=1)
+
+
+def by_iteration(source: Source, k: int) -> tuple[Tensor, Tensor]:
+    """The same, nearly: a random subspace, multiplied by the covariance again and again."""
+    generator = torch.Generator().manual_seed(0)
+    spare = 32  # directions more than asked for: what lies next to the last ones is found as well
+    subspace = torch.randn(len(source.mean), k + spare, generator=generator)
+    for _ in range(PASSES):
+        subspace, _ = torch.linalg.qr(subspace)
+        product = torch.zeros_like(subspace)
+        for rows in source.rows():
+            product += rows.T @ (rows @ subspace)
+        small = subspace.T @ product / (source.count - 1)
+        before, subspace = subspace, product
+    values, vectors = torch.linalg.eigh((small + small.T) / 2)
+    return values.flip(0)[:k], (before @ vectors.flip(1)[:, :k]).T
