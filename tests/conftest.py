@@ -1,6 +1,7 @@
 """Every test runs in the smoke profile, in folders of its own, without a network."""
 
 import os
+import sys
 from pathlib import Path
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # a thread each: more would wait for one another
@@ -27,6 +28,8 @@ def _sandbox(monkeypatch, tmp_path):
     monkeypatch.setenv("KAGGLEHUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr("vaekit.place.setup.KAGGLE_INPUT", tmp_path / "input")
     torch.manual_seed(0)
+    if "matplotlib.pyplot" in sys.modules:  # what another file's tests left open
+        sys.modules["matplotlib.pyplot"].close("all")
 
 
 @pytest.fixture

@@ -90,7 +90,17 @@ def test_a_signal_ends_the_step_saves_and_says_how_to_go_on(
     assert rest.path == cut.path and same(rest, whole)
 
 
-def test_ctrl_c_is_still_an_interrupt_and_the_second_does_not_wait(data, tmp_path):
+@pytest.fixture
+def listens_to_ctrl_c():
+    """A shell's background job, as tests may be, does not."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_is_still_an_interrupt_and_the_second_does_not_wait(
+    data, tmp_path, listens_to_ctrl_c
+):
     def once():
         os.kill(os.getpid(), signal.SIGINT)
 

@@ -35,7 +35,6 @@ def kilobytes(figure) -> float:
 
 @pytest.fixture(autouse=True)
 def _nothing_left_open():
-    plt.close("all")
     yield
     assert not plt.get_fignums()
 
