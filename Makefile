@@ -39,9 +39,9 @@ lint: $(STAMP)
 test: lint
 	MPLBACKEND=Agg $(BIN)/python -m pytest tests -n auto --dist loadscope --durations=15
 	rm -rf $(OUT)/test-runs
-	VAEKIT_DATA= VAEKIT_PROFILE=smoke VAEKIT_PROGRESS=lines VAEKIT_RUNS=$(abspath $(OUT))/test-runs \
+	OMP_NUM_THREADS=1 VAEKIT_DATA= VAEKIT_PROFILE=smoke VAEKIT_PROGRESS=lines VAEKIT_RUNS=$(abspath $(OUT))/test-runs \
 	  $(BIN)/python -m pytest -n auto --dist loadscope --durations=5 \
-	  --nbval-lax --nbval-current-env --nbval-cell-timeout=120 notebooks
+	  --nbval-lax --nbval-current-env --nbval-cell-timeout=300 notebooks
 
 # what must not be lost or let in, at length; writes what it saw
 torture: $(STAMP)
