@@ -48,6 +48,14 @@ def test_the_cache_knows_what_made_it(tmp_path):
     assert len(hashes) == 6
 
 
+@pytest.mark.parametrize("change", [{"seed": 1}, {"val_fraction": 0.4}, {"max_images": 9}], ids=str)
+def test_the_cache_knows_what_split_it(tmp_path, monkeypatch, change):
+    root = make(tmp_path / "set")
+    base = load(root)
+    monkeypatch.setattr(cache, "Reader", None)  # the pixels are there: nothing is decoded
+    assert load(root, **change).train.names != base.train.names
+
+
 def test_hash_is_of_content_not_of_place_or_time(tmp_path):
     root = make(tmp_path / "set")
     before = load(root)
