@@ -92,6 +92,16 @@ def test_order_and_flip_stay_aligned(split):
     assert torch.equal(split.images, tensors(10))  # nothing was mirrored in place
 
 
+def test_images_are_moved_and_the_border_repeated(split):
+    shift = torch.tensor([[1, -2]] * 4 + [[0, 0]] * 6)
+    plain = torch.cat(list(data.batches(split, 3)))
+    got = torch.cat(list(data.batches(split, 3, shift=shift)))
+    side = plain.shape[-1]
+    down = plain[:4, :, [0, *range(side - 1)]]  # by one row
+    expected = down[..., [*range(2, side), side - 1, side - 1]]  # to the left by two columns
+    assert torch.equal(got[:4], expected) and torch.equal(got[4:], plain[4:])
+
+
 def test_batches_refuses_at_the_call(split):
     empty = data.Split(split.images[:0], split.labels[:0], [], [], [])
     with pytest.raises(ValueError, match="no images"):

@@ -9,7 +9,10 @@ from sklearn.decomposition import PCA
 from torch.distributions import MultivariateNormal, kl_divergence
 
 import vaekit
+from tiny import shapes, small
 from vaekit import linear, losses, metrics
+from vaekit.data import SPLITS, Data
+from vaekit.train import Trainer
 
 
 def images(n: int, side: int = 8, channels: int = 1, seed: int = 0) -> torch.Tensor:
@@ -158,3 +161,72 @@ def test_it_is_judged_like_any_model():
     assert found.numbers["units"] == 4 and found.numbers["active_units"] >= 3
     z = vaekit.sample_latents(model, 3)
     assert model.decode(z).shape == (3, 1, 32, 32)
+
+
+# ---- start="linear" --------------------------------------------------------------------------
+
+
+def starting(**changes):
+    cfg = small(start="linear", latent="vector", latent_channels=6, epochs_phase1=0)
+    return cfg.replace(rescale_latents=False, **changes)
+
+
+def in_colour(data: Data) -> Data:
+    splits = [getattr(data, name).images for name in SPLITS]
+    shaded = [torch.cat([x, x.flip(-1), x // 2], 1) for x in splits]
+    return Data.from_tensors(*shaded)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("kind", ["grey", "colour", "odd"])
+def test_before_training_it_is_the_linear_vae(kind, precision):
+    data = shapes()
+    cfg = starting(precision=precision)
+    if kind == "colour":
+        data, cfg = in_colour(data), cfg.replace(in_channels=3)
+    if kind == "odd":
+        data = Data.from_tensors(*(getattr(data, name).images[..., :15, :15] for name in SPLITS))
+        cfg = cfg.replace(image_size=15, widths=(8, 16, 32))
+    trainer = Trainer(cfg, data)
+    alone = linear.linear_vae(data.train, 6)
+    x = data.test.images / 255
+    with trainer.autocast():
+        mu, logvar = trainer.raw.encode(x)
+        same = trainer.raw.reconstruct(x)
+    torch.testing.assert_close(same, alone.reconstruct(x), atol=1e-4, rtol=0)
+    torch.testing.assert_close(mu, alone.encode(x)[0], atol=1e-4, rtol=0)
+    torch.testing.assert_close(logvar, alone.encode(x)[1], atol=1e-4, rtol=0)
+
+
+def discs(n: int, seed: int) -> torch.Tensor:
+    """uint8 (n, 1, 16, 16): a disc somewhere, which a few linear components only smear."""
+    centre = 4 + 8 * torch.rand(n, 2, 1, 1, generator=torch.Generator().manual_seed(seed))
+    at = torch.arange(16.0)
+    inside = (at[:, None] - centre[:, 0]) ** 2 + (at - centre[:, 1]) ** 2 < 16
+    return (255 * inside).byte()[:, None]
+
+
+def test_it_learns_what_the_linear_picture_lacks():
+    data = Data.from_tensors(discs(160, 1), discs(40, 2), discs(40, 3))
+    run = vaekit.fit(starting(epochs_phase2=30, lr_phase2=3e-3), data, resume="never")
+    x = data.test.images / 255
+    alone = linear.linear_vae(data.train, 6)
+    before, after = (losses.l1_per_image(m.reconstruct(x), x).mean() for m in (alone, run.model))
+    assert after < 0.6 * before
+
+
+def test_directions_without_data_are_idle():
+    data = shapes()
+    few = Data.from_tensors(data.train.images[:2], data.val.images, data.test.images)
+    with pytest.warns(UserWarning, match="hold"):
+        model = Trainer(starting(), few).raw
+    mu, logvar = model.encode(data.test.images / 255)
+    assert model.linear.idle.sum() == 3  # 2 films and their mirror images span 3 directions
+    assert not mu[:, 3:].any() and not logvar[:, 3:].any()
+
+
+def test_what_does_not_go_with_it_is_refused():
+    with pytest.raises(ValueError, match="latent='vector'"):
+        small(start="linear")
+    with pytest.raises(ValueError, match="rescale_latents"):
+        small(start="linear", latent="vector")

@@ -16,6 +16,7 @@ TERMS = {
     "mse": losses.mse_per_image,
     "ssim": lambda a, b: 1 - losses.ssim_per_image(a, b),
     "spectral": losses.spectral_per_image,
+    "bands": losses.band_energy_per_image,
 }
 CFG = vaekit.preset("chest_xray", perceptual_weight=0.0)
 
@@ -58,6 +59,17 @@ def test_spectral_term_against_numpy():
     gap = np.fft.rfft2(x_hat.numpy(), norm="ortho") - np.fft.rfft2(x.numpy(), norm="ortho")
     found = losses.spectral_per_image(x_hat, x).numpy()
     np.testing.assert_allclose(found, np.abs(gap).mean((1, 2, 3)), rtol=1e-4)
+
+
+def test_band_energy_is_how_much_detail_and_not_where():
+    at = torch.arange(32)
+    board = ((at[:, None] + at) % 2).float().expand(1, 1, 32, 32)  # detail of the first band alone
+    grey = torch.full((1, 1, 32, 32), 0.5)
+    energy = losses.band_energy_per_image(grey, board).item()
+    assert energy == pytest.approx(0.5 / 3, abs=1e-3)  # an rms of 1/2, and nothing in two bands
+    assert losses.band_energy_per_image(1 - board, board).item() < 1e-6  # moved by a pixel
+    weaker = 0.5 + 0.6 * (board - 0.5)
+    assert losses.band_energy_per_image(weaker, board).item() == pytest.approx(0.2 / 3, abs=1e-3)
 
 
 def test_ssim_window_shrinks_below_eleven_pixels():

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import vaekit
-from vaekit.schedules import BetaBand, Plateau, annealed, beta_at, ema_decay, lr_factor
+from vaekit.schedules import BetaBand, Plateau, final_objective, beta_at, ema_decay, lr_factor
 
 CFG = vaekit.preset(profile="full")  # 50 + 100 epochs, beta 1e-4 -> 1e-3 over 50
 
@@ -22,8 +22,8 @@ def test_constant_beta_starts_at_once():
 
 
 def test_only_epochs_after_annealing_can_be_best():
-    assert [annealed(CFG, e) for e in (0, 49, 50, 99, 100, 149)] == [False] * 4 + [True] * 2
-    assert annealed(CFG.replace(epochs_phase2=0), 0)
+    assert [final_objective(CFG, e) for e in (0, 49, 50, 99, 100, 149)] == [False] * 4 + [True] * 2
+    assert final_objective(CFG.replace(epochs_phase2=0), 0)
 
 
 CYCLES = CFG.replace(beta_schedule="cyclical")  # of 8 epochs, 2 of them at a quarter
@@ -32,7 +32,7 @@ CYCLES = CFG.replace(beta_schedule="cyclical")  # of 8 epochs, 2 of them at a qu
 def test_cycles_cool_down_for_two_epochs_of_eight():
     betas = [beta_at(CYCLES, 50 + e) for e in range(16)]
     assert betas == ([pytest.approx(2.5e-4)] * 2 + [1e-3] * 6) * 2
-    assert [annealed(CYCLES, 50 + e) for e in range(8)] == [False] * 2 + [True] * 6
+    assert [final_objective(CYCLES, 50 + e) for e in range(8)] == [False] * 2 + [True] * 6
 
 
 def test_the_floor_of_the_cycles_rises():

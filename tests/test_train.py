@@ -162,6 +162,21 @@ def test_epoch_order_is_shared_out_without_overlap():
     assert len(train.epoch_order(cfg, 41, 0)[0]) == 40 and len(train.epoch_order(cfg, 5, 0)[0]) == 5
 
 
+def test_an_epoch_may_be_a_part_of_the_images():
+    cfg = small(batch_size=8, epoch_images=20)
+    orders = [train.epoch_order(cfg, 40, epoch)[0].tolist() for epoch in range(16)]
+    assert all(len(set(order)) == 16 for order in orders) and set().union(*orders) == set(range(40))
+    assert len(train.epoch_order(cfg.replace(epoch_images=3), 40, 0)[0]) == 8  # one batch at least
+
+
+def test_shifts_reach_as_far_as_asked_and_differ_from_epoch_to_epoch(data):
+    cfg = small(shift=2, epochs_phase1=0, epochs_phase2=1)
+    first, second = (train.epoch_shifts(cfg, 200, epoch) for epoch in (0, 1))
+    assert first.unique().tolist() == [-2, -1, 0, 1, 2] and not torch.equal(first, second)
+    moved, still = (vaekit.fit(c, data, resume="never") for c in (cfg, cfg.replace(shift=0)))
+    assert not torch.equal(weights(moved), weights(still))
+
+
 def test_averages_move_by_their_decay_and_copy_statistics(data):
     trainer = train.Trainer(small(norm="batch"), data)
     with torch.no_grad():

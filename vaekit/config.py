@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Annotated, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 from vaekit.place.device import usable_gpu
-from vaekit.presets import AT_MOST, DURATIONS, LARGE_SETS, PRESETS, PROFILE_CHANGES
+from vaekit.presets import AT_MOST, DURATIONS, LARGE_SETS, PRESET_CHANGES, PRESETS
+from vaekit.presets import PROFILE_CHANGES
 
 Profile = Literal["smoke", "quick", "full"]
 Activation = Literal["silu", "leaky_relu", "relu"]
@@ -44,6 +45,7 @@ class Config:
     clahe_clip: Annotated[float, 0.0, 100.0] = 2.0  # 0 switches CLAHE off
     clahe_tiles: Annotated[int, 1, 64] = 8  # per side
     flip: bool = True  # mirror half of the training images
+    shift: Annotated[int, 0, 64] = 0  # move each by up to so many pixels
     max_images: int = 0  # to train on, at most; 0: all
     val_fraction: Annotated[float, 0.01, 0.5] = 0.1  # of the training patients
     # "number" is the cautious one: person12 whatever the subtype; "none": every image stands
@@ -51,6 +53,7 @@ class Config:
     patient_key: Literal["subtype", "number", "none"] = "subtype"
 
     # model
+    start: Literal["random", "linear"] = "random"  # "linear": from the best linear VAE
     latent: Literal["spatial", "vector"] = "spatial"  # a map, or one flat code
     latent_channels: Annotated[int, 1, 65536] = 64  # of the map, or numbers of the flat code
     widths: Annotated[tuple, 1, 8192] = (32, 64, 128, 256, 512)  # an entry per halving
@@ -77,6 +80,7 @@ class Config:
     perceptual_distance: Literal["l1", "squared"] = "l1"
     lpips_weight: float = 0.0
     spectral_weight: float = 0.0
+    band_weight: float = 0.0  # energy of three bands of detail, window by window
     num_scales: Annotated[int, 1, 5] = 1  # pixels and SSIM at 1x, 1/2x, ...
     features: TrunkName = "auto"  # "auto": the profile's, or none with a notice
     recon_weight: float = 1.0
@@ -101,6 +105,7 @@ class Config:
     epochs_phase1: Epochs = 50  # beta 0, z is the mean
     epochs_phase2: Epochs = 100
     rescale_latents: bool = True  # as phase 2 begins, give mu the prior's scale
+    epoch_images: int = 0  # a random part of the training images each epoch; 0: all
     batch_size: Annotated[int, 1, 65536] = 32
     optimizer: Literal["adamw", "adam"] = "adamw"
     lr_phase1: Share = 1e-4
@@ -122,6 +127,13 @@ class Config:
             object.__setattr__(self, name, rule.checked(name, getattr(self, name)))
         pixels = self.l1_weight + self.mse_weight
         structure = 0.0 if self.calibrated else self.ssim_weight + self.spectral_weight
+        if self.start == "linear" and self.latent != "vector":
+            raise ValueError(
+                "start='linear' needs latent='vector': its components span the whole image, and"
+                " have no place on a map"
+            )
+        if self.start == "linear" and self.epochs_phase1 and self.rescale_latents:
+            raise ValueError("rescale_latents undoes start='linear', whose code has its scale")
         if self.beta_schedule == "warmup" and 0 < self.epochs_phase2 <= self.beta_warmup:
             self._refuse("beta_warmup", "epochs_phase2", "leaves no epoch at the final beta")
         if self.cycle_cooldown >= self.cycle_epochs:
@@ -261,6 +273,7 @@ def cost_limits(published: Config, profile_name: str, given: dict) -> dict:
     limits = dict(PROFILE_CHANGES[profile_name])
     if given.get("dataset", published.dataset) != "chest_xray":
         limits |= LARGE_SETS[profile_name]
+    limits |= PRESET_CHANGES.get((published.preset, profile_name), {})
     for field in AT_MOST & limits.keys():  # never more than the preset has
         own = getattr(published, field)
         limit = limits[field]

@@ -173,10 +173,12 @@ def batches(
     order: Tensor | None = None,
     flip: Tensor | None = None,
     channels_last: bool = False,
+    shift: Tensor | None = None,
 ) -> Iterator[Tensor]:
     """(B, C, H, W) in [0, 1] on `device`: the images `order` names (int64), or all of them.
 
-    `flip`: bool, one per entry of `order`, which to mirror. Images come from the device itself
+    `flip`: bool, one per entry of `order`, which to mirror; `shift`: int64 (N, 2), how many pixels
+    to move each down and to the right (the border is repeated). Images come from the device itself
     where they fit (`Split.to_device`), else through pinned memory. ValueError for an empty split.
     """
     if not len(split):
@@ -188,6 +190,7 @@ def batches(
     images = split.to_device(device)
     order = order.to(images.device)  # once, not once a batch
     flip = None if flip is None else flip.to(device)
+    shift = None if shift is None else shift.to(device)
     layout = torch.channels_last if channels_last else torch.contiguous_format
 
     def cut(start: int) -> Tensor:
@@ -196,11 +199,21 @@ def batches(
         if device.type == "cuda" and not x.is_cuda:
             x = x.pin_memory()
         x = x.to(device, non_blocking=True).to(torch.float32, memory_format=layout) / 255
-        if flip is None:
-            return x
-        return torch.where(flip[rows, None, None, None], x.flip(-1), x)
+        if flip is not None:
+            x = torch.where(flip[rows, None, None, None], x.flip(-1), x)
+        return x if shift is None else moved(x, shift[rows])
 
     return map(cut, range(0, len(order), batch_size))
+
+
+def moved(x: Tensor, shift: Tensor) -> Tensor:
+    """Each of the images (B, C, S, S) moved by its own (down, right) in `shift` (B, 2), in pixels."""
+    last = x.shape[-1] - 1
+    at = torch.arange(last + 1, device=x.device)
+    rows, columns = ((at - by[:, None]).clamp(0, last) for by in shift.T)
+    image = torch.arange(len(x), device=x.device)[:, None, None]
+    picked = x.permute(0, 2, 3, 1)[image, rows[:, :, None], columns[:, None, :]]  # (B, S, S, C)
+    return picked.permute(0, 3, 1, 2)
 
 
 def pixels_of(images) -> Tensor:

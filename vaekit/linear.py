@@ -36,10 +36,18 @@ class LinearVAE(nn.Module):
         super().__init__()
         self.latent_shape = (len(basis),)
         self.size = size
-        self.sigma2 = sigma2
+        self.sigma2 = nn.Parameter(torch.tensor(sigma2), requires_grad=False)
         self.mean = nn.Parameter(mean, requires_grad=False)  # (C, fit_size, fit_size)
         self.basis = nn.Parameter(basis, requires_grad=False)  # (k, D), orthonormal rows
         self.variances = nn.Parameter(variances, requires_grad=False)  # (k,), largest first
+
+    @classmethod
+    def blank(cls, num_latents: int, channels: int, size: int) -> "LinearVAE":
+        """One without data, every direction idle; to be filled by `load_state_dict`."""
+        side = min(size, SMALL)
+        basis = torch.zeros(num_latents, channels * side**2)
+        mean = torch.full((channels, side, side), 0.5)
+        return cls(mean, basis, torch.zeros(num_latents), 1.0, size)
 
     @property
     def idle(self) -> Tensor:
@@ -90,18 +98,24 @@ class LinearVAE(nn.Module):
         variances = self.variances[active]
         num_pixels = centred.shape[1]
         rest = centred.square().sum(1) - y.square().sum(1)
-        log_det = variances.log().sum() + (num_pixels - len(variances)) * math.log(self.sigma2)
+        log_det = variances.log().sum() + (num_pixels - len(variances)) * self.sigma2.log()
         distance = (y.square() / variances).sum(1) + rest / self.sigma2
         return -0.5 * (num_pixels * math.log(2 * math.pi) + log_det + distance)
 
 
 def linear_vae(
-    images, num_latents: int = 256, sigma2: float | None = None, mirror: bool = True
+    images,
+    num_latents: int = 256,
+    sigma2: float | None = None,
+    mirror: bool = True,
+    fit_size: int | None = None,
 ) -> LinearVAE:
     """Fitted to `images`, a Split or (N, C, S, S) tensor, uint8 or float in [0, 1].
 
     sigma2: the noise in squared pixels; None: estimated, the mean of the variances that the
     directions left out have. mirror: every image counts a second time, left and right exchanged.
+    fit_size: pixels to which larger images are shrunk before the fit; None: as they are, or 64 where
+    the basis would have more than 2^25 numbers.
     Images are streamed; a set that is large in both ways is fitted by subspace iteration (Halko et
     al. 2011, arXiv 0909.4061). Covariances are over N - 1, as scikit-learn's. Warns where there are
     no more images than directions: the basis then holds the images themselves. ValueError for
@@ -118,7 +132,9 @@ def linear_vae(
             " well it copies them says nothing about others",
             stacklevel=2,
         )
-    fit_size = size if num_latents * channels * size**2 <= LARGEST_BASIS else min(size, SMALL)
+    if fit_size is None:
+        fit_size = size if num_latents * channels * size**2 <= LARGEST_BASIS else SMALL
+    fit_size = min(fit_size, size)
     source = Source(images, fit_size, mirror)
     num_pixels = channels * fit_size**2
     if min(n, num_pixels) > EXACT:

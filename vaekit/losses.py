@@ -76,6 +76,36 @@ def spectral_per_image(x_hat: Tensor, x: Tensor) -> Tensor:
     return size.flatten(1).mean(1)
 
 
+def bands(x: Tensor) -> list[Tensor]:
+    """Three bands of detail, each half as fine as the one before: what an image loses when it is
+    halved and enlarged again (Laplacian pyramid, Burt and Adelson 1983)."""
+    parts = []
+    for _ in range(3):
+        half = F.avg_pool2d(x, 2)
+        again = F.interpolate(half, size=x.shape[-2:], mode="bilinear", align_corners=False)
+        parts.append(x - again)
+        x = half
+    return parts
+
+
+def band_energy_per_image(x_hat: Tensor, x: Tensor) -> Tensor:
+    """mean |rms(x_hat) - rms(x)| over bands and windows of 8x8 that overlap by half: (B,), in [0, 1].
+
+    How much detail there is, not where: unlike an error it does not fall when detail is left out.
+    """
+    gaps = []
+    for a, b in zip(bands(x_hat.float()), bands(x.float()), strict=True):
+        window = min(8, *a.shape[-2:])
+        rms_a, rms_b = (rms_in_windows(band, window) for band in (a, b))
+        gaps.append((rms_a - rms_b).abs().flatten(1).mean(1))
+    return torch.stack(gaps).mean(0)
+
+
+def rms_in_windows(x: Tensor, size: int) -> Tensor:
+    power = F.avg_pool2d(x.square(), size, max(size // 2, 1))
+    return (power + 1e-8).sqrt()  # the small term keeps the gradient finite at 0
+
+
 def kl_elements(mu: Tensor, logvar: Tensor) -> Tensor:
     """KL(N(mu, sigma^2) || N(0, 1)) of every latent element, in nats, >= 0: shape of mu.
     Source: Kingma and Welling 2014, appendix B: (mu^2 + sigma^2 - 1 - log sigma^2) / 2."""
@@ -134,9 +164,11 @@ def pixel_terms(x_hat: Tensor, x: Tensor, cfg: Config) -> dict[str, Tensor]:
     """The terms that need no network, each (B,): the local ones averaged over `num_scales`
     resolutions, each half the one before; the spectral one at the full resolution."""
     scales = [local_terms(x_hat, x, cfg)]
-    spectral = {}
+    whole = {}
     if cfg.spectral_weight:
-        spectral["spectral"] = spectral_per_image(x_hat, x)
+        whole["spectral"] = spectral_per_image(x_hat, x)
+    if cfg.band_weight:
+        whole["bands"] = band_energy_per_image(x_hat, x)
     for _ in range(cfg.num_scales - 1):
         x_hat = F.avg_pool2d(x_hat, 2)
         x = F.avg_pool2d(x, 2)
@@ -144,7 +176,7 @@ def pixel_terms(x_hat: Tensor, x: Tensor, cfg: Config) -> dict[str, Tensor]:
     terms = {}
     for name in scales[0]:
         terms[name] = torch.stack([scale[name] for scale in scales]).mean(0)
-    return terms | spectral
+    return terms | whole
 
 
 def term_weights(cfg: Config) -> dict[str, float]:
@@ -153,7 +185,8 @@ def term_weights(cfg: Config) -> dict[str, float]:
     if cfg.calibrated:
         pixels = {"nll": 1.0}
     features = {"perceptual": cfg.perceptual_weight, "lpips": cfg.lpips_weight}
-    return {"ssim": cfg.ssim_weight, "spectral": cfg.spectral_weight} | pixels | features
+    detail = {"spectral": cfg.spectral_weight, "bands": cfg.band_weight}
+    return {"ssim": cfg.ssim_weight} | detail | pixels | features
 
 
 @dataclass

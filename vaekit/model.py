@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from vaekit import fast
 from vaekit.config import Config
+from vaekit.linear import LinearVAE
 
 ACTIVATIONS = {"silu": nn.SiLU, "leaky_relu": lambda: nn.LeakyReLU(0.2), "relu": nn.ReLU}
 
@@ -245,6 +246,57 @@ class Decoder(nn.Module):
         return torch.sigmoid(self.to_image(h).float())
 
 
+class Constant(nn.Module):
+    """The same learned numbers for every image: h (B, ...) -> (B, n)."""
+
+    def __init__(self, n: int):
+        super().__init__()
+        self.value = nn.Parameter(torch.zeros(n))
+
+    def forward(self, h: Tensor) -> Tensor:
+        return self.value.expand(len(h), -1)
+
+
+class Refiner(nn.Module):
+    """What a linear picture lacks: picture (B, C, S, S), code z (B, n) -> a better picture.
+
+    A U-Net (Ronneberger et al. 2015) on the picture; the code enters at its lowest resolution. It
+    works at half the resolution and less: four pixels are four channels of one.
+    """
+
+    def __init__(self, cfg: Config):
+        super().__init__()
+        widths, size = cfg.widths, (cfg.image_size + 1) // 2
+        self.size = cfg.image_size
+        self.first = nn.Sequential(nn.PixelUnshuffle(2), conv3x3(4 * cfg.in_channels, widths[0]))
+        self.down = nn.ModuleList()
+        self.up = nn.ModuleList()
+        for wide, narrow in zip(widths[1:], widths, strict=False):
+            size = (size + 1) // 2
+            self.down.append(DownBlock(narrow, wide, cfg))
+            self.up.insert(0, UpBlock(wide, narrow, cfg))
+        self.lowest = (widths[-1], size, size)
+        self.code = nn.Linear(cfg.latent_channels, math.prod(self.lowest))
+        act = ACTIVATIONS[cfg.act_decoder]()
+        last = conv3x3(widths[0], 4 * cfg.in_channels)
+        self.to_image = nn.Sequential(make_norm(cfg.norm, widths[0]), act, last)
+
+    def forward(self, picture: Tensor, z: Tensor) -> Tensor:
+        odd = self.size % 2
+        h = self.first(F.pad(picture, (0, odd, 0, odd)))
+        skips = []
+        for down in self.down:
+            skips.append(h)
+            h = down(h)
+        h = h + self.code(z).view(-1, *self.lowest)
+        for up in self.up:
+            skip = skips.pop()
+            side = skip.shape[-1]  # an odd one comes back larger by one
+            h = up(h)[..., :side, :side] + skip
+        change = F.pixel_shuffle(self.to_image(h), 2)[..., : self.size, : self.size]
+        return (picture + change.float()).clamp(0, 1)
+
+
 class VAE(nn.Module):
     """The variational autoencoder that `cfg` describes (Kingma and Welling 2014).
 
@@ -258,14 +310,25 @@ class VAE(nn.Module):
         n, side = cfg.latent_channels, stage_sizes(cfg)[-1]
         self.latent_shape = (n,) if cfg.latent == "vector" else (n, side, side)
         self.encoder = Encoder(cfg)
-        self.decoder = Decoder(cfg)
+        self.linear = None
+        if cfg.start == "linear":
+            self.linear = LinearVAE.blank(n, cfg.in_channels, cfg.image_size)
+            self.decoder = Refiner(cfg)
+        else:
+            self.decoder = Decoder(cfg)
         initialise(self, cfg)
+        if self.linear is not None:
+            self.encoder.logvar = Constant(n)
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """mu, logvar of q(z|x), float32, logvar clamped to [-logvar_clamp, logvar_clamp]."""
         mu, logvar = self.encoder(x)
+        mu, logvar = mu.float(), logvar.float()
+        if self.linear is not None:
+            with full_precision(x.device):
+                mu = mu + self.linear.encode(x)[0]
         c = self.cfg.logvar_clamp or math.inf
-        return mu.float(), logvar.float().clamp(-c, c)
+        return mu, logvar.clamp(-c, c)
 
     def reparameterize(self, mu: Tensor, logvar: Tensor, generator=None) -> Tensor:
         """z = mu + sigma * eps, eps ~ N(0, I): a sample that gradients pass through."""
@@ -274,7 +337,11 @@ class VAE(nn.Module):
 
     def decode(self, z: Tensor) -> Tensor:
         """z (B, *latent_shape) -> images float32 (B, C, S, S) in [0, 1]."""
-        return self.decoder(z)
+        if self.linear is None:
+            return self.decoder(z)
+        with full_precision(z.device):
+            picture = self.linear.decode(z)
+        return self.decoder(picture, z)
 
     def forward(self, x: Tensor, sample: bool = True) -> tuple[Tensor, Tensor, Tensor]:
         mu, logvar = self.encode(x)
@@ -286,6 +353,16 @@ class VAE(nn.Module):
         """decode(mean of q(z|x)): the reconstruction without sampling noise."""
         mu, _ = self.encode(x)
         return self.decode(mu)
+
+    @torch.no_grad()
+    def start_at(self, linear: LinearVAE) -> None:
+        """start="linear": encode and reconstruct as `linear` does, until training changes it."""
+        self.linear.load_state_dict(linear.state_dict())
+        nothing = torch.zeros(1, *linear.mean.shape[:1], *[linear.size] * 2)
+        self.encoder.logvar.value.copy_(linear.encode(nothing)[1][0])
+        for layer in (self.encoder.mu, self.decoder.code, self.decoder.to_image[-1]):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
 
     @torch.no_grad()
     def rescale_latents(self, rms: Tensor, sigma: float = 0.1) -> None:
@@ -303,6 +380,11 @@ class VAE(nn.Module):
         first.weight *= by_row.transpose(0, 1)
         logvar.weight.zero_()
         logvar.bias.fill_(2 * math.log(sigma))
+
+
+def full_precision(device: torch.device) -> torch.autocast:
+    """Autocast off: half precision would cost the linear picture its last digits."""
+    return torch.autocast(device.type, enabled=False)
 
 
 def initialise(model: VAE, cfg: Config) -> None:

@@ -29,7 +29,7 @@ def beta_at(cfg: Config, epoch: float, level: float | None = None) -> float:
     return beta
 
 
-def annealed(cfg: Config, epoch: int) -> bool:
+def final_objective(cfg: Config, epoch: int) -> bool:
     """Whether `epoch` trains at the full beta: only then is a validation loss comparable."""
     if not cfg.epochs_phase2:
         return True

@@ -16,10 +16,11 @@ from vaekit import fast
 from vaekit.config import Config
 from vaekit.data import Data, batches
 from vaekit.features import FeatureLoss
+from vaekit.linear import SMALL, linear_vae
 from vaekit.losses import beta_elbo, kl_share, vae_loss
 from vaekit.model import VAE
 from vaekit.place.device import choose_device, choose_precision
-from vaekit.schedules import BetaBand, Plateau, annealed, beta_at, ema_decay, lr_factor
+from vaekit.schedules import BetaBand, Plateau, final_objective, beta_at, ema_decay, lr_factor
 
 OPTIMIZERS = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -56,6 +57,9 @@ class Trainer:
         with torch.random.fork_rng():
             torch.manual_seed(cfg.seed)
             model = VAE(cfg)
+        if cfg.start == "linear":
+            linear = linear_vae(data.train, cfg.latent_channels, mirror=cfg.flip, fit_size=SMALL)
+            model.start_at(linear)
         layout = torch.channels_last if cfg.channels_last else torch.contiguous_format
         self.raw = model.to(self.device, memory_format=layout)
         self.ema = copy.deepcopy(self.raw).eval().requires_grad_(False)
@@ -166,9 +170,10 @@ class Trainer:
         split = self.data.train
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         order, flip = epoch_order(cfg, len(split), self.epoch, rank, world)
+        shift = epoch_shifts(cfg, len(order), self.epoch, rank) if cfg.shift else None
         size = min(cfg.batch_size, len(split)) // world
         steps = len(order) // size
-        images = batches(split, size, self.device, order, flip, channels_last=cfg.channels_last)
+        images = batches(split, size, self.device, order, flip, cfg.channels_last, shift)
         for i, x in enumerate(images):
             yield x, self.epoch + i / steps
 
@@ -226,7 +231,7 @@ class Trainer:
         """What the epoch's numbers decide: a lower rate, another beta."""
         cfg = self.cfg
         schedule = cfg.lr_schedule_phase1 if self.phase == 1 else cfg.lr_schedule_phase2
-        if schedule == "plateau" and (self.phase == 1 or annealed(cfg, self.epoch)):
+        if schedule == "plateau" and (self.phase == 1 or final_objective(cfg, self.epoch)):
             self.plateau.step(row["val_loss"])
         if "adaptive" in cfg.beta_schedule and self.phase == 2:
             level = self.band.level  # in a cooldown too, the share that the full level would have
@@ -309,15 +314,22 @@ class Means:
 def epoch_order(cfg: Config, n: int, epoch: int, rank: int = 0, world: int = 1):
     """(order, flip) of one epoch: the same on every machine, from seed and epoch alone.
 
-    Whole batches of `batch_size` only (a smaller set is one batch); process `rank` of `world`
-    takes its share of every batch.
+    Whole batches of `batch_size` only (a smaller set is one batch), `epoch_images` images at most;
+    process `rank` of `world` takes its share of every batch.
     """
     generator = torch.Generator().manual_seed(cfg.seed * 1_000_003 + epoch)
     size = min(cfg.batch_size, n) // world * world
-    order = torch.randperm(n, generator=generator)[: n // size * size]
+    most = min(n, max(cfg.epoch_images, size)) if cfg.epoch_images else n
+    order = torch.randperm(n, generator=generator)[: most // size * size]
     flip = torch.rand(len(order), generator=generator) < (0.5 if cfg.flip else 0.0)
     mine = slice(rank * size // world, (rank + 1) * size // world)
     return order.view(-1, size)[:, mine].flatten(), flip.view(-1, size)[:, mine].flatten()
+
+
+def epoch_shifts(cfg: Config, n: int, epoch: int, rank: int = 0) -> Tensor:
+    """int64 (n, 2), each in [-shift, shift]: how far each image of an epoch is moved."""
+    generator = torch.Generator().manual_seed((cfg.seed * 1_000_003 + epoch) * 64 + rank)
+    return torch.randint(-cfg.shift, cfg.shift + 1, (n, 2), generator=generator)
 
 
 @torch.no_grad()

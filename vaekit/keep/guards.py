@@ -16,7 +16,7 @@ from torch import Tensor
 from vaekit.config import Config
 from vaekit.keep.best import Best
 from vaekit.model import VAE
-from vaekit.schedules import annealed
+from vaekit.schedules import final_objective
 from vaekit.train import Trainer
 
 MAX_SKIPPED = 25  # steps in a row; fp16 may rightly skip 16, until its scale has come down to 1
@@ -213,7 +213,7 @@ class GuardedTrainer(Trainer):
     # ---- the best epoch --------------------------------------------------------------------------
 
     def adapt(self, row: dict[str, float]) -> None:
-        if annealed(self.cfg, self.epoch):
+        if final_objective(self.cfg, self.epoch):
             self.best.consider(self, row)
         super().adapt(row)
         if "adaptive" in self.cfg.beta_schedule:  # beta has moved, and the price of the KL with it
