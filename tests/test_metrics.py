@@ -340,6 +340,16 @@ def test_evaluate_gives_fid_and_kid_of_samples(model, monkeypatch):
     assert found["kid", "dark"]["low"] < found["kid", "dark"]["value"]
 
 
+def test_a_linear_vae_listened_to_no_network():
+    pca, test = vaekit.linear_vae(films(40), 8), films(12, seed=1)
+    rows = evaluation.evaluate(pca, test, vaekit.preset(**CFG), judges=("pixels",))
+    networks = {r["network"] for r in rows if r["metric"] == "kernel"}
+    assert networks == {"pixels 32x32; trained with none"}
+    assert {"psnr", "power 1/4-1/2", "frechet"} <= {r["metric"] for r in rows}
+    best, *_ = evaluation.rank_cases(pca, test, k=2)
+    assert len(best) == 2
+
+
 def test_format_table_is_aligned_markdown():
     rows = [tables.row("psnr", "reconstruction", 20.123, 19.0, 21.0, 7),
             tables.row("frechet", "prior", 12345.6, n=5, network="net", floor=3.0)]  # fmt: skip

@@ -104,12 +104,14 @@ def octave_powers(images) -> Tensor:
     what is left of the mean leaks to) and the corners of the plane beyond 1/2 belong to none. By
     `power_spectra`; `octave_name` says which is which.
     """
-    height, width = pixels_of(images).shape[2:]
-    octave = (-radii(height, width).log2()).floor()  # 1 above 1/4 and up to 1/2
-    count = max(1, min(height, width).bit_length() - 2)
+    size = pixels_of(images).shape[2:]
+    octave = (-radii(*size).log2()).floor()  # 1 above 1/4 and up to 1/2
+    count = max(1, min(size).bit_length() - 2)
     rings = [octave == i + 1 for i in range(count)]
-    powers = map(power_spectra, chunks(images))
-    return torch.cat([torch.stack([p[:, ring].mean(1) for ring in rings], 1) for p in powers])
+    found = []
+    for p in map(power_spectra, chunks(images)):
+        found.append(torch.stack([p[:, ring].mean(1) for ring in rings], 1))
+    return torch.cat(found)
 
 
 def octave_name(i: int) -> str:

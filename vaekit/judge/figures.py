@@ -92,7 +92,7 @@ def plot_octaves(rows: list[dict], title: str = "") -> Figure:
     axis.tick_params(labelsize=9)
     axis.set_xlabel("cycles per pixel", fontsize=10)
     axis.set_ylabel("power over that of real images", fontsize=10)
-    axis.set_title(title or "Power by octave: 1 is right, less is blur, more noise", fontsize=10)
+    axis.set_title(title or "Power by octave: less than 1 is blur, more is noise", fontsize=10)
     axis.legend(fontsize=9, frameon=False)
     return figure
 
