@@ -63,7 +63,8 @@ def score(run, data: Data) -> tuple[list[dict], dict]:
     for kind in ("prior", "gmm"):
         z = vaekit.sample_latents(model, n, kind, fit_on=data.train.images[:NUM_FITTED], seed=0)
         samples[kind] = sample.decode_all(model, z)
-    rows = evaluation.evaluate(model, data.test, run.cfg, val=data.val, samples=samples)
+    rows = evaluation.evaluate(model, data.test, run.cfg, val=data.val, samples=samples,
+                            judges=("squeezenet",))  # fmt: skip
     found = tables.collect({"mse": mse_per_image(model.reconstruct(x), x)}
                             for x in data_module.chunks(data.test))["mse"]  # fmt: skip
     rows = [r for r in rows if r["metric"] in KEPT and r["subject"] != "real"]

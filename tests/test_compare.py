@@ -94,6 +94,29 @@ def test_other_latents_draw_for_themselves():
     assert "trained on different data" in str(vaekit.compare(a, b, films(4)))
 
 
+def test_a_linear_vae_stands_in_a_runs_place():
+    run, test = untrained("one"), films(12)
+    run.info["data"] = {"hash": "of the run"}
+    pca = vaekit.linear_vae(films(20, seed=2), 16)
+    result = vaekit.compare(run, pca, test, val=films(12, seed=1))
+    text = str(result)
+    assert "a: one\nb: linear VAE, 16 numbers\n  not both have a config" in text
+    assert "(4, 8, 8) in a and (16,) in b" in text and "different data" not in text
+    assert result.changed is None and "psnr: b - a = +" in text and "b is better" in text
+    x = test.float() / 255
+    expected = metrics.psnr(pca.reconstruct(x), x).mean().item()
+    assert picked(result.rows, "psnr", "b")["value"] == pytest.approx(expected, abs=1e-4)
+    frechet = picked(result.rows, "frechet, prior", "b")
+    assert frechet["network"].endswith("; trained with squeezenet and none")
+    assert len(result.plot().axes) == 1
+    two = vaekit.compare(pca, vaekit.linear_vae(films(20, seed=2), 4), test)
+    assert "a: linear VAE, 16 numbers\nb: linear VAE, 4 numbers" in str(two)
+    of_models = vaekit.compare(run.model, untrained("two", beta=0.01).model, test)
+    assert of_models.names == ("VAE, 256 numbers",) * 2 and "beta" in of_models.changed
+    with pytest.raises(ValueError, match="one size for all"):
+        vaekit.compare(pca, run, films(4, 16))
+
+
 @pytest.mark.parametrize(("changes", "test"), [
     ({"image_size": 16}, films(4)), ({"in_channels": 3}, films(4)), ({}, films(4, 16)),
     ({}, films(1))])  # fmt: skip

@@ -10,8 +10,9 @@ from tiny import SMALL, blobs
 import vaekit
 from vaekit.data import Data
 from vaekit.judge import health
-from vaekit.judge.distances import mmd
+from vaekit.judge.distances import memorisation, mmd
 from vaekit.model import VAE
+from vaekit.sample import decode_all, sample_latents
 
 ELBO = {  # by the book: with these three, beta is beta_elbo
     "calibrated": True, "recon_reduction": "sum", "kl_reduction": "sum", "ssim_weight": 0.0,
@@ -28,6 +29,12 @@ def kinds(n: int, seed: int) -> torch.Tensor:
     films = shapes[which] * (0.9 + 0.1 * torch.rand(n, 1, 1, 1, generator=g))
     films = films + 0.03 * torch.randn(films.shape, generator=g)
     return (films.clamp(0, 1) * 255).byte()
+
+
+def textures(n: int, seed: int) -> torch.Tensor:
+    """uint8 (n, 1, 16, 16): blobs with finer ones on top, of more dimensions than a basis has."""
+    noise = torch.rand(n, 1, 16, 16, generator=torch.Generator().manual_seed(seed))
+    return (0.8 * blobs(n, seed) + 0.2 * 255 * noise).byte()
 
 
 def trained(draw, beta: float, units: int, phase1: int, phase2: int):
@@ -172,6 +179,24 @@ def test_verdicts_in_their_order():
     assert "more sharply" in health.advice_for("healthy", good | {"noise_price": 9.0})
     assert "more sharply" not in health.advice_for("healthy", good)
     assert "Train phase 2" in health.advice_for("autoencoder", good | {"sample_to_mean": 50.0})
+
+
+@pytest.mark.filterwarnings("ignore:.*the basis holds the images")
+def test_a_basis_that_holds_its_training_images_is_told_where_samples_are_not_taken_for_copies():
+    train, test = textures(40, 1), textures(80, 2)
+    model = vaekit.linear_vae(train, 64, mirror=False)
+    samples = decode_all(model, sample_latents(model, 60))
+    flat = [x.float().flatten(1).numpy() / 255 for x in (train, test)]
+    assert not memorisation(samples.flatten(1).numpy(), *flat).memorises  # they are mixtures
+    found = vaekit.diagnose(model, test, train=train)
+    assert found.numbers["train_to_test"] < 0.01
+    assert "holds the images themselves" in found.advice
+    many = textures(1000, 3)
+    fair = vaekit.diagnose(vaekit.linear_vae(many, 64), test, train=many)
+    assert 0.7 < fair.numbers["train_to_test"] < 1.1
+    assert "holds" not in fair.advice
+    without = vaekit.diagnose(model, test)
+    assert "train_to_test" not in without.numbers and "holds" not in without.advice
 
 
 @pytest.mark.parametrize("latent", ["vector", "spatial"])

@@ -218,6 +218,21 @@ def test_a_folder_that_cannot_be_written_is_a_message(runs, data, tmp_path):
     assert "file" in explorer.message.value and "saved" not in explorer.message.value
 
 
+def test_a_linear_vae_stands_in_the_runs_place(runs, data):
+    pca, out = vaekit.linear_vae(data.train, 8), runs[0].path.parent
+    explorer = vaekit.explore(pca, data.train, 3, out=out)
+    assert explorer.caption.value == "linear VAE, 8 numbers" and len(explorer.sliders) == 3
+    before = shown(explorer)
+    explorer.sliders[0].value = 2
+    assert changed(before, explorer) == [True]
+    assert explorer.second.options == (lesson.ALONE, runs[1].path.name, runs[0].path.name)
+    explorer.second.value = runs[0].path.name
+    assert explorer.message.value == "" and len(shown(explorer)) == 2
+    explorer.save_button.click()
+    saved = out / "linear VAE, 8 numbers" / "samples" / "explore_1.png"
+    assert saved.read_bytes() == explorer.picture.value
+
+
 def test_an_executed_notebook_keeps_a_figure_before_the_widgets(runs, monkeypatch):
     monkeypatch.delenv("MPLBACKEND")  # a notebook has its own
     code = f"""import torch, vaekit

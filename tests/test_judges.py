@@ -40,6 +40,17 @@ def test_a_notice_is_given_once(monkeypatch, tmp_path, capsys):
         networks.load_judges(["inceptionv9"])
 
 
+def test_the_second_judge_is_never_downloaded_and_missed_once(monkeypatch, tmp_path, capsys):
+    no_weights(monkeypatch, tmp_path)
+    monkeypatch.setenv("VAEKIT_PROFILE", "quick")
+    monkeypatch.setattr(torch.hub, "download_url_to_file", None)  # would fail
+    assert networks.second_judge() is None and networks.second_judge() is None
+    (line,) = capsys.readouterr().out.splitlines()
+    assert "VGG-19 does not judge beside SqueezeNet: no weights for vgg19" in line
+    torch.save({"head.weight": torch.ones(2)}, tmp_path / "vgg19_of_others.pth")
+    assert networks.second_judge() is None
+
+
 def test_weights_are_downloaded_in_every_profile_but_smoke(monkeypatch):
     asked = []
 

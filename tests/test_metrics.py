@@ -95,6 +95,49 @@ def test_spectrum_peaks_at_the_frequency_of_a_grating():
     assert freqs[power.argmax()] == 6 / 32
 
 
+def test_octaves_halve_from_the_highest_frequency_down():
+    assert metrics.octave_powers(films(2, 64)).shape == (2, 5)
+    assert metrics.octave_powers(films(3, 33, channels=3)).shape == (3, 4)
+    assert metrics.octave_powers(films(2)[:, :, :20, :27]).shape == (2, 3)
+    assert [metrics.octave_name(i) for i in (0, 2)] == ["power 1/4-1/2", "power 1/16-1/8"]
+    for octave, cycles in enumerate((12, 6)):  # of 32 pixels: each in the middle of its octave
+        wave = 0.5 + 0.4 * torch.sin(2 * torch.pi * torch.arange(32) * cycles / 32)
+        powers = metrics.octave_powers(wave.expand(1, 1, 32, 32))[0]
+        assert powers.argmax() == octave
+        assert powers[octave] > 0.95 * powers.sum()
+
+
+@pytest.mark.parametrize(("side", "channels"), [(32, 1), (33, 1), (64, 3)])
+def test_white_noise_adds_its_variance_to_the_highest_octave(side, channels):
+    x = films(80, side, channels).float() / 255
+    noise = 0.1 * torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+    variance = 0.01
+    if channels == 3:  # grey is a weighted sum of the three
+        variance *= 0.299**2 + 0.587**2 + 0.114**2
+    more = (metrics.octave_powers(x + noise) - metrics.octave_powers(x)).mean(0)
+    assert more[0] == pytest.approx(variance, rel=0.03)
+    alone = metrics.octave_powers(noise).mean(0)
+    assert alone[:3].tolist() == pytest.approx([variance] * 3, rel=0.1)
+
+
+@pytest.mark.parametrize("side", [33, 64])
+def test_blur_lowers_octaves_by_its_transfer_function_squared(side):
+    from torchvision.transforms.functional import gaussian_blur
+
+    sharp = torch.randn(60, 1, side + 8, side + 8, generator=torch.Generator().manual_seed(0))
+    blurred = gaussian_blur(sharp, 9, 0.7)[..., 4:-4, 4:-4]
+    sharp = sharp[..., 4:-4, 4:-4]
+    taps = torch.exp(-torch.arange(-4, 5).square() / (2 * 0.7**2))
+    freqs = torch.fft.fftfreq(side)
+    response = (2 * torch.pi * freqs[:, None] * torch.arange(-4, 5)).cos() @ (taps / taps.sum())
+    passed = torch.outer(response, response).square()
+    radius = metrics.radii(side, side)
+    found = metrics.octave_powers(blurred).mean(0) / metrics.octave_powers(sharp).mean(0)
+    for i, high in enumerate([0.5, 0.25, 0.125]):
+        expected = passed[(high / 2 < radius) & (radius <= high)].mean().item()
+        assert found[i] == pytest.approx(expected, rel=0.05)
+
+
 def test_lpips_agrees_with_the_package(pair):
     need_weights("squeezenet")
     import lpips
@@ -212,9 +255,67 @@ def test_evaluate_halves_the_test_films_when_there_are_no_others(model, monkeypa
 def test_evaluate_with_weights(model):
     need_weights("squeezenet")
     rows = evaluation.evaluate(model, films(10), model.cfg, films(10, seed=1))
-    networks = {r["metric"]: r["network"] for r in rows if r["network"]}
+    networks = {}
+    for r in rows:
+        if r["network"]:
+            networks.setdefault(r["metric"], r["network"])
     assert networks["lpips"].startswith("squeezenet, LPIPS v0.1")
     assert networks["frechet"].startswith("squeezenet (ImageNet), 2 PCs; trained with")
+
+
+def test_vgg_judges_beside_squeezenet_where_its_weights_are(model, monkeypatch):
+    need_weights("squeezenet", "vgg19")
+    monkeypatch.setattr(evaluation, "SECOND_IMAGES", 8)
+    test, val = films(12), films(10, seed=1)
+    rows = evaluation.evaluate(model, test, model.cfg, val, {"copy": films(9, seed=2)})
+    found = [r for r in rows if r["network"].startswith("vgg19 to layer 17 (ImageNet)")]
+    assert all(r["n"] == 8 and r["network"].endswith("; trained with squeezenet") for r in found)
+    assert {r["subject"] for r in found if r["metric"] == "frechet"} == {"reconstruction", "copy"}
+    (distance,) = [r for r in rows if r["metric"] == "feature distance"]
+    assert distance in found and distance["low"] < distance["value"] < distance["high"]
+    firsts = [r for r in rows if r["metric"] == "frechet"]
+    assert firsts[0]["network"].startswith("squeezenet") and firsts[0]["n"] == 9
+    rows = evaluation.evaluate(model, test, model.cfg, val, judges=("squeezenet",))
+    assert not any("vgg19" in r["network"] for r in rows)
+
+
+def test_the_feature_distance_of_an_image_from_itself_is_0(model, monkeypatch):
+    need_weights("vgg19")
+    second = networks.second_judge()
+    monkeypatch.setattr(model, "reconstruct", lambda x: x)
+    row = evaluation._feature_row(model, films(5), second, 2)
+    assert (row["value"], row["high"], row["n"]) == (0, 0, 5)
+
+
+def test_the_power_of_each_octave_is_a_score(model, monkeypatch, tmp_path):
+    no_weights(monkeypatch, tmp_path)
+    test = films(20)
+    noise = 0.1 * torch.randn(test.shape, generator=torch.Generator().manual_seed(0))
+    samples = {"same": test, "noisy": test / 255 + noise, "small": films(5, 16)}
+    rows = evaluation.evaluate(model, test, model.cfg, films(9, seed=1), samples)
+    found = {(r["metric"], r["subject"]): r for r in rows if r["metric"].startswith("power")}
+    names = ["power 1/4-1/2", "power 1/8-1/4", "power 1/16-1/8", "power 1/32-1/16"]
+    assert [metric for metric, subject in found if subject == "noisy"] == names
+    assert len([subject for _, subject in found if subject == "small"]) == 3
+    assert not any(subject == "real" for _, subject in found)
+    for name in names:
+        same, own = found[name, "same"], found[name, "reconstruction"]
+        assert same["value"] == 1 and same["low"] < 1 < same["high"] and same["network"] == ""
+        assert own["low"] < own["value"] < own["high"] and own["n"] == 20
+    real = metrics.octave_powers(test).mean(0)[0].item()
+    expected = (metrics.octave_powers(noise).mean(0)[0].item() + real) / real
+    assert found[names[0], "noisy"]["value"] == pytest.approx(expected, rel=0.05)
+
+
+def test_identical_reconstructions_have_all_the_power_and_no_interval(model, monkeypatch):
+    monkeypatch.setattr(model, "reconstruct", lambda x: x)
+    for channels, side in ((1, 33), (3, 32)):
+        test = films(6, side, channels)
+        rows = evaluation._image_rows(model, test, {}, None, 4)
+        ratios = [r for r in rows if r["metric"].startswith("power")]
+        assert len(ratios) == 4
+        for r in ratios:
+            assert (r["value"], r["low"], r["high"]) == pytest.approx((1, 1, 1), abs=1e-6)
 
 
 def test_every_judge_gives_its_own_rows(model):
@@ -237,6 +338,16 @@ def test_evaluate_gives_fid_and_kid_of_samples(model, monkeypatch):
         assert found[metric, "copy"]["value"] < found[metric, "dark"]["value"]
         assert found[metric, "dark"]["floor"] < found[metric, "dark"]["value"]
     assert found["kid", "dark"]["low"] < found["kid", "dark"]["value"]
+
+
+def test_a_linear_vae_listened_to_no_network():
+    pca, test = vaekit.linear_vae(films(40), 8), films(12, seed=1)
+    rows = evaluation.evaluate(pca, test, vaekit.preset(**CFG), judges=("pixels",))
+    networks = {r["network"] for r in rows if r["metric"] == "kernel"}
+    assert networks == {"pixels 32x32; trained with none"}
+    assert {"psnr", "power 1/4-1/2", "frechet"} <= {r["metric"] for r in rows}
+    best, *_ = evaluation.rank_cases(pca, test, k=2)
+    assert len(best) == 2
 
 
 def test_format_table_is_aligned_markdown():

@@ -153,6 +153,25 @@ def test_plot_rows():
         figures.plot_rows(rows[-1:])
 
 
+def test_plot_octaves():
+    rows = [tables.row("power 1/4-1/2", "prior", 1.6, 1.4, 1.8, 50),
+            tables.row("power 1/8-1/4", "prior", 0.5, None, None, 50),
+            tables.row("power 1/4-1/2", "gmm", 1.0, 0.9, 1.1, 40),
+            tables.row("psnr", "reconstruction", 20.0, 19.0, 21.0, 50)]  # fmt: skip
+    (axis,) = figures.plot_octaves(rows).axes
+    names = [text.get_text() for text in axis.get_legend().get_texts()]
+    assert names == ["prior, N=50", "gmm, N=40"]
+    prior, gmm = (line for line in axis.lines if line.get_marker() == "o")
+    assert list(prior.get_ydata()) == [1.6, 0.5]
+    assert all(0.25 < x < 0.5 for x in (prior.get_xdata()[0], gmm.get_xdata()[0]))
+    assert 0.125 < prior.get_xdata()[1] < 0.25 and axis.get_xlim() == (0.125, 0.5)
+    assert {text.get_text() for text in axis.get_xticklabels()} == {"1/2", "1/4", "1/8"}
+    texts = [*axis.get_xticklabels(), *axis.get_yticklabels(), axis.xaxis.label, axis.title]
+    assert min(text.get_fontsize() for text in [*texts, *axis.get_legend().get_texts()]) >= 9
+    with pytest.raises(ValueError, match="no row is of an octave"):
+        figures.plot_octaves(rows[-1:])
+
+
 def test_every_metric_of_every_judge_has_a_scale_of_its_own():
     model = VAE(vaekit.preset(**CFG))
     rows = evaluation.evaluate(model, films(8), model.cfg, films(8, seed=1), {"few": films(1)},

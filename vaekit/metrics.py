@@ -84,26 +84,58 @@ def appearance(x: Tensor) -> dict[str, Tensor]:
 def radial_power_spectrum(images) -> tuple[np.ndarray, np.ndarray]:
     """(frequencies in cycles per pixel, up to 0.5; power), averaged over images and angles.
 
-    Square images, made grey, mean removed, Hann window (an image's edges do not wrap around) and
-    normalised, so that white noise of deviation s has the power s^2 at every frequency. Rings are
-    1/side wide.
+    Of square images, by `power_spectra`, in rings that are 1/side wide.
     """
     side = pixels_of(images).shape[-1]
-    hann = torch.hann_window(side + 2)[1:-1]  # without the zeros at its ends
-    window = torch.outer(hann, hann)
-    total = torch.zeros(side, side, dtype=torch.float64)
-    for x in chunks(images):
-        x = to_grey(x)[:, 0]
-        x = x - x.mean((1, 2), keepdim=True)
-        total += torch.fft.fft2(x * window).abs().square().sum(0)
-    total /= len(pixels_of(images)) * window.square().sum()
-
-    freqs = torch.fft.fftfreq(side)
-    radius = torch.hypot(freqs[:, None], freqs)
-    ring = (radius * side).round().long().flatten()
+    total = sum(power_spectra(x).double().sum(0) for x in chunks(images))
+    total /= len(pixels_of(images))
+    ring = (radii(side, side) * side).round().long().flatten()
     power = torch.bincount(ring, total.flatten()) / torch.bincount(ring)
     rings = np.arange(1, side // 2 + 1)
     return rings / side, power.numpy()[rings]
+
+
+@torch.no_grad()
+def octave_powers(images) -> Tensor:
+    """Mean power of each image in every octave of frequency, (N, octaves), CPU: the highest first.
+
+    images: Split or (N, C, H, W). Octaves halve from 1/4-1/2 cycles per pixel (1/2 included) down
+    to the last that fits into the shorter side, five at 64 px. The mean, one cycle an image (where
+    what is left of the mean leaks to) and the corners of the plane beyond 1/2 belong to none. By
+    `power_spectra`; `octave_name` says which is which.
+    """
+    size = pixels_of(images).shape[2:]
+    octave = (-radii(*size).log2()).floor()  # 1 above 1/4 and up to 1/2
+    count = max(1, min(size).bit_length() - 2)
+    rings = [octave == i + 1 for i in range(count)]
+    found = []
+    for p in map(power_spectra, chunks(images)):
+        found.append(torch.stack([p[:, ring].mean(1) for ring in rings], 1))
+    return torch.cat(found)
+
+
+def octave_name(i: int) -> str:
+    """Of column i of `octave_powers`, in cycles per pixel: "power 1/4-1/2" for the first."""
+    return f"power 1/{2 ** (i + 2)}-1/{2 ** (i + 1)}"
+
+
+def power_spectra(x: Tensor) -> Tensor:
+    """Power of each image at every frequency, (B, H, W), placed as `radii`.
+
+    Made grey, mean removed, Hann window (an image's edges do not wrap around: without it the jump
+    between them leaks into all frequencies) and normalised, so that white noise of deviation s has
+    the power s^2 at every frequency.
+    """
+    x = to_grey(x.float())[:, 0]
+    x = x - x.mean((1, 2), keepdim=True)
+    hann = [torch.hann_window(n + 2)[1:-1] for n in x.shape[1:]]  # without the zeros at its ends
+    window = torch.outer(*hann).to(x.device)
+    return torch.fft.fft2(x * window).abs().square() / window.square().sum()
+
+
+def radii(height: int, width: int) -> Tensor:
+    """(H, W): frequency of each place in a Fourier transform, in cycles per pixel."""
+    return torch.hypot(torch.fft.fftfreq(height)[:, None], torch.fft.fftfreq(width))
 
 
 def to_grey(x: Tensor) -> Tensor:

@@ -1,16 +1,21 @@
 """Two runs side by side: what was set differently, what it did to the numbers and to the images."""
 
+import math
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
+import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from vaekit import plots
+from vaekit.config import Config
 from vaekit.data import as_float, chunks, pixels_of
 from vaekit.files.weights import downloads_allowed
 from vaekit.judge import networks
-from vaekit.judge.evaluation import measure, say_heard
+from vaekit.judge.evaluation import heard_by, measure, say_heard
 from vaekit.judge.rows import collect, format_table, frechet_row, mean_row, ratio_row
+from vaekit.linear import LinearVAE
 from vaekit.metrics import LPIPS, appearance
 from vaekit.sample import decode_all, encode_all, sample_latents
 
@@ -24,20 +29,22 @@ class Comparison:
     """What `compare` found. `rows` is for a DataFrame, `print` for reading, `plot()` for the eye.
 
     rows: keys as in `rows.COLUMNS`, subject "a", "b" or "b - a", low and high at 1.96 standard
-    errors; changed: {field: (a, b)} of the configs.
+    errors; changed: {field: (a, b)} of the configs, None where one of the two has none.
     """
 
-    names: tuple[str, str]  # of the two run folders
-    changed: dict
+    names: tuple[str, str]  # of the two run folders, or what model it is
+    changed: dict | None
     rows: list[dict]
     images: dict[str, Tensor]  # rows of pictures, (SHOWN, C, H, W) each
     notes: list[str]
 
     def __str__(self) -> str:
         lines = [f"a: {self.names[0]}", f"b: {self.names[1]}"]
-        lines += [f"  {name}: {a!r} -> {b!r}" for name, (a, b) in self.changed.items()]
-        if not self.changed:
+        if self.changed is None:
+            lines.append("  not both have a config")
+        elif not self.changed:
             lines.append("  the configs do not differ")
+        lines += [f"  {name}: {a!r} -> {b!r}" for name, (a, b) in (self.changed or {}).items()]
         lines += ["", format_table(self.rows), ""]
         gaps = [r for r in self.rows if r["subject"] == DIFFERENCE]
         lines += [finding(r) for r in gaps if r["metric"] in HIGHER_IS_BETTER]
@@ -52,9 +59,37 @@ class Comparison:
         return plots.show_rows(rows, columns=columns)
 
 
+class Side(NamedTuple):
+    """One of the two: a run, or a model alone."""
+
+    name: str
+    model: Any
+    cfg: Config | None
+    data_hash: str | None  # of what it was trained on; None for a model, which does not say
+    images: tuple  # shape (C, H, W) of those it makes
+
+
+def side_of(run) -> Side:
+    """Of a Run, or of a model in its place."""
+    model = getattr(run, "model", run)
+    cfg = getattr(run, "cfg", None)
+    made = decode_all(model, torch.zeros(1, *model.latent_shape))
+    if model is run:
+        return Side(title_of(model), model, cfg, None, made.shape[1:])
+    data_hash = run.info.get("data", {}).get("hash", "")
+    return Side(run.path.name, model, cfg, data_hash, made.shape[1:])
+
+
+def title_of(model) -> str:
+    """What a model without a run folder goes by: "linear VAE, 256 numbers"."""
+    kind = "linear VAE" if isinstance(model, LinearVAE) else type(model).__name__
+    return f"{kind}, {math.prod(model.latent_shape)} numbers"
+
+
 def compare(run_a, run_b, test, val=None) -> Comparison:
     """Both runs on the same images: reconstructions from the mean, one by one, and prior samples.
 
+    In a run's place a model may stand, as `vaekit.linear_vae` gives: compare(run, pca, data.test).
     test, val: Split or (N, C, H, W), uint8 or float, of at least two images. PSNR, SSIM, LPIPS
     (where a judge is to be had), L1 and the sharpness ratio of every test image. Difficult images
     are difficult for both, so "b - a" is taken per image and its interval is the narrow, right
@@ -62,26 +97,27 @@ def compare(run_a, run_b, test, val=None) -> Comparison:
     also Fréchet distances of its reconstructions and of prior samples from `test`, beside their
     floor. ValueError where the two models, or the images, differ in size or channels.
     """
-    runs, test = (run_a, run_b), pixels_of(test)
-    a, b = ((r.cfg.in_channels, r.cfg.image_size, r.cfg.image_size) for r in runs)
-    if not a == b == test.shape[1:] or len(test) < 2:
+    runs, test = (side_of(run_a), side_of(run_b)), pixels_of(test)
+    a, b = (tuple(run.images) for run in runs)
+    if not a == b == tuple(test.shape[1:]) or len(test) < 2:
         raise ValueError(
             f"a makes {a} images, b {b}, and test has {len(test)} of {tuple(test.shape[1:])}:"
             " comparing takes at least 2, and one size for all"
         )
-    device = next(run_a.model.parameters()).device
-    judge = networks.load_judge(device, downloads_allowed(run_a.cfg.profile))
+    cfgs = [run.cfg for run in runs if run.cfg is not None]
+    download = downloads_allowed(cfgs[0].profile) if cfgs else None
+    judge = networks.load_judge(next(runs[0].model.parameters()).device, download)
     rows = pair_rows(runs, test, judge)
     if val is not None:
         rows += frechet_rows(runs, test, val, judge)
-    rows = say_heard(rows, run_a.cfg, run_b.cfg)
+    rows = say_heard(rows, *(heard_by(run.model, run.cfg) for run in runs))
     images = {"image": as_float(test[:SHOWN].cpu())}
     for name, run in zip("ab", runs, strict=True):
         images[name] = reconstructions(run.model, test[:SHOWN])
         images[f"samples of {name}"] = samples(run.model, len(images[name]))
-    names = run_a.path.name, run_b.path.name
-    changed = run_a.cfg.differences(run_b.cfg)
-    return Comparison(names, changed, rows, images, notes_on(run_a, run_b))
+    names = runs[0].name, runs[1].name
+    changed = cfgs[0].differences(cfgs[1]) if len(cfgs) == 2 else None
+    return Comparison(names, changed, rows, images, notes_on(*runs))
 
 
 def reconstructions(model, images) -> Tensor:
@@ -135,15 +171,15 @@ def frechet_rows(runs, test: Tensor, val, judge) -> list[dict]:
     return rows
 
 
-def notes_on(run_a, run_b) -> list[str]:
+def notes_on(run_a: Side, run_b: Side) -> list[str]:
     """Sentences on what the two share, and what they do not."""
     a, b = (tuple(run.model.latent_shape) for run in (run_a, run_b))
     if a == b:
         notes = ["samples of a and b are decoded from the same noise"]
     else:
         notes = [f"latents are {a} in a and {b} in b: their samples cannot share noise"]
-    trained_on = [run.info.get("data", {}).get("hash") for run in (run_a, run_b)]
-    if trained_on[0] != trained_on[1]:
+    trained_on = [run_a.data_hash, run_b.data_hash]
+    if None not in trained_on and trained_on[0] != trained_on[1]:
         notes.append("a and b were trained on different data")
     return notes
 

@@ -176,7 +176,9 @@ def memorisation(samples: np.ndarray, train: np.ndarray, test: np.ndarray) -> Me
     has to `stand out`: the same test of the nearest distance over the second nearest. p is the
     larger of the two. An image that training holds twice hides its copies from the second.
     `authentic`: farther from the nearest image than that image is from its own nearest neighbour
-    in training (Alaa et al. 2022, arXiv 2102.08921). ValueError below 2 training images.
+    in training (Alaa et al. 2022, arXiv 2102.08921). Mixtures of several training images are not
+    taken for copies: whether a model holds the images themselves is seen from its reconstructions,
+    `health.train_to_test`. ValueError below 2 training images.
     """
     from sklearn.neighbors import NearestNeighbors
 

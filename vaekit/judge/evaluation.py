@@ -12,13 +12,16 @@ from vaekit.features import FeatureLoss, trunk_name
 from vaekit.files.weights import downloads_allowed
 from vaekit.judge import networks
 from vaekit.judge.rows import MAX_IMAGES, collect, distance_rows, mean_row, ratio_row, row
+from vaekit.linear import LinearVAE
 from vaekit.losses import l1_per_image
-from vaekit.metrics import LPIPS, appearance, compare_images
+from vaekit.metrics import LPIPS, appearance, at_least, compare_images, octave_name, octave_powers
 from vaekit.model import evaluating
+
+SECOND_IMAGES = 256  # of a set, for the second judge, which costs thirty times the first's
 
 
 def measure(model, images, judge: FeatureLoss | None = None, batch_size: int = 64) -> dict:
-    """What `compare_images` and `appearance` find, and L1, of reconstructions from the mean.
+    """What `compare_images` and `looks` find, and L1, of reconstructions from the mean.
 
     images: Split or (N, C, H, W); {name: (N,)}.
     """
@@ -26,14 +29,22 @@ def measure(model, images, judge: FeatureLoss | None = None, batch_size: int = 6
     def measured(x: Tensor) -> dict[str, Tensor]:
         x_hat = model.reconstruct(x)
         l1 = l1_per_image(x_hat, x)
-        return compare_images(x_hat, x, judge) | {"l1": l1} | appearance(x_hat)
+        return compare_images(x_hat, x, judge) | {"l1": l1} | looks(x_hat)
 
     with evaluating(model) as device:
+        if judge is not None:
+            judge = judge.to(device)
         return collect(map(measured, chunks(images, batch_size, device)))
 
 
+def looks(x: Tensor) -> dict[str, Tensor]:
+    """`appearance` of each image, and its power in every octave, by name: {name: (B,)}."""
+    powers = octave_powers(x).T
+    return appearance(x) | {octave_name(i): power for i, power in enumerate(powers)}
+
+
 def evaluate(
-    model, test, cfg: Config, val=None, samples=None, fid: bool = False, judges=("squeezenet",)
+    model, test, cfg: Config, val=None, samples=None, fid: bool = False, judges=None
 ) -> list[dict]:
     """Rows (keys: COLUMNS) for reconstructions of `test` from the mean, real images and `samples`.
 
@@ -43,13 +54,26 @@ def evaluate(
     each of `judges` (see `load_judges`), all at the N of the smallest set of 4 images or more,
     with their floor; see `distance_rows`. Means carry -+ 1.96 standard errors. `fid` adds FID and
     KID of `samples`.
+
+    judges: None for SqueezeNet and, where its weights are on this machine, VGG-19 to relu3_4 (see
+    `second_judge`), which also gives the "feature distance" of reconstructions: where SqueezeNet
+    trains, VGG-19 decides. It sees 256 images of a set at most, drawn at random.
+
+    "power 1/4-1/2" and so on: power of a subject over that of real images in an octave of
+    frequency, in cycles per pixel (see `octave_powers`). Below 0.75 is blur, above 1.25 noise or
+    flecks. `figures.plot_octaves` draws them.
     """
     test = pixels_of(test)
     samples = {name: pixels_of(images) for name, images in (samples or {}).items()}
     download = downloads_allowed(cfg.profile)
     with evaluating(model) as device:
         judge = networks.load_judge(device, download)
+        second = networks.second_judge(device) if judges is None else None
+        judges = ["squeezenet"] if judges is None else judges
         rows = _image_rows(model, test, samples, judge, cfg.batch_size)
+        if second is not None:
+            part = _shuffled(test, SECOND_IMAGES, cfg.seed)
+            rows.append(_feature_row(model, part, second, cfg.batch_size))
         real, others = _reference(test, val, cfg.seed)
         large = {k: _shuffled(s, MAX_IMAGES, cfg.seed) for k, s in samples.items() if len(s) > 3}
         few = [name for name in samples if name not in large]
@@ -61,26 +85,47 @@ def evaluate(
                 rows += _judged_rows(model, large, real, others, judge, cfg)
             if fid:
                 rows += _inception_rows(large, real, others, device)
-    return say_heard(rows, getattr(model, "cfg", cfg))
+            if second is not None:
+                large = {k: s[:SECOND_IMAGES] for k, s in large.items()}
+                real, others = real[:SECOND_IMAGES], others[:SECOND_IMAGES]
+                rows += _judged_rows(model, large, real, others, second.trunk, cfg)
+    return say_heard(rows, heard_by(model, cfg))
 
 
 def _image_rows(model, test: Tensor, samples: dict, judge, batch_size: int) -> list[dict]:
     """Rows of what is measured image by image."""
 
-    def looks(images: Tensor) -> dict[str, Tensor]:
-        return collect(map(appearance, chunks(images, batch_size)))
+    def seen(images: Tensor) -> dict[str, Tensor]:
+        return collect(map(looks, chunks(images, batch_size)))
 
-    found, real = measure(model, test, judge, batch_size), looks(test)
+    found, real = measure(model, test, judge, batch_size), seen(test)
+    octaves = [name for name in real if name.startswith("power")]
+    ratios = {"sharpness ratio": "sharpness"} | {name: name for name in octaves}
     rows = [mean_row(name, "reconstruction", found[name]) for name in ("psnr", "ssim")]
     if judge is not None:
         rows.append(mean_row("lpips", "reconstruction", found["lpips"], LPIPS))
-    drawn = {name: looks(images) for name, images in samples.items()}
+    drawn = {name: seen(images) for name, images in samples.items()}
     for subject, values in ({"reconstruction": found, "real": real} | drawn).items():
-        rows += [mean_row(name, subject, values[name]) for name in real]
-        if subject != "real":
-            pair = values["sharpness"], real["sharpness"]
-            rows.append(ratio_row("sharpness ratio", subject, *pair, paired=values is found))
+        rows += [mean_row(name, subject, values[name]) for name in real if name not in octaves]
+        if subject == "real":
+            continue
+        for metric, name in ratios.items():
+            if name in values:  # smaller images have fewer octaves
+                pair = values[name], real[name]
+                rows.append(ratio_row(metric, subject, *pair, paired=values is found))
     return rows
+
+
+def _feature_row(model, test: Tensor, judge: FeatureLoss, batch_size: int) -> dict:
+    """Mean perceptual distance of reconstructions from their originals, of 64 px at least."""
+
+    def measured(x: Tensor) -> dict[str, Tensor]:
+        return judge(at_least(model.reconstruct(x), 64), at_least(x, 64))
+
+    device = next(model.parameters()).device
+    found = collect(map(measured, chunks(test, batch_size, device)))
+    name = networks.network_name(judge.trunk)
+    return mean_row("feature distance", "reconstruction", found["perceptual"], name)
 
 
 def _reference(test: Tensor, val, seed: int) -> tuple[Tensor, Tensor]:
@@ -123,9 +168,17 @@ def _inception_rows(samples: dict, real: Tensor, others: Tensor, device) -> list
     return rows
 
 
-def say_heard(rows: list[dict], *cfgs: Config) -> list[dict]:
-    """The rows, judges beside what the trainer listened to: one that it has heard flatters."""
-    heard = " and ".join(dict.fromkeys(map(trunk_name, cfgs)))
+def heard_by(model, cfg: Config | None) -> str:
+    """The network that the training of `model` listened to; cfg: where the model has none."""
+    if isinstance(model, LinearVAE):
+        return "none"
+    cfg = getattr(model, "cfg", cfg)
+    return trunk_name(cfg) if cfg else "unknown"
+
+
+def say_heard(rows: list[dict], *names: str) -> list[dict]:
+    """The rows, judges beside what the trainers listened to: one that they have heard flatters."""
+    heard = " and ".join(dict.fromkeys(names))
     for r in rows:
         if r["network"]:
             r["network"] += f"; trained with {heard}"

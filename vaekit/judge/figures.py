@@ -1,5 +1,6 @@
 """Figures of an evaluation."""
 
+from fractions import Fraction
 from math import ceil
 
 from matplotlib.figure import Figure
@@ -53,6 +54,46 @@ def plot_rows(rows: list[dict], title: str = "", metrics=("frechet", "sharpness 
         axis.remove()
     for axis, group in zip(axes.flat, groups.values(), strict=False):
         _draw_group(axis, group)
+    return figure
+
+
+def plot_octaves(rows: list[dict], title: str = "") -> Figure:
+    """Power over that of real images, octave by octave, of rows of `evaluate`: a line a subject.
+
+    The grey band is 0.75 to 1.25: below is blur, above noise or flecks. Bars are the rows'
+    intervals. ValueError where no row is of an octave.
+    """
+    subjects: dict[str, list] = {}
+    ends = set()
+    for row in rows:
+        if row["metric"].startswith("power "):
+            low, high = map(Fraction, row["metric"].removeprefix("power ").split("-"))
+            ends |= {low, high}
+            subjects.setdefault(row["subject"], []).append((float(low * high) ** 0.5, row))
+    if not subjects:
+        raise ValueError("no row is of an octave of the power spectrum")
+    figure, ((axis,),) = panels(1, 1, (6.5, 4.2))
+    axis.set_xscale("log", base=2)
+    axis.axhspan(0.75, 1.25, color="0.9", zorder=0, lw=0)
+    axis.axhline(1, color="0.4", lw=1)
+    for i, (subject, points) in enumerate(subjects.items()):
+        colour = COLOURS[i % len(COLOURS)]
+        aside = 2 ** (0.06 * (i - (len(subjects) - 1) / 2))  # intervals side by side
+        x = [middle * aside for middle, _ in points]
+        name = f"{subject}, N={points[0][1]['n']}"
+        axis.plot(x, [row["value"] for _, row in points], "o-", color=colour, ms=5, label=name)
+        for at, (_, row) in zip(x, points, strict=True):
+            if row["low"] is not None:
+                axis.plot([at, at], [row["low"], row["high"]], color=colour, lw=1.4)
+    axis.set_xticks([float(end) for end in ends], [str(end) for end in ends])
+    axis.minorticks_off()
+    axis.set_xlim(float(min(ends)), float(max(ends)))
+    axis.set_ylim(0, max(1.5, axis.get_ylim()[1]))
+    axis.tick_params(labelsize=9)
+    axis.set_xlabel("cycles per pixel", fontsize=10)
+    axis.set_ylabel("power over that of real images", fontsize=10)
+    axis.set_title(title or "Power by octave: less than 1 is blur, more is noise", fontsize=10)
+    axis.legend(fontsize=9, frameon=False)
     return figure
 
 

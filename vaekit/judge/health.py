@@ -37,6 +37,7 @@ FREE_NOISE = 0.25  # price of the noise, in shares of what the ELBO would let it
 DEAR_NOISE = 3.0  # the same price, above which a healthy model is told that it is blurred
 GAP_SHARE = 0.1  # of the KL: nats that do not tell images apart but only lie off the prior
 PRIOR_MMD = 0.1  # share, 0..1
+HELD = 0.25  # of other images' error, below which training images are held themselves
 UNITS = 1024  # at most, drawn at random, in the covariance: its spectrum costs their cube
 IMAGES = 500  # at most, in the MMD: its null costs their square
 NULLS = 40
@@ -61,6 +62,9 @@ draws land where no image is. Sample with sampler="gaussian" or "gmm", or raise 
 it, and the codes lie {prior_gap:.2g} nats a unit from N(0, I). The prior may be sampled.""",
     "blurred": """
 Beta is well above the ELBO's: a lower one would reconstruct more sharply.""",
+    "held": """
+Training images come back with {train_to_test:.2g} of the error of these: the model holds the images
+themselves, and how well it copies them says nothing about others.""",
 }
 
 
@@ -104,7 +108,7 @@ class Diagnosis:
         return figure
 
 
-def diagnose(model, split, seed: int = 0, batch_size: int = 64) -> Diagnosis:
+def diagnose(model, split, seed: int = 0, batch_size: int = 64, train=None) -> Diagnosis:
     """What the latent space of `model` is like, from images that it was not trained on.
 
     split: Split or (N, C, H, W), uint8 or float, N >= 2; better a hundred. Measured, in `numbers`:
@@ -113,8 +117,9 @@ def diagnose(model, split, seed: int = 0, batch_size: int = 64) -> Diagnosis:
     image's code, with `noise_price` (see `describe`); the spectrum of the aggregated posterior and
     `prior_gap` (see there), whose sum over units is `gap_share` of the KL; its squared `mmd` from
     N(0, I), one z an image, RBF kernel, beside the 95th percentile of prior against prior at the
-    same N. The verdict's thresholds: the module's docstring. ValueError for fewer than two images,
-    or codes that are not finite.
+    same N. The verdict's thresholds: the module's docstring. With `train`, the training images,
+    also `train_to_test` (see there), which the advice mentions below HELD. ValueError for fewer
+    than two images, or codes that are not finite.
     """
     n, *shape = pixels_of(split).shape
     if n < 2:
@@ -139,6 +144,8 @@ def diagnose(model, split, seed: int = 0, batch_size: int = 64) -> Diagnosis:
     numbers = describe(arrays, math.prod(shape)) | gap | prior_mmd(z, generator)
     off = numbers["prior_gap"] * max(numbers["active_units"], 1)
     numbers["gap_share"] = off / max(numbers["kl"], 1e-9)
+    if train is not None:
+        numbers["train_to_test"] = train_to_test(model, train, arrays["mse_mean"], batch_size)
     verdict = verdict_of(numbers)
     return Diagnosis(verdict, advice_for(verdict, numbers), numbers, arrays | spectrum)
 
@@ -151,6 +158,21 @@ def decoding_errors(model, split, z: Tensor, batch_size: int) -> Tensor:
         for x, part in zip(images, z.split(batch_size), strict=True):
             errors += mse_per_image(model.decode(part.to(device)), x).tolist()
     return torch.tensor(errors)
+
+
+def train_to_test(model, train, errors: Tensor, batch_size: int = 64) -> float:
+    """Mean squared error of training images, from the mean, over `errors` (N,), of other images.
+
+    Of N training images at most, drawn at random. About 1 where a model treats both alike, 0 where
+    it holds the training images themselves: a linear VAE of no fewer directions than images does.
+    Its samples are mixtures of them, which `distances.memorisation` does not take for copies.
+    """
+    images = pixels_of(train)
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+    images = images[order[: len(errors)]]
+    mu, _ = encode_all(model, images, batch_size)
+    found = decoding_errors(model, images, mu, batch_size)
+    return (found.mean() / errors.mean().clamp(min=1e-12)).item()
 
 
 def describe(arrays: dict[str, Tensor], pixels: int) -> dict[str, float | int]:
@@ -276,4 +298,6 @@ def advice_for(verdict: str, n: dict) -> str:
         advice = ADVICE["untrained"]
     if verdict == "healthy" and n["noise_price"] > DEAR_NOISE:
         advice += ADVICE["blurred"]
+    if n.get("train_to_test", 1.0) < HELD:
+        advice += ADVICE["held"]
     return " ".join(advice.split()).format(**n)

@@ -35,6 +35,20 @@ def load_judge(device="cpu", download: bool | None = None) -> FeatureLoss | None
         return None
 
 
+def second_judge(device="cpu") -> FeatureLoss | None:
+    """VGG-19 to relu3_4, which is seldom trained with: its feature distance, and its trunk.
+
+    None, with a notice (once a session), where its weights are not on this machine: they are half
+    a gigabyte, and are not downloaded for this.
+    """
+    try:
+        return FeatureLoss(load_trunk("vgg19", download=False)).to(device)
+    except (WeightsMissing, ValueError) as error:
+        reason = str(error).partition(". ")[0]
+        _tell_once("second judge", f"VGG-19 does not judge beside SqueezeNet: {reason}")
+        return None
+
+
 def load_judges(judges: Iterable, device="cpu", download: bool | None = None) -> list:
     """What `feature_vectors` takes, for each name: a trunk of `features.TRUNKS`, or "pixels".
 

@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from vaekit.data import load_data
+from vaekit.judge.comparison import title_of
 from vaekit.keep.folder import runs_dir
 from vaekit.keep.run import Run, load_run
 from vaekit.plots import show_rows
@@ -97,13 +98,13 @@ def stored_runs(out: str | Path) -> list[Path]:
 class Explorer:
     """What `explore` returns. Where it ends a cell it shows `strip`, then the widgets, `box`."""
 
-    def __init__(self, run: Run, images, k: int, sampler: str, seed: int, folder, out):
+    def __init__(self, run: Run, images, k: int, sampler: str, seed: int, folder, out: Path):
         self.images, self.k, self.kind, self.seed = images, k, sampler, seed
         self.runs = [run]
         self.views = [LatentView(run.model, images, k, sampler)]
         self.strip = self.views[0].strip()
         self.folder = Path(folder or run.path / "samples")
-        self.out = Path(out or runs_dir())
+        self.out = out
 
         count = len(self.views[0].stds)
         self.sliders = [slider(f"direction {i + 1}", 0, -REACH, REACH, 0.1) for i in range(count)]
@@ -159,10 +160,11 @@ class Explorer:
     def add(self, run: Run) -> None:
         """Its directions are of the images at hand where both runs saw the same, else of its own.
 
+        Beside a model without a run folder always of those at hand: what that saw is not known.
         ValueError where these are not here, and as `LatentView`.
         """
         images, wanted = self.images, data_hash(run)
-        if wanted != data_hash(self.runs[0]):
+        if self.runs[0].cfg is not None and wanted != data_hash(self.runs[0]):
             data = load_data(run.cfg, verbose=False)
             if data.hash != wanted:
                 raise ValueError(f"the images that {run.path.name} was trained on are not here")
@@ -206,10 +208,15 @@ def explore(
     """Sliders along the k leading principal directions of mu, in standard deviations, around a
     code drawn from `sampler` ("prior", "gaussian", "gmm") at the temperature of another slider.
 
+    In the run's place a model may stand, as `vaekit.linear_vae` gives: explore(pca, data.train).
     images: what the run was trained on, `data.train` or uint8 (N, C, S, S). *resample* draws
     another base code, *load run* puts a run from `out` (default `vaekit.runs_dir()`) beside it
     under the same sliders, with directions of its own, *save PNG* writes into `folder` (default
-    the run's `samples`). End a cell with it: a figure first, which a saved notebook keeps, then
-    the widgets, which need a kernel. ValueError as `LatentView`.
+    the run's `samples`; a model's are in a folder of its name in `out`). End a cell with it: a
+    figure first, which a saved notebook keeps, then the widgets, which need a kernel. ValueError
+    as `LatentView`.
     """
+    out = Path(out or runs_dir())
+    if isinstance(run, torch.nn.Module):
+        run = Run(run, [], out / title_of(run), None)
     return Explorer(run, images, k, sampler, seed, folder, out)
