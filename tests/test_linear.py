@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 from sklearn.decomposition import PCA
+from tiny import shapes, small
 from torch.distributions import MultivariateNormal, kl_divergence
 
 import vaekit
-from tiny import shapes, small
 from vaekit import linear, losses, metrics
 from vaekit.data import SPLITS, Data
 from vaekit.train import Trainer

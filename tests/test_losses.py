@@ -66,10 +66,10 @@ def test_band_energy_is_how_much_detail_and_not_where():
     board = ((at[:, None] + at) % 2).float().expand(1, 1, 32, 32)  # detail of the first band alone
     grey = torch.full((1, 1, 32, 32), 0.5)
     energy = losses.band_energy_per_image(grey, board).item()
-    assert energy == pytest.approx(0.5 / 3, abs=1e-3)  # an rms of 1/2, and nothing in two bands
+    assert energy == pytest.approx(0.5, abs=1e-3)  # an rms of 1/2, and nothing in two bands
     assert losses.band_energy_per_image(1 - board, board).item() < 1e-6  # moved by a pixel
     weaker = 0.5 + 0.6 * (board - 0.5)
-    assert losses.band_energy_per_image(weaker, board).item() == pytest.approx(0.2 / 3, abs=1e-3)
+    assert losses.band_energy_per_image(weaker, board).item() == pytest.approx(0.2, abs=1e-3)
 
 
 def test_ssim_window_shrinks_below_eleven_pixels():

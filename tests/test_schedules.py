@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import vaekit
-from vaekit.schedules import BetaBand, Plateau, final_objective, beta_at, ema_decay, lr_factor
+from vaekit.schedules import BetaBand, Plateau, beta_at, ema_decay, final_objective, lr_factor
 
 CFG = vaekit.preset(profile="full")  # 50 + 100 epochs, beta 1e-4 -> 1e-3 over 50
 

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Annotated, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 from vaekit.place.device import usable_gpu
-from vaekit.presets import AT_MOST, DURATIONS, LARGE_SETS, PRESET_CHANGES, PRESETS
-from vaekit.presets import PROFILE_CHANGES
+from vaekit.presets import AT_MOST, DURATIONS, LARGE_SETS, PRESET_CHANGES, PRESETS, PROFILE_CHANGES
 
 Profile = Literal["smoke", "quick", "full"]
 Activation = Literal["silu", "leaky_relu", "relu"]

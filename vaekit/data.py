@@ -207,7 +207,7 @@ def batches(
 
 
 def moved(x: Tensor, shift: Tensor) -> Tensor:
-    """Each of the images (B, C, S, S) moved by its own (down, right) in `shift` (B, 2), in pixels."""
+    """Each image (B, C, S, S) moved by its own (down, right) in `shift` (B, 2), in pixels."""
     last = x.shape[-1] - 1
     at = torch.arange(last + 1, device=x.device)
     rows, columns = ((at - by[:, None]).clamp(0, last) for by in shift.T)

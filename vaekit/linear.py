@@ -114,12 +114,11 @@ def linear_vae(
 
     sigma2: the noise in squared pixels; None: estimated, the mean of the variances that the
     directions left out have. mirror: every image counts a second time, left and right exchanged.
-    fit_size: pixels to which larger images are shrunk before the fit; None: as they are, or 64 where
-    the basis would have more than 2^25 numbers.
-    Images are streamed; a set that is large in both ways is fitted by subspace iteration (Halko et
-    al. 2011, arXiv 0909.4061). Covariances are over N - 1, as scikit-learn's. Warns where there are
-    no more images than directions: the basis then holds the images themselves. ValueError for
-    N < 2.
+    fit_size: to which larger images are shrunk before the fit; None: not, or to 64 pixels where the
+    basis would have more than 2^25 numbers. Images are streamed; a set that is large in both ways
+    is fitted by subspace iteration (Halko et al. 2011, arXiv 0909.4061). Covariances are over
+    N - 1, as scikit-learn's. Warns where there are no more images than directions: the basis then
+    holds the images themselves. ValueError for N < 2.
     """
     images = pixels_of(images)
     channels, size = images.shape[1], images.shape[-1]

@@ -258,37 +258,33 @@ class Constant(nn.Module):
 
 
 class Refiner(nn.Module):
-    """What a linear picture lacks: picture (B, C, S, S), code z (B, n) -> a better picture.
+    """Adds to a linear picture what it lacks: (B, C, S, S) -> the same, in [0, 1].
 
-    A U-Net (Ronneberger et al. 2015) on the picture; the code enters at its lowest resolution. It
-    works at half the resolution and less: four pixels are four channels of one.
+    A U-Net (Ronneberger et al. 2015) at half the resolution and less: four pixels are four channels
+    of one. The code reaches it through the picture alone, which holds all of it.
     """
 
     def __init__(self, cfg: Config):
         super().__init__()
-        widths, size = cfg.widths, (cfg.image_size + 1) // 2
+        widths = cfg.widths
         self.size = cfg.image_size
         self.first = nn.Sequential(nn.PixelUnshuffle(2), conv3x3(4 * cfg.in_channels, widths[0]))
         self.down = nn.ModuleList()
         self.up = nn.ModuleList()
         for wide, narrow in zip(widths[1:], widths, strict=False):
-            size = (size + 1) // 2
             self.down.append(DownBlock(narrow, wide, cfg))
             self.up.insert(0, UpBlock(wide, narrow, cfg))
-        self.lowest = (widths[-1], size, size)
-        self.code = nn.Linear(cfg.latent_channels, math.prod(self.lowest))
         act = ACTIVATIONS[cfg.act_decoder]()
         last = conv3x3(widths[0], 4 * cfg.in_channels)
         self.to_image = nn.Sequential(make_norm(cfg.norm, widths[0]), act, last)
 
-    def forward(self, picture: Tensor, z: Tensor) -> Tensor:
+    def forward(self, picture: Tensor) -> Tensor:
         odd = self.size % 2
         h = self.first(F.pad(picture, (0, odd, 0, odd)))
         skips = []
         for down in self.down:
             skips.append(h)
             h = down(h)
-        h = h + self.code(z).view(-1, *self.lowest)
         for up in self.up:
             skip = skips.pop()
             side = skip.shape[-1]  # an odd one comes back larger by one
@@ -341,7 +337,7 @@ class VAE(nn.Module):
             return self.decoder(z)
         with full_precision(z.device):
             picture = self.linear.decode(z)
-        return self.decoder(picture, z)
+        return self.decoder(picture)
 
     def forward(self, x: Tensor, sample: bool = True) -> tuple[Tensor, Tensor, Tensor]:
         mu, logvar = self.encode(x)
@@ -360,7 +356,7 @@ class VAE(nn.Module):
         self.linear.load_state_dict(linear.state_dict())
         nothing = torch.zeros(1, *linear.mean.shape[:1], *[linear.size] * 2)
         self.encoder.logvar.value.copy_(linear.encode(nothing)[1][0])
-        for layer in (self.encoder.mu, self.decoder.code, self.decoder.to_image[-1]):
+        for layer in (self.encoder.mu, self.decoder.to_image[-1]):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
 

@@ -20,7 +20,7 @@ from vaekit.linear import SMALL, linear_vae
 from vaekit.losses import beta_elbo, kl_share, vae_loss
 from vaekit.model import VAE
 from vaekit.place.device import choose_device, choose_precision
-from vaekit.schedules import BetaBand, Plateau, final_objective, beta_at, ema_decay, lr_factor
+from vaekit.schedules import BetaBand, Plateau, beta_at, ema_decay, final_objective, lr_factor
 
 OPTIMIZERS = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}

@@ -4,7 +4,6 @@ import math
 
 from vaekit.losses import reduction_factors
 
-
 TOLERANCE = 0.02  # of the lowest loss: what an epoch may be above it
 
 
