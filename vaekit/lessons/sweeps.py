@@ -28,10 +28,11 @@ SHOWN = 6  # reconstructions, and as many prior samples, of each case in the pic
 
 
 def bundled_data(size: int = 64) -> Data:
-    """The bundled films, whatever data this machine has: all of them, size x size pixels."""
-    path = str(bundled().path)
-    cfg = preset("chest_xray", image_size=size, max_images=0, data_path=path)
-    return load_data(cfg, verbose=False)
+    """The bundled films, whatever data this machine has, size x size pixels: all of them, in the
+    smoke profile all of their sample."""
+    cfg = preset("chest_xray", image_size=size, max_images=0)
+    path = str(bundled(cfg.profile).path)
+    return load_data(cfg.replace(data_path=path), verbose=False)
 
 
 def checkerboard(images) -> float:
