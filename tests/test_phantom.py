@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+import time
 from collections import defaultdict
 
 import cv2
@@ -174,3 +175,17 @@ def test_a_disk_that_refuses_is_an_error(tmp_path, monkeypatch):
     (tmp_path / "test").write_text("")  # no folder
     with pytest.raises(OSError):
         phantom.write_bundle(tmp_path, films=10)
+
+
+def test_stopping_a_drawing_begins_no_film_more(tmp_path, monkeypatch):
+    drawn = []
+
+    def stop(folder, seed, planned):
+        drawn.append(planned)
+        time.sleep(0.01)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(phantom, "write_film", stop)
+    with pytest.raises(KeyboardInterrupt):
+        phantom.write_bundle(tmp_path, threads=1)
+    assert len(drawn) < 0.5 * phantom.FILMS

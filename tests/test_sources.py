@@ -137,7 +137,7 @@ def test_where_nothing_can_be_drawn_the_sample_is_taken_and_said(tmp_path, monke
     assert "cannot be drawn" in line and "File exists" in line and "sample" in line
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(28, "No space left on device")])
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(28, "No space left on device")])
 def test_a_broken_drawing_is_never_taken_for_whole(tmp_path, monkeypatch, error):
     monkeypatch.setattr(sources, "BUNDLE", make(tmp_path / "bundle"))
 

@@ -426,7 +426,7 @@ FOLDERS = {  # films in each; 8 of each class in val, as in Kermany's
     ("test", "PNEUMONIA"): 260,
 }
 FILMS = sum(FOLDERS.values())
-SAMPLE = 100  # films that lie in the repository
+SAMPLE = 100  # films of the sample in the repository, and a few more: see `plan`
 # Numbers of train patients who have a film in another folder too, as happens in Kermany's set.
 GUESTS = {
     ("val", "NORMAL"): [1],
@@ -516,10 +516,14 @@ def write_bundle(
     for inside in {planned.path.parent for planned in wanted}:
         (folder / inside).mkdir(parents=True, exist_ok=True)
     hidden = not watched()
-    with ThreadPoolExecutor(threads or min(os.cpu_count() or 1, 4)) as pool:
+    # threads: nearly all of a film is drawn in numpy and OpenCV, which let others run meanwhile
+    pool = ThreadPoolExecutor(threads or min(os.cpu_count() or 1, 4))
+    try:
         written = pool.map(partial(write_film, folder, seed), wanted)
         for _ in tqdm(written, total=len(wanted), unit="film", disable=hidden):
             pass
+    finally:  # stopped by hand or a full disk: no film more
+        pool.shutdown(cancel_futures=True)
     return len(wanted)
 
 
