@@ -3,7 +3,7 @@
 # make lint       ruff only
 # make torture    kills, full disks, fuzzing and an hour of training (MINUTES=60)
 # make notebooks  execute the notebooks and store them with their outputs
-# make data       redraw the bundled films
+# make data       redraw the sample of the bundled films that lies in data/
 # make stamp REPO=owner/name    write the repository's address into the notebooks and their badges
 # make bundle     every notebook as one file, vae_chest_xray.ipynb, folders for `kaggle kernels push`
 # make editions   a student edition without solutions, a teacher edition with them

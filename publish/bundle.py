@@ -47,7 +47,7 @@ from vaekit.files import sources
 from vaekit.files import phantom
 
 if not sources.BUNDLE.is_dir():
-    phantom.write_bundle(sources.BUNDLE)"""
+    phantom.write_bundle(sources.BUNDLE, films=phantom.SAMPLE)"""
 
 RESULTS = """\
 import base64

@@ -203,7 +203,7 @@ def oldest(pythons: dict, only: tuple) -> None:
     (world / "content").mkdir()
     files = [*bundles(world, only), world / "dist" / f"{onefile.NAME}.ipynb"]
     text = play(pythons["oldest"], world, "/content", files)
-    expect(text, r"· local · Python 3\.11.* · torch 2\.4\.", "data: bundled phantoms")
+    expect(text, r"· local · Python 3\.11.* · torch 2\.4\.", "data: sample of the bundled phantoms")
 
 
 def one_file(pythons: dict, only: tuple) -> None:
@@ -213,7 +213,7 @@ def one_file(pythons: dict, only: tuple) -> None:
     file = [world / "dist" / f"{onefile.NAME}.ipynb"]
     expect(
         play(pythons["kaggle"], world, "/content", file),
-        "data: bundled phantoms",
+        "data: sample of the bundled phantoms",
         "3 of 3 epochs are done",
     )
     expect(play(pythons["kaggle"], world, "/content", file), "going on after epoch 3 of 3")

@@ -40,7 +40,7 @@ def write_faces(folder, n=40, size=(218, 178)):
 
 
 def config(root="", **changes):
-    small = {"image_size": 16, "widths": (8, 16), "clahe_tiles": 4}
+    small = {"profile": "smoke", "image_size": 16, "widths": (8, 16), "clahe_tiles": 4}
     return Config(**{"data_path": str(root), **small, **changes})
 
 

@@ -18,9 +18,11 @@ from vaekit.model import VAE
 
 @pytest.fixture(scope="module")
 def data():
-    """A part of the bundled images: the pictures need no more."""
-    whole = bundled_data()
-    parts = whole.train.images[:64], whole.val.images[:8], whole.test.images[:24]
+    """The sample of the bundled images: the pictures need no more."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VAEKIT_PROFILE", "smoke")
+        sample = bundled_data()
+    parts = sample.train.images, sample.val.images, sample.test.images
     return Data.from_tensors(*parts)
 
 

@@ -1,6 +1,8 @@
 """Phantoms: films repeat, anatomy is where it belongs, the bundle reads as Kermany's."""
 
+import hashlib
 import re
+import time
 from collections import defaultdict
 
 import cv2
@@ -8,6 +10,8 @@ import numpy as np
 import pytest
 
 from vaekit.files import phantom
+from vaekit.files.patients import patient_key
+from vaekit.files.sources import BUNDLE
 
 NAMES = {
     "NORMAL": r"(NORMAL2-)?IM-\d{4}-0001(-000[2-9])?\.jpeg",
@@ -103,29 +107,85 @@ def test_unknown_pneumonia_lists_the_choices(kind):
         phantom.draw_film(0, pneumonia=kind)
 
 
-def test_bundle_has_kermanys_layout_names_and_shared_patients(tmp_path):
-    count = phantom.write_bundle(tmp_path, films=50)
-    groups, files = defaultdict(set), sorted(tmp_path.rglob("*.*"))
-    assert len(files) == count and 48 <= count <= 52
-    for path in files:
-        split, label = path.parts[-3:-1]
-        assert re.fullmatch(NAMES[label], path.name), path.name
-        groups[re.match(r"person\d+_[a-z]+|(NORMAL2-)?IM-\d+", path.name)[0]].add(split)
-    assert {path.parts[-3] for path in files} == {"train", "val", "test"}
-    shared = [splits for splits in groups.values() if len(splits) > 1]
-    assert {"train", "val"} in shared and shared.count({"train", "test"}) == 1
-    assert len(groups) < count  # several films for some patients
+def test_bundle_has_kermanys_layout_names_and_shared_patients():
+    films = list(phantom.plan())
+    assert len(films) == phantom.FILMS == len({planned.path for planned in films})
+    assert len({(planned.patient, planned.film) for planned in films}) == phantom.FILMS
+    folders, patients = defaultdict(set), defaultdict(set)
+    for planned in films:
+        split, label, name = planned.path.parts
+        assert re.fullmatch(NAMES[label], name), name
+        key = patient_key(name)
+        folders[key].add(split)
+        patients[key].add(planned.patient)
+    assert all(len(found) == 1 for found in patients.values())  # a name is one patient
+    shared = [splits for splits in folders.values() if len(splits) > 1]
+    assert shared.count({"train", "val"}) == 3 and shared.count({"train", "test"}) == 5
+    assert len(shared) == 8
+    assert len(folders) < 0.8 * phantom.FILMS  # several films for some patients
 
 
-def test_bundle_files_are_the_films_and_repeat_byte_for_byte(tmp_path):
-    for name in ("a", "b"):
-        phantom.write_bundle(tmp_path / name, films=10)
-    pairs = [
-        (path, tmp_path / "b" / path.relative_to(tmp_path / "a"))
-        for path in (tmp_path / "a").rglob("*.jpeg")
-    ]
-    assert pairs and all(a.read_bytes() == b.read_bytes() for a, b in pairs)
-    stored = cv2.imread(str(tmp_path / "a/train/NORMAL/IM-0115-0001.jpeg"), cv2.IMREAD_UNCHANGED)
+def test_the_plan_is_stable():
+    """Every name, folder, patient, film and kind: a change is another data set."""
+    rows = [(p.path.as_posix(), p.patient, p.film, p.pneumonia) for p in phantom.plan()]
+    assert hashlib.sha256(repr(rows).encode()).hexdigest()[:16] == "296d7c880d5e863a"
+
+
+@pytest.mark.parametrize("films", [10, 50, phantom.SAMPLE])
+def test_a_smaller_plan_is_the_beginning_of_every_folder(films):
+    few, all_films = list(phantom.plan(films)), list(phantom.plan())
+    assert set(few) < set(all_films) and films <= len(few) <= films + 6
+    folders = {planned.path.parent for planned in few}
+    assert len(folders) == 6
+    for folder in folders:
+        mine = [planned for planned in few if planned.path.parent == folder]
+        assert mine == [p for p in all_films if p.path.parent == folder][: len(mine)]
+
+
+def test_files_do_not_depend_on_the_number_of_threads(tmp_path):
+    contents = []
+    for threads in (1, 2, 5):
+        count = phantom.write_bundle(tmp_path / str(threads), films=10, threads=threads)
+        files = (tmp_path / str(threads)).rglob("*.jpeg")
+        contents.append({f.relative_to(tmp_path / str(threads)): f.read_bytes() for f in files})
+        assert len(contents[-1]) == count
+    assert contents[0] == contents[1] == contents[2]
+    stored = cv2.imread(str(tmp_path / "1/train/NORMAL/IM-0115-0001.jpeg"), cv2.IMREAD_UNCHANGED)
     drawn = phantom.draw_film(0, seed=1)
     assert stored.shape == drawn.shape  # one channel
     assert np.abs(stored.astype(float) - drawn).mean() < 4
+
+
+def test_the_committed_sample_is_part_of_the_drawn_set(tmp_path):
+    """Names exactly; pixels to a grey level or so: OpenCV rounds as the processor's units do."""
+    planned = {film.path for film in phantom.plan(phantom.SAMPLE)}
+    committed = {path.relative_to(BUNDLE) for path in BUNDLE.rglob("*.jpeg")}
+    assert committed == planned
+    phantom.write_bundle(tmp_path, films=10)
+    for path in tmp_path.rglob("*.jpeg"):
+        again, kept = (
+            cv2.imread(str(root / path.relative_to(tmp_path)), cv2.IMREAD_UNCHANGED).astype(float)
+            for root in (tmp_path, BUNDLE)
+        )
+        assert np.abs(again - kept).mean() < 0.05
+
+
+def test_a_disk_that_refuses_is_an_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(phantom, "draw_film", lambda *_, **__: np.zeros((8, 8), np.uint8))
+    (tmp_path / "test").write_text("")  # no folder
+    with pytest.raises(OSError):
+        phantom.write_bundle(tmp_path, films=10)
+
+
+def test_stopping_a_drawing_begins_no_film_more(tmp_path, monkeypatch):
+    drawn = []
+
+    def stop(folder, seed, planned):
+        drawn.append(planned)
+        time.sleep(0.01)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(phantom, "write_film", stop)
+    with pytest.raises(KeyboardInterrupt):
+        phantom.write_bundle(tmp_path, threads=1)
+    assert len(drawn) < 0.5 * phantom.FILMS

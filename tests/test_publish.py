@@ -193,8 +193,8 @@ def test_one_file_knows_every_name_it_uses(one):
 
 
 def test_one_file_runs_by_itself_and_goes_on_where_it_ended(one, tmp_path):
-    """In the smoke profile; the second time it finds its own run and trains nothing. The films that
-    it would draw lie there: drawing them takes longer than the rest."""
+    """In the smoke profile; the second time it finds its own run and trains nothing. The sample
+    that it would draw lies there: drawing it takes longer than the rest."""
     shutil.copytree(ROOT / "data/chest_xray_phantom", tmp_path / "chest_xray_phantom")
     (tmp_path / "one.py").write_text(f"from IPython.display import display\n{code_of(one)}")
     (tmp_path / "vaekit.py").write_text("raise ImportError('the one file needs no package')")

@@ -2,7 +2,13 @@
 
 import gzip
 import hashlib
+import os
 import pickle
+import re
+import subprocess
+import sys
+import time
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -13,6 +19,7 @@ import vaekit
 from vaekit.data import load_data
 from vaekit.files import images, phantom, sources
 
+SAMPLE = "sample of the bundled phantoms"
 pytestmark = pytest.mark.usefixtures("tiny_sets")
 
 
@@ -20,7 +27,7 @@ def test_the_order_of_places(tmp_path, monkeypatch, capsys):
     hub = tmp_path / "hub/datasets" / sources.KAGGLE["chest_xray"]
     bundle = make(tmp_path / "bundle")
     monkeypatch.setattr(sources, "BUNDLE", bundle)
-    assert sources.find_dataset(config()) == sources.Found(bundle, "bundled phantoms")
+    assert sources.find_dataset(config()) == sources.Found(bundle, SAMPLE)
     for version in (2, 9, 10):
         make(hub / f"versions/{version}/chest_xray")
     newest = hub / "versions/10/chest_xray"
@@ -48,7 +55,7 @@ def test_both_kaggle_mounts(tmp_path, mount):
 def test_kaggle_is_not_searched_deeper_than_three(tmp_path, monkeypatch):
     monkeypatch.setattr(sources, "BUNDLE", make(tmp_path / "bundle"))
     make(tmp_path / "input/slug/a/b/c")
-    assert sources.find_dataset(config()).source == "bundled phantoms"
+    assert sources.find_dataset(config()).source == SAMPLE
     make(tmp_path / "input/notebooks/someone/slug/a/b")
     assert sources.find_dataset(config()).source == "kaggle input"
 
@@ -86,15 +93,94 @@ def test_nothing_anywhere_is_one_error_that_lists_the_places(tmp_path, monkeypat
         assert part in str(error.value)
 
 
-def test_phantoms_are_drawn_once_without_a_checkout(tmp_path, monkeypatch):
+@pytest.fixture
+def draw(monkeypatch):
+    """Instead of drawing, a few images; the list of how many films were asked for."""
     calls = []
-    monkeypatch.setattr(phantom, "write_bundle", lambda to: calls.append(make(to)))
+
+    def write_bundle(folder, films):
+        calls.append(films)
+        make(folder)
+
+    monkeypatch.setattr(sources, "write_bundle", write_bundle)
+    return calls
+
+
+def test_phantoms_are_drawn_once_and_a_sample_in_smoke(tmp_path, monkeypatch, draw, capsys):
+    monkeypatch.setattr(sources, "BUNDLE", make(tmp_path / "bundle"))
+    for _ in range(2):
+        found = sources.find_dataset(config(profile="quick"))
+        name = f"bundled phantoms, {phantom.FILMS:,} films"
+        assert found == sources.Found(tmp_path / f"cache/bundle_{phantom.FILMS}", name)
+        assert str(tmp_path) not in str(found)  # this line is stored in notebooks
+    assert draw == [phantom.FILMS]
+    (line,) = capsys.readouterr().out.splitlines()
+    assert re.match(r"drawing 2,180 films once into .*cache; it takes a minute", line)
+    assert sources.find_dataset(config()) == sources.Found(tmp_path / "bundle", SAMPLE)
+    assert len(draw) == 1 and not list((tmp_path / "cache").glob(".*"))
+
+
+def test_the_sample_is_drawn_once_without_a_checkout(tmp_path, monkeypatch, draw):
     monkeypatch.setattr(sources, "BUNDLE", tmp_path / "no-bundle")
     for _ in range(2):
         found = sources.find_dataset(config())
-        assert found == sources.Found(tmp_path / "cache/no-bundle", "bundled phantoms")
-        assert str(tmp_path) not in str(found)  # this line is stored in notebooks
-    assert len(calls) == 1
+        assert found == sources.Found(tmp_path / f"cache/no-bundle_{phantom.SAMPLE}", SAMPLE)
+    assert draw == [phantom.SAMPLE]
+
+
+def test_where_nothing_can_be_drawn_the_sample_is_taken_and_said(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sources, "BUNDLE", make(tmp_path / "bundle"))
+    (tmp_path / "cache").write_text("")  # no folder
+    found = sources.find_dataset(config(profile="full"))
+    assert found == sources.Found(tmp_path / "bundle", SAMPLE)
+    (line,) = capsys.readouterr().out.splitlines()
+    assert "cannot be drawn" in line and "File exists" in line and "sample" in line
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(28, "No space left on device")])
+def test_a_broken_drawing_is_never_taken_for_whole(tmp_path, monkeypatch, error):
+    monkeypatch.setattr(sources, "BUNDLE", make(tmp_path / "bundle"))
+
+    def broken(folder, films):
+        make(folder)
+        raise error
+
+    monkeypatch.setattr(sources, "write_bundle", broken)
+    with suppress(KeyboardInterrupt):
+        assert sources.find_dataset(config(profile="quick")).source == SAMPLE
+    assert os.listdir(tmp_path / "cache") == []
+
+
+def test_a_killed_drawing_leaves_nothing_that_is_found(tmp_path):
+    """SIGKILL: a hidden draft may stay, and the next process draws again."""
+    code = "from vaekit.files import sources; sources.bundled('quick')"
+    drawing = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob("cache/.*/*/*/*/*.jpeg")):
+        assert time.monotonic() < deadline and drawing.poll() is None
+        time.sleep(0.02)
+    drawing.kill()
+    drawing.wait()
+    assert not [name for name in os.listdir(tmp_path / "cache") if not name.startswith(".")]
+
+
+def test_another_process_first_is_fine(tmp_path, monkeypatch):
+    def write_bundle(folder, films):
+        make(folder)
+        make(tmp_path / f"cache/{sources.BUNDLE.name}_{films}", train=3)
+
+    monkeypatch.setattr(sources, "write_bundle", write_bundle)
+    found = sources.find_dataset(config(profile="quick"))
+    assert len(list(found.path.glob("train/NORMAL/*"))) == 3
+    assert os.listdir(tmp_path / "cache") == [found.path.name]
+
+
+def test_sample_of_the_phantoms_has_what_a_first_look_needs():
+    data = load(sources.BUNDLE, val_fraction=0.1)
+    assert data.merged == 0 and data.classes == ["NORMAL", "PNEUMONIA"] and not data.skipped
+    assert len(data.train) >= 60 and len(data.val) >= 5 and len(data.test) >= 18
+    assert len(set(data.train.groups)) < len(data.train)
+    assert_apart(data)
 
 
 def test_layouts(tmp_path):

@@ -20,6 +20,14 @@ def noise(n: int = 32, side: int = 64) -> torch.Tensor:
     return 0.5 + 0.1 * torch.randn(n, 1, side, side, generator=torch.Generator().manual_seed(0))
 
 
+def test_films_are_those_that_the_stored_pictures_reconstruct():
+    films = sweeps.shown_films()
+    made = sweeps.Sweep.load("sharp").pictures("optimised")[: sweeps.SHOWN]
+    assert films.shape == made.shape
+    error = (films[:, None] - made).square().mean((2, 3, 4))  # (films, reconstructions)
+    assert torch.equal(error.argmin(1), torch.arange(sweeps.SHOWN))
+
+
 @pytest.mark.parametrize("side", [32, 64, 96])
 def test_noise_has_no_lattice_and_every_lattice_is_found(side):
     plain, at = noise(side=side), torch.arange(side)

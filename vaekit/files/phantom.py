@@ -5,15 +5,22 @@ three dimensions projected from the front, then scatter, film curve, grain, coll
 Lengths are in units of half the widest inner width of the rib cage: u points to the image's right
 (the patient's left), v down from the lung apices, z to the front. No real film went into it.
 
-    python -m vaekit.files.phantom data/chest_xray_phantom      # redraws the bundled images
+    python -m vaekit.files.phantom data/chest_xray_phantom      # redraws the committed sample
 """
 
+import os
 import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import cv2
 import numpy as np
+
+from vaekit.place.progress import watched
 
 PNEUMONIA = (None, "bacteria", "virus")
 ANATOMY = {  # ranges, one uniform value a patient
@@ -410,16 +417,32 @@ def _finish(s: SimpleNamespace, grey: np.ndarray) -> np.ndarray:
     return film
 
 
-SHARES = {  # of all films
-    ("train", "NORMAL"): 0.295,
-    ("train", "PNEUMONIA"): 0.445,
-    ("val", "NORMAL"): 0.02,
-    ("val", "PNEUMONIA"): 0.02,
-    ("test", "NORMAL"): 0.09,
-    ("test", "PNEUMONIA"): 0.13,
+FOLDERS = {  # films in each; 8 of each class in val, as in Kermany's
+    ("train", "NORMAL"): 688,
+    ("train", "PNEUMONIA"): 1036,
+    ("val", "NORMAL"): 8,
+    ("val", "PNEUMONIA"): 8,
+    ("test", "NORMAL"): 180,
+    ("test", "PNEUMONIA"): 260,
 }
+FILMS = sum(FOLDERS.values())
+SAMPLE = 100  # films of the sample in the repository, and a few more: see `plan`
 # Numbers of train patients who have a film in another folder too, as happens in Kermany's set.
-GUESTS = {("val", "NORMAL"): [1], ("val", "PNEUMONIA"): [1, 5], ("test", "PNEUMONIA"): [9]}
+GUESTS = {
+    ("val", "NORMAL"): [1],
+    ("val", "PNEUMONIA"): [1, 5],
+    ("test", "NORMAL"): [13, 25],
+    ("test", "PNEUMONIA"): [9, 21, 33],
+}
+
+
+class PlannedFilm(NamedTuple):
+    """What is drawn into one file; `patient` differs between the classes, `number` need not."""
+
+    path: Path  # below the data set's folder
+    patient: int
+    film: int
+    pneumonia: str | None
 
 
 def _file_name(label: str, number: int, film: int, serial: int, kind: str | None) -> str:
@@ -434,41 +457,76 @@ def _file_name(label: str, number: int, film: int, serial: int, kind: str | None
     return f"{stem}-0001{again}.jpeg"
 
 
-def _plan(films: int):
-    """Yield (split, label, number, film); every fourth patient has two or three films."""
+def _numbers(room: int, first: int, guests: list[int]) -> list[tuple[int, int]]:
+    """(number, film) of a folder's films: patients from `first` on, guests spread among them.
+
+    Every fourth patient has two or three films; a guest's is that patient's fourth."""
+    chosen = []
+    number = first
+    while len(chosen) < room - len(guests):
+        count = 1 + (number % 4 == 1) + (number % 12 == 5)
+        chosen += [(number, film) for film in range(count)]
+        number += 1
+    del chosen[room - len(guests) :]
+    for place, guest in enumerate(guests):
+        chosen.insert(place * room // len(guests), (guest, 3))
+    return chosen
+
+
+def plan(films: int = FILMS) -> Iterator[PlannedFilm]:
+    """The first films of every folder, in their share of `films`, at least two a folder.
+
+    A file of a smaller plan has the same name, folder and film in every larger one."""
     following = {"NORMAL": 0, "PNEUMONIA": 0}
-    for (split, label), share in SHARES.items():
-        room = round(share * films)
+    serial = 0
+    for (split, label), room in FOLDERS.items():
         guests = GUESTS.get((split, label), [])
-        chosen = [(number, 3) for number in guests][:room]
-        while len(chosen) < room:
-            number = following[label]
-            following[label] += 1
-            count = 1 + (number % 4 == 1) + (number % 12 == 5)
-            chosen += [(number, film) for film in range(min(count, room - len(chosen)))]
-        for number, film in chosen:
-            yield split, label, number, film
+        chosen = _numbers(room, following[label], guests)
+        following[label] = 1 + max(number for number, _ in chosen)
+        wanted = max(2, round(room * films / FILMS))
+        for place, (number, film) in enumerate(chosen[:wanted], serial + 1):
+            patient, kind = number, None
+            if label == "PNEUMONIA":
+                patient = number + 10_000
+                kind = "virus" if number % 3 == 2 else "bacteria"
+            name = _file_name(label, number, film, place, kind)
+            yield PlannedFilm(Path(split, label, name), patient, film, kind)
+        serial += room
 
 
-def write_bundle(folder: str | Path, seed: int = 1, films: int = 400) -> int:
+def write_film(folder: Path, seed: int, planned: PlannedFilm) -> None:
+    """Draw one film and store it as JPEG; OSError where the disk refuses."""
+    image = draw_film(planned.patient, planned.film, planned.pneumonia, seed=seed)
+    _, jpeg = cv2.imencode(".jpeg", image, [cv2.IMWRITE_JPEG_QUALITY, 88])
+    (folder / planned.path).write_bytes(jpeg)
+
+
+def write_bundle(
+    folder: str | Path, seed: int = 1, films: int = FILMS, threads: int | None = None
+) -> int:
     """Write about `films` JPEGs, 256 px high, in Kermany's layout; returns their number.
 
-    `folder`/{train,val,test}/{NORMAL,PNEUMONIA}/; files of the same name are overwritten. OSError
-    where the disk refuses. Patients of the two classes differ, whatever their numbers."""
-    plan = list(_plan(films))
-    for serial, (split, label, number, film) in enumerate(plan, 1):
-        patient, kind = number, None
-        if label == "PNEUMONIA":
-            patient = number + 10_000
-            kind = "virus" if number % 3 == 2 else "bacteria"
-        path = Path(folder) / split / label / _file_name(label, number, film, serial, kind)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        image = draw_film(patient, film, kind, seed=seed)
-        if not cv2.imwrite(str(path), image, [cv2.IMWRITE_JPEG_QUALITY, 88]):
-            raise OSError(f"cannot write {path}")
-    return len(plan)
+    `folder`/{train,val,test}/{NORMAL,PNEUMONIA}/; files of the same name are overwritten. The
+    files do not depend on `threads`, by default one a core, four at most. OSError where the disk
+    refuses. Patients of the two classes differ, whatever their numbers."""
+    from tqdm.auto import tqdm
+
+    folder = Path(folder)
+    wanted = list(plan(films))
+    for inside in {planned.path.parent for planned in wanted}:
+        (folder / inside).mkdir(parents=True, exist_ok=True)
+    hidden = not watched()
+    # threads: nearly all of a film is drawn in numpy and OpenCV, which let others run meanwhile
+    pool = ThreadPoolExecutor(threads or min(os.cpu_count() or 1, 4))
+    try:
+        written = pool.map(partial(write_film, folder, seed), wanted)
+        for _ in tqdm(written, total=len(wanted), unit="film", disable=hidden):
+            pass
+    finally:  # stopped by hand or a full disk: no film more
+        pool.shutdown(cancel_futures=True)
+    return len(wanted)
 
 
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
-    print(f"{write_bundle(folder)} films in {folder}")
+    print(f"{write_bundle(folder, films=SAMPLE)} films in {folder}")

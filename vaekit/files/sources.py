@@ -11,12 +11,13 @@ from typing import NamedTuple
 from vaekit.config import Config
 from vaekit.data import SPLITS
 from vaekit.files.images import read_arrays
+from vaekit.files.phantom import FILMS, SAMPLE, plan, write_bundle
 from vaekit.files.weights import downloads_allowed
 from vaekit.place.setup import folders_in_attached
 
 SUFFIXES = (".jpeg", ".jpg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".pgm", ".ppm")
 EXPECTED = "train/<class>/*.jpeg with test/ beside it, or <class>/*.jpeg, or images directly"
-BUNDLE = Path(__file__).parents[2] / "data" / "chest_xray_phantom"
+BUNDLE = Path(__file__).parents[2] / "data" / "chest_xray_phantom"  # a sample
 
 
 FACES = "img_align_celeba"
@@ -47,11 +48,11 @@ class Found:
     """Where the images are, and by which rule; `str()` of it is one line."""
 
     path: Path
-    source: str  # "given", "VAEKIT_DATA", "kaggle input", "kagglehub cache", ...
+    source: str  # "given", "VAEKIT_DATA", "kaggle input", "bundled phantoms, 2,180 films", ...
 
     def __str__(self) -> str:
-        if self.source == "bundled phantoms":  # no machine's path: this line is stored in notebooks
-            return f"data: bundled phantoms (synthetic films), {self.path.name}"
+        if "bundled phantoms" in self.source:  # no machine's path: this line is stored in notebooks
+            return f"data: {self.source} (synthetic)"
         return f"data: {self.source}, {self.path}"
 
 
@@ -76,7 +77,7 @@ def find_dataset(cfg: Config, download: bool = False) -> Found:
         found = _search(name)
     if not found and name != "chest_xray":
         raise FileNotFoundError(_nowhere(name))
-    return found or bundled()
+    return found or bundled(cfg.profile)
 
 
 def _search(name: str) -> Found | None:
@@ -112,7 +113,7 @@ def _kagglehub_versions(name: str) -> list[Path]:
 
 
 def cache_dir() -> Path:
-    """Where decoded images are kept: `VAEKIT_CACHE`, else ~/.cache/vaekit. Safe to delete."""
+    """Where decoded and drawn images stay: `VAEKIT_CACHE`, else ~/.cache/vaekit. Safe to delete."""
     return Path(_env("VAEKIT_CACHE") or "~/.cache/vaekit").expanduser()
 
 
@@ -155,23 +156,44 @@ def _nowhere(name: str, *more: Path | str) -> str:
     return f"{what}.\nTo get them: {ways}.\nLooked at{looked}"
 
 
-def bundled() -> Found:
-    """The bundle; where vaekit is installed without its checkout, drawn once into the cache."""
-    from vaekit.files.phantom import write_bundle
+def bundled(profile: str) -> Found:
+    """All bundled phantoms, drawn once into the cache; in the smoke profile their sample.
 
-    drawn = cache_dir() / BUNDLE.name
-    for place in (BUNDLE, drawn):
-        if _enter(place, "chest_xray"):
-            return Found(place, "bundled phantoms")
+    The sample also where nothing can be drawn, with a notice. It lies in the checkout; without
+    one it is drawn as well, and FileNotFoundError says where that failed."""
+    if profile != "smoke":
+        try:
+            return Found(_drawn(FILMS), f"bundled phantoms, {FILMS:,} films")
+        except OSError as error:
+            print(f"the bundled phantoms cannot be drawn ({error}): a sample of them instead")
+    if _enter(BUNDLE, "chest_xray"):
+        return Found(BUNDLE, "sample of the bundled phantoms")
     try:
-        drawn.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=drawn.parent) as temporary:
-            write_bundle(Path(temporary) / drawn.name)
-            with suppress(OSError):  # another process was first
-                os.replace(Path(temporary) / drawn.name, drawn)
+        return Found(_drawn(SAMPLE), "sample of the bundled phantoms")
     except OSError as error:
-        raise FileNotFoundError(_nowhere("chest_xray", BUNDLE, f"{drawn}: {error}")) from error
-    return Found(drawn, "bundled phantoms")
+        raise FileNotFoundError(_nowhere("chest_xray", BUNDLE, str(error))) from error
+
+
+def _drawn(films: int) -> Path:
+    """The folder of so many phantoms in the cache; they are drawn where it is missing.
+
+    Under another name until all are there. OSError where the disk refuses."""
+    folder = cache_dir() / f"{BUNDLE.name}_{films}"
+    if folder.is_dir():
+        return folder
+    cache_dir().mkdir(parents=True, exist_ok=True)
+    count = len(list(plan(films)))
+    where = str(cache_dir()).replace(str(Path.home()), "~", 1)
+    long = "a minute or two" if films == FILMS else "seconds"
+    with tempfile.TemporaryDirectory(prefix=".", dir=cache_dir()) as draft:
+        print(f"drawing {count:,} films once into {where}; it takes {long}")
+        write_bundle(Path(draft) / folder.name, films=films)
+        try:
+            os.replace(Path(draft) / folder.name, folder)
+        except OSError:
+            if not folder.is_dir():  # else another process was first
+                raise
+    return folder
 
 
 def _marked(folder: Path, name: str) -> Path | None:

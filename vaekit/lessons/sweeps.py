@@ -19,19 +19,33 @@ from torch import Tensor
 
 from vaekit.config import Config, preset
 from vaekit.data import Data, chunks, load_data
+from vaekit.files.images import prepare
+from vaekit.files.phantom import draw_film
 from vaekit.files.sources import bundled
 from vaekit.metrics import to_grey
 from vaekit.plots import COLOURS, label, panels
 
 RESULTS = Path(__file__).parent / "results"
 SHOWN = 6  # reconstructions, and as many prior samples, of each case in the picture
+SHOWN_FILMS = ((95, 0), (96, 0), (97, 1), (97, 0), (100, 0), (101, 1))  # patient, film
 
 
 def bundled_data(size: int = 64) -> Data:
-    """The bundled films, whatever data this machine has: all of them, size x size pixels."""
-    path = str(bundled().path)
-    cfg = preset("chest_xray", image_size=size, max_images=0, data_path=path)
-    return load_data(cfg, verbose=False)
+    """The bundled films, whatever data this machine has, size x size pixels: all of them, in the
+    smoke profile all of their sample."""
+    cfg = preset("chest_xray", image_size=size, max_images=0)
+    path = str(bundled(cfg.profile).path)
+    return load_data(cfg.replace(data_path=path), verbose=False)
+
+
+def shown_films(size: int = 64) -> Tensor:
+    """What the stored pictures of bundled films reconstruct: (SHOWN, 1, size, size) in [0, 1].
+
+    Drawn anew, without a JPEG in between. They were test films of the 400 that were bundled when
+    the sweeps ran, and are training films of today's set."""
+    cfg = preset("chest_xray", image_size=size)
+    films = [prepare(draw_film(*shown, seed=1), cfg) for shown in SHOWN_FILMS]
+    return torch.from_numpy(np.stack(films)).float() / 255
 
 
 def checkerboard(images) -> float:
