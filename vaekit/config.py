@@ -272,12 +272,11 @@ def cost_limits(published: Config, profile_name: str, given: dict) -> dict:
     limits = dict(PROFILE_CHANGES[profile_name])
     if given.get("dataset", published.dataset) != "chest_xray":
         limits |= LARGE_SETS[profile_name]
-    limits |= PRESET_CHANGES.get((published.preset, profile_name), {})
     for field in AT_MOST & limits.keys():  # never more than the preset has
         own = getattr(published, field)
         limit = limits[field]
         limits[field] = tuple(min(w, limit) for w in own) if field == "widths" else min(own, limit)
-    return limits
+    return limits | PRESET_CHANGES.get((published.preset, profile_name), {})
 
 
 def durations(published: Config, values: dict) -> dict:

@@ -168,6 +168,16 @@ class UpBlock(Block):
         super().__init__(main, skip, act())
 
 
+class SameBlock(Block):
+    """Keeps resolution and channels: (B, C, H, W) -> the same."""
+
+    def __init__(self, channels: int, cfg: Config):
+        act = ACTIVATIONS[cfg.act_decoder]
+        main = nn.Sequential(conv3x3(channels, channels), make_norm(cfg.norm, channels), act())
+        main.extend([conv3x3(channels, channels), make_norm(cfg.norm, channels)])
+        super().__init__(main, nn.Identity(), act())
+
+
 def stem(c_in: int, c_out: int, cfg: Config) -> nn.Sequential:
     """The first halving: one strided convolution with a large kernel, norm, activation."""
     k = cfg.stem_kernel
@@ -271,9 +281,11 @@ class Refiner(nn.Module):
         self.first = nn.Sequential(nn.PixelUnshuffle(2), conv3x3(4 * cfg.in_channels, widths[0]))
         self.down = nn.ModuleList()
         self.up = nn.ModuleList()
+        self.same = nn.ModuleList()
         for wide, narrow in zip(widths[1:], widths, strict=False):
             self.down.append(DownBlock(narrow, wide, cfg))
             self.up.insert(0, UpBlock(wide, narrow, cfg))
+            self.same.insert(0, SameBlock(narrow, cfg))
         act = ACTIVATIONS[cfg.act_decoder]()
         last = conv3x3(widths[0], 4 * cfg.in_channels)
         self.to_image = nn.Sequential(make_norm(cfg.norm, widths[0]), act, last)
@@ -285,10 +297,10 @@ class Refiner(nn.Module):
         for down in self.down:
             skips.append(h)
             h = down(h)
-        for up in self.up:
+        for up, same in zip(self.up, self.same, strict=True):
             skip = skips.pop()
             side = skip.shape[-1]  # an odd one comes back larger by one
-            h = up(h)[..., :side, :side] + skip
+            h = same(up(h)[..., :side, :side] + skip)
         change = F.pixel_shuffle(self.to_image(h), 2)[..., : self.size, : self.size]
         return (picture + change.float()).clamp(0, 1)
 

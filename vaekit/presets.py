@@ -107,10 +107,10 @@ CELEBA64 = (
 # Ours. The code begins as that of the best linear VAE, with the prior's mean and scale, so there is
 # one phase and nothing to rescale; the network learns what a linear picture lacks.
 SHARP = (
-    dict(start="linear", latent="vector", latent_channels=1024, rescale_latents=False)
-    | dict(widths=(48, 96, 192), attention=(), band_weight=1.0)
+    dict(start="linear", latent="vector", latent_channels=1024, rescale_latents=False, shift=2)
+    | dict(widths=(48, 96, 192, 192), shortcut="conv", attention=(), band_weight=1.0)
     | dict(beta_schedule="constant", beta_start=0.0, beta_warmup=0)
-    | dict(epochs_phase1=0, epochs_phase2=100, batch_size=16, optimizer="adam", weight_decay=0.0)
+    | dict(epochs_phase1=0, epochs_phase2=100, batch_size=8, optimizer="adam", weight_decay=0.0)
     | dict(lr_phase2=1e-3, lr_schedule_phase2="cosine", lr_warmup=0.02)
 )
 
@@ -147,8 +147,8 @@ LARGE_SETS = {
 }
 # ... and for single presets. As many pixels a number at 64 pixels as at 128.
 PRESET_CHANGES = {
-    ("sharp", "smoke"): dict(latent_channels=16),
-    ("sharp", "quick"): dict(latent_channels=256, ema=0.99, lr_phase2=1e-3),
+    ("sharp", "smoke"): dict(latent_channels=16, widths=(8, 16, 16)),
+    ("sharp", "quick"): dict(latent_channels=256, widths=(48, 96, 192), lr_phase2=1e-3),
 }
 # Of these a profile never takes more than the preset has.
 AT_MOST = {"image_size", "widths", "batch_size", "epochs_phase1", "epochs_phase2"}
