@@ -65,7 +65,7 @@ def test_a_profile_only_ever_takes_away(name, profile):
     assert set(cfg.attention) <= set(stage_sizes(cfg))
     loss = [key for key in cfg.to_dict() if key.endswith(("_weight", "_reduction"))]
     assert all(getattr(cfg, key) == getattr(noted, key) for key in (*loss, "beta", "free_bits"))
-    steps = (cfg.max_images or 300) / cfg.batch_size * cfg.num_epochs  # 300 bundled films
+    steps = (cfg.epoch_images or cfg.max_images) / cfg.batch_size * cfg.num_epochs
     assert 6 <= steps < 4000
 
 
