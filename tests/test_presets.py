@@ -137,7 +137,7 @@ def test_a_weight_of_4_is_the_published_beta_on_our_pixels():
 
 
 COLUMNS = ("preset", "data", "size", "latent", "parameters", "loss", "β", "reductions", "epochs")
-TERMS = ("L1", "MSE", "SSIM", "perceptual", "LPIPS", "spectral", "bands")
+TERMS = ("L1", "MSE", "SSIM", "perceptual", "LPIPS", "spectral", "band")
 
 
 def presets_table() -> str:

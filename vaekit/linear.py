@@ -50,6 +50,10 @@ class LinearVAE(nn.Module):
         mean = torch.full((channels, side, side), 0.5)
         return cls(mean, basis, torch.zeros(num_latents), 1.0, size)
 
+    def extra_repr(self) -> str:
+        numbers = f"{self.latent_shape[0]} numbers, {int(self.idle.sum())} of them idle"
+        return f"{numbers}, noise of deviation {self.sigma2.sqrt():.3f} a pixel"
+
     @property
     def idle(self) -> Tensor:
         """(k,) bool: directions that hold no more than the noise."""

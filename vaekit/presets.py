@@ -132,7 +132,7 @@ PROFILE_CHANGES = {
     "smoke": dict(image_size=32, epochs_phase1=1, epochs_phase2=2, batch_size=8, max_images=24)
     | dict(lr_phase1=1e-3, lr_phase2=1e-3, sample_every=1),
     # a short run needs large steps, and an average over fewer of them
-    "quick": dict(image_size=64, epochs_phase1=4, epochs_phase2=8, batch_size=8, ema=0.99)
+    "quick": dict(image_size=64, epochs_phase1=4, epochs_phase2=10, batch_size=8, ema=0.99)
     | dict(epoch_images=320)
     | dict(lr_phase1=2e-3, lr_phase2=2e-3, lr_warmup=0.02)
     | dict(lr_schedule_phase1="constant", lr_schedule_phase2="cosine"),
