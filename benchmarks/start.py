@@ -1,0 +1,111 @@
+"""What does the linear start buy? PCA, the published system and `sharp`, on four sets of images.
+
+    python benchmarks/start.py                       # every case that start.json does not hold yet
+    python benchmarks/start.py films/sharp/0 ...     # these, even if it does
+
+A case is set/model/seed. Trained as the profile quick does, so both networks see as many images;
+scored by `evaluate` on images of other patients. Resumable: start.json is written after each case.
+"""
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import torch
+from fast_forms import processor
+
+import vaekit
+from vaekit.data import Split
+from vaekit.features import feature_loss
+from vaekit.files.sources import bundled
+from vaekit.losses import kl_per_image
+from vaekit.sample import decode_all, encode_all, sample_latents
+from vaekit.train import Trainer, train
+
+RESULTS = Path(__file__).with_suffix(".json")
+NUM_TEST = 256  # images that are judged, at most
+CHEST, COLOUR = {"dataset": "chest_xray"}, {"in_channels": 3, "clahe_clip": 0.0}
+SETS = {  # what is added to a preset; "films" are real ones, "bundled" the drawn ones
+    "films": CHEST,
+    "bundled": CHEST | {"data_path": "bundled"},
+    "cifar10": COLOUR | {"dataset": "cifar10", "image_size": 32, "max_images": 4000},
+    "faces": COLOUR
+    | {"dataset": "celeba", "fit": "crop", "crop": 140 / 178, "max_images": 4000, "image_size": 64},
+}
+MODELS = {
+    "pca": None,
+    "published": {"preset": "chest_xray"},
+    "sharp": {"preset": "sharp"},
+    "sharp, no bands": {"preset": "sharp", "band_weight": 0.0},
+    "sharp, no shifts": {"preset": "sharp", "shift": 0},
+    "sharp, random start": {"preset": "sharp", "start": "random"},
+}
+SCORES = ("psnr", "ssim", "lpips", "sharpness ratio", "feature distance", "frechet")
+
+
+def config(where: str, model: str, seed: int) -> vaekit.Config:
+    changes = dict(MODELS[model] or MODELS["sharp"])
+    name = changes.pop("preset")
+    values = SETS[where] | changes | {"seed": seed, "profile": "quick"}
+    values |= {"epoch_images": 320, "epochs_phase2": 10 if name == "chest_xray" else 14}
+    values |= {"epochs_phase1": 4 if name == "chest_xray" else 0, "batch_size": 8}
+    if values.get("data_path") == "bundled":
+        values["data_path"] = str(bundled("quick").path)
+    return vaekit.preset(name, **values)
+
+
+def few(split: Split, n: int) -> torch.Tensor:
+    order = torch.randperm(len(split), generator=torch.Generator().manual_seed(0))
+    return split.images[order[:n]]
+
+
+def measure(where: str, model: str, seed: int) -> dict:
+    cfg = config(where, model, seed)
+    data = vaekit.load_data(cfg, verbose=False)
+    start = time.perf_counter()
+    if model == "pca":
+        trained = vaekit.linear_vae(data.train, 256, mirror=cfg.flip)
+    else:
+        trainer = Trainer(cfg, data, feature_loss(cfg, verbose=False))
+        train(trainer)
+        trained = trainer.ema
+    seconds = time.perf_counter() - start
+    test, others = few(data.test, NUM_TEST), few(data.train, NUM_TEST)
+    samples = {}
+    for kind in ("prior", "gmm"):
+        z = sample_latents(trained, len(test), kind, fit_on=data.train, seed=seed)
+        samples[kind] = decode_all(trained, z)
+    rows = vaekit.evaluate(trained, test, cfg, val=others, samples=samples)
+    scores = {}
+    for row in rows:
+        if row["metric"] in SCORES or row["metric"].startswith("power"):
+            judge = row["network"].split(",")[0].split(" ")[0]
+            name = " ".join(filter(None, (row["metric"], row["subject"], judge)))
+            scores[name] = round(row["value"], 4)
+            if row["floor"] is not None:
+                scores[f"{name} floor"] = round(row["floor"], 4)
+    mu, logvar = encode_all(trained, test)
+    scores["kl"] = round(kl_per_image(mu, logvar).mean().item(), 1)
+    images = 0 if model == "pca" else trainer.num_steps * cfg.batch_size
+    facts = {"seconds": round(seconds, 1), "images_seen": images, "train": len(data.train)}
+    facts |= {"n": len(test), "processor": processor(), "threads": torch.get_num_threads()}
+    return facts | {"scores": scores}
+
+
+def main(wanted: list[str]) -> None:
+    done = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    every = [f"{where}/{model}/{seed}" for seed in range(3) for where in SETS for model in MODELS]
+    every = [case for case in every if not case.endswith(("pca/1", "pca/2"))]
+    for case in wanted or [case for case in every if case not in done]:
+        where, model, seed = case.split("/")
+        done[case] = measure(where, model, int(seed))
+        print(case, {k: v for k, v in done[case].items() if k != "scores"}, flush=True)
+        draft = RESULTS.with_suffix(".tmp")
+        draft.write_text(json.dumps(done, indent=1) + "\n")
+        os.replace(draft, RESULTS)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
