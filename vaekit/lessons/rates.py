@@ -78,15 +78,12 @@ def linear_curve(model: LinearVAE, images, prices) -> list[Point]:
 
 
 def at_rate(curve: list[Point], rate: float) -> Point:
-    """The point of `curve` at this rate, between two of its own (a straight line over the logarithm
-    of the rate, errors as logarithms); NaN beyond its ends."""
-    rates, mse, ssim, of_mean = np.array([p for p in sorted(curve) if p.rate > 0]).T
-
-    def between(values):
-        return float(np.interp(np.log(rate), np.log(rates), values, np.nan, np.nan))
-
-    errors = [np.exp(between(np.log(values))) for values in (mse, of_mean)]
-    return Point(rate, float(errors[0]), between(ssim), float(errors[1]))
+    """The point of `curve` at this rate, between two of its own (straight lines where both scales
+    are logarithmic); NaN beyond its ends."""
+    logs = np.log([p for p in sorted(curve) if p.rate > 0])
+    at = np.log(rate)
+    columns = [np.interp(at, logs[:, 0], values, np.nan, np.nan) for values in logs.T]
+    return Point(*np.exp(columns).tolist())
 
 
 def draw(axis, held_out: list[Point], training: list[Point], models: dict[str, Point]) -> None:
@@ -99,6 +96,9 @@ def draw(axis, held_out: list[Point], training: list[Point], models: dict[str, P
     axis.plot(rates, mse, "o", color=COLOURS[1], label="network, held out")
     axis.plot(rates, of_mean, "o", color=COLOURS[1], mfc="none", label="network, mean decoded")
     for name, point in models.items():
-        axis.annotate(name, point[:2], (-7, -3), textcoords="offset points", ha="right", fontsize=9)
+        ahead = point.mse < at_rate(held_out, point.rate).mse
+        side = "right" if ahead else "left"  # of the label that the point is on
+        offset = (-7, -3) if ahead else (6, 4)
+        axis.annotate(name, point[:2], offset, textcoords="offset points", ha=side, fontsize=9)
     axis.set(xscale="log", xlabel="rate: KL (nats an image)")
     axis.set(yscale="log", ylabel="distortion: mean squared error")
