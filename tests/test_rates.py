@@ -1,0 +1,79 @@
+"""The linear model's rate-distortion curve against the Gaussian's, which is known exactly."""
+
+import math
+
+import pytest
+import torch
+from matplotlib.figure import Figure
+
+from vaekit.lessons import rates
+from vaekit.linear import LinearVAE
+
+VARIANCES = torch.tensor([4e-3, 2e-3, 1e-3, 3e-4, 1e-4, 1e-5])
+
+
+def gaussian(n: int, seed: int) -> torch.Tensor:
+    """(n, 1, 4, 4) around 0.5, far from 0 and 1: VARIANCES along six directions, none in others."""
+    rotation, _ = torch.linalg.qr(torch.randn(16, 16, generator=torch.Generator().manual_seed(9)))
+    g = torch.Generator().manual_seed(seed)
+    y = torch.randn(n, 6, generator=g) * VARIANCES.sqrt()
+    return (0.5 + y @ rotation[:6]).view(n, 1, 4, 4)
+
+
+@pytest.fixture(scope="module")
+def model() -> LinearVAE:
+    return rates.all_directions(gaussian(5000, 0), mirror=False)
+
+
+@pytest.mark.parametrize("theta", [3e-3, 5e-4, 2e-5])
+def test_gaussian_data_cost_what_reverse_water_filling_says(model, theta):
+    rate = sum(0.5 * math.log(v / theta) for v in VARIANCES.tolist() if v > theta)
+    error = sum(min(v, theta) for v in VARIANCES.tolist()) / 16
+    assert rates.by_formula(model, theta) == pytest.approx((rate, error), rel=0.03)
+    new = rates.measure(rates.at_price(model, theta), gaussian(5000, 1))
+    assert new[:2] == pytest.approx((rate, error), rel=0.04)
+    assert new.mse_of_mean < new.mse
+
+
+def test_on_its_own_images_the_formula_is_exact(model):
+    for theta in (2e-3, 1e-4):
+        found = rates.measure(rates.at_price(model, theta), gaussian(5000, 0))
+        rate, error = rates.by_formula(model, theta)
+        assert found.rate == pytest.approx(rate, rel=1e-3)
+        assert found.mse == pytest.approx(error, rel=0.02)  # one z an image
+
+
+def test_what_is_left_out_costs_nothing_and_the_rest_is_as_before(model):
+    whole = LinearVAE(model.mean, model.basis, model.variances, 8e-4, model.size)
+    part = rates.at_price(model, 8e-4)
+    x = gaussian(50, 2)
+    assert part.latent_shape == (3,) and whole.latent_shape == (16,)
+    torch.testing.assert_close(part.reconstruct(x), whole.reconstruct(x))
+    assert rates.measure(part, x).rate == pytest.approx(rates.measure(whole, x).rate, rel=1e-5)
+    nothing = rates.measure(rates.at_price(model, 1.0), x)
+    assert nothing.rate == 0 and nothing.mse == nothing.mse_of_mean
+
+
+def test_few_images_flatter_themselves():
+    model = rates.all_directions(gaussian(5, 0), mirror=False)
+    assert model.latent_shape == (4,)
+    prices = [1e-3, 1e-4]
+    for own, new in zip(
+        rates.linear_curve(model, gaussian(5, 0), prices),
+        rates.linear_curve(model, gaussian(500, 1), prices),
+        strict=True,
+    ):
+        assert own.mse < new.mse
+
+
+def test_between_two_points_the_curve_is_nearly_straight(model):
+    x = gaussian(2000, 1)
+    curve = rates.linear_curve(model, x, [0.1, *torch.logspace(-2.5, -5, 12).tolist()])
+    exact = rates.measure(rates.at_price(model, 2.3e-4), x)
+    found = rates.at_rate(curve, exact.rate)
+    assert found.mse == pytest.approx(exact.mse, rel=0.02)
+    assert found.ssim == pytest.approx(exact.ssim, abs=0.01)
+    assert math.isnan(rates.at_rate(curve, 1e6).mse)
+    axis = Figure().subplots()
+    rates.draw(axis, curve, curve, {"a model": exact})
+    assert len(axis.lines) == 4 and axis.get_xscale() == "log"

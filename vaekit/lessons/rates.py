@@ -1,0 +1,104 @@
+"""Rate against distortion: what a code costs, and what is lost all the same.
+
+The linear VAE where a nat costs theta = beta sigma^2, in squared pixels: a direction of variance
+lambda > theta gets log(lambda / theta) / 2 nats and keeps an error of theta, the others get none
+and are lost whole. For Gaussian data no code does better at that rate ("reverse water-filling":
+Cover and Thomas, Elements of Information Theory, 2nd edition, section 10.3.3).
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from vaekit.data import chunks, pixels_of
+from vaekit.linear import LEAST_SIGMA2, LinearVAE, linear_vae
+from vaekit.losses import kl_per_image, mse_per_image, ssim_per_image
+from vaekit.model import evaluating
+from vaekit.plots import COLOURS
+
+
+class Point(NamedTuple):
+    """A model on the rate-distortion plane: means over images, pixels in [0, 1]."""
+
+    rate: float  # KL(q(z|x) || p(z)), nats an image
+    mse: float  # of decode(z), z drawn from q(z|x)
+    ssim: float  # the same
+    mse_of_mean: float  # of decode(mu): it uses digits of mu that the rate does not count
+
+
+def measure(model, images, seed: int = 0) -> Point:
+    """Encodes and decodes `images`, a Split or (N, C, S, S), with one z an image."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = []
+    with evaluating(model) as device:
+        for x in chunks(images, device=device):
+            mu, logvar = model.encode(x)
+            eps = torch.randn(mu.shape, generator=generator)
+            x_hat = model.decode(mu + (0.5 * logvar).exp() * eps.to(device))
+            numbers = [
+                kl_per_image(mu, logvar),
+                mse_per_image(x_hat, x),
+                ssim_per_image(x_hat, x),
+                mse_per_image(model.decode(mu), x),
+            ]
+            rows.append(torch.stack(numbers, 1).cpu())
+    return Point(*torch.cat(rows).mean(0).tolist())
+
+
+def all_directions(images, mirror: bool) -> LinearVAE:
+    """The linear VAE with every direction in which the training images differ: a rate limits what
+    is sent, not how many numbers it takes. One fit serves all prices; see `at_price`."""
+    shape = pixels_of(images).shape
+    n = shape[0] * (2 if mirror else 1)
+    return linear_vae(images, min(n - 1, shape[1:].numel()), LEAST_SIGMA2, mirror)
+
+
+def at_price(model: LinearVAE, theta: float) -> LinearVAE:
+    """The best linear VAE where a nat costs `theta`, without the directions that are idle there."""
+    paid = model.variances > theta
+    return LinearVAE(model.mean, model.basis[paid], model.variances[paid], theta, model.size)
+
+
+def by_formula(model: LinearVAE, theta: float) -> tuple[float, float]:
+    """(rate in nats, mean squared error, z sampled) that the variances alone foretell.
+
+    Exact for the images that `model`, with all directions, was fitted to, apart from the cutting
+    off at 0 and 1 in `decode`, which lowers the error.
+    """
+    variances = model.variances.double()
+    rate = 0.5 * (variances / theta).clamp(min=1).log().sum()
+    error = variances.clamp(max=theta).sum() / model.mean.numel()
+    return rate.item(), error.item()
+
+
+def linear_curve(model: LinearVAE, images, prices) -> list[Point]:
+    """`model` at every price, measured on `images`."""
+    return [measure(at_price(model, theta), images) for theta in prices]
+
+
+def at_rate(curve: list[Point], rate: float) -> Point:
+    """The point of `curve` at this rate, between two of its own (straight lines where both scales
+    are logarithmic); NaN beyond its ends."""
+    logs = np.log([p for p in sorted(curve) if p.rate > 0])
+    at = np.log(rate)
+    columns = [np.interp(at, logs[:, 0], values, np.nan, np.nan) for values in logs.T]
+    return Point(*np.exp(columns).tolist())
+
+
+def draw(axis, held_out: list[Point], training: list[Point], models: dict[str, Point]) -> None:
+    """Squared error over rate: the linear model as lines, `models` as points with their names."""
+    for curve, style, name in ((held_out, "-", "held out"), (training, ":", "training images")):
+        points = [p for p in curve if p.rate > 0]
+        x, y = [p.rate for p in points], [p.mse for p in points]
+        axis.plot(x, y, style, color=COLOURS[0], label=f"linear, {name}")
+    rates, mse, _, of_mean = zip(*models.values(), strict=True)
+    axis.plot(rates, mse, "o", color=COLOURS[1], label="network, held out")
+    axis.plot(rates, of_mean, "o", color=COLOURS[1], mfc="none", label="network, mean decoded")
+    for name, point in models.items():
+        ahead = point.mse < at_rate(held_out, point.rate).mse
+        side = "right" if ahead else "left"  # of the label that the point is on
+        offset = (-7, -3) if ahead else (6, 4)
+        axis.annotate(name, point[:2], offset, textcoords="offset points", ha=side, fontsize=9)
+    axis.set(xscale="log", xlabel="rate: KL (nats an image)")
+    axis.set(yscale="log", ylabel="distortion: mean squared error")
