@@ -149,7 +149,8 @@ LARGE_SETS = {
 # ... and for single presets. As many pixels a number at 64 pixels as at 128.
 PRESET_CHANGES = {
     ("sharp", "smoke"): dict(latent_channels=16, widths=(8, 16, 16)),
-    ("sharp", "quick"): dict(latent_channels=256, widths=(48, 96, 192), lr_phase2=1e-3),
+    ("sharp", "quick"): dict(latent_channels=256, widths=(32, 64, 128), epochs_phase2=14)
+    | dict(lr_phase2=1e-3),
 }
 # Of these a profile never takes more than the preset has.
 AT_MOST = {"image_size", "widths", "batch_size", "epochs_phase1", "epochs_phase2"}
