@@ -2,7 +2,7 @@
 
     python notebooks/execute.py [NAME ...] [--out DIR] [--store]
 
-Executes the named notebooks (default: 01 to 06) with the Python that runs this script, writes
+Executes the named notebooks (default: 00 to 06) with the Python that runs this script, writes
 them and one HTML report with every figure to DIR. --store also writes them back, outputs
 included, after checking that they are fit to be read by others. The profile is VAEKIT_PROFILE's.
 """
@@ -112,7 +112,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("out"))
     parser.add_argument("--store", action="store_true", help="write the outputs back")
     args = parser.parse_args()
-    wanted = tuple(args.names) or tuple(f"0{i}" for i in range(1, 7))
+    wanted = tuple(args.names) or tuple(f"0{i}" for i in range(7))
     paths = [p for p in sorted(HERE.glob("[0-9]*.ipynb")) if p.name.startswith(wanted)]
     out = args.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
