@@ -3,15 +3,18 @@
 import ast
 import base64
 import json
+import random
 import re
 import sys
 from html import escape
+from io import BytesIO
 from pathlib import Path
 from urllib.parse import unquote
 
 import nbformat
 import pytest
 from nbconvert.filters.markdown_mistune import markdown2html_mistune
+from PIL import Image
 
 FOLDER = Path(__file__).parent.parent / "notebooks"
 sys.path.insert(0, str(FOLDER))
@@ -191,6 +194,17 @@ def test_what_should_not_be_stored_is_found():
     for text in ("/kaggle/working/a/b", "https://a.org/home/b/c", "/content/sample/x"):
         notebook.cells[0].outputs = [nbformat.v4.new_output("stream", text=text)]
         assert execute.objections(notebook) == ["no figure"], text
+
+
+def test_a_figure_gets_a_palette_and_a_grey_one_loses_nothing():
+    grey = Image.effect_noise((99, 99), 50).convert("RGB")
+    noise = Image.frombytes("RGB", (99, 99), random.Random(0).randbytes(3 * 99 * 99))
+    for image, smaller in ((grey, True), (noise, False)):
+        png = BytesIO()
+        image.save(png, "PNG")
+        kept = execute.with_palette(png.getvalue())
+        assert Image.open(BytesIO(kept)).convert("RGB").tobytes() == image.tobytes()
+        assert (len(kept) < len(png.getvalue())) is smaller
 
 
 def test_what_github_would_not_show_is_found():
