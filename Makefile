@@ -1,4 +1,4 @@
-# make run        install, execute notebooks 01-06 on the bundled films, write an HTML report
+# make run        install, execute notebooks 00-06 on the bundled films, write an HTML report
 # make test       install, lint, unit tests, every notebook in the smoke profile
 # make lint       ruff only
 # make torture    kills, full disks, fuzzing and an hour of training (MINUTES=60)

@@ -2,7 +2,7 @@
 
     python notebooks/execute.py [NAME ...] [--out DIR] [--store]
 
-Executes the named notebooks (default: 01 to 06) with the Python that runs this script, writes
+Executes the named notebooks (default: 00 to 06) with the Python that runs this script, writes
 them and one HTML report with every figure to DIR. --store also writes them back, outputs
 included, after checking that they are fit to be read by others. The profile is VAEKIT_PROFILE's.
 """
@@ -13,16 +13,19 @@ import re
 import shutil
 import sys
 import time
-from base64 import b64decode
+from base64 import b64decode, b64encode
 from datetime import datetime
+from io import BytesIO
 from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
+from PIL import Image
 
 HERE = Path(__file__).resolve().parent
 MAX_BYTES = 1_000_000
+FEW_COLOURS = 4096  # a drawing with smooth edges has fewer, a colour photograph more
 WIDGET = "application/vnd.jupyter.widget-view+json"
 PRIVATE_PATH = re.compile(r"(?<![\w/.:])/(?!kaggle|content|dev)[a-z]+/[\w.-]+/")
 
@@ -44,7 +47,7 @@ def execute(path: Path) -> nbformat.NotebookNode:
 
 def tidy(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     """Join the pieces of a stream, keep how long a cell took, in seconds; drop what changes from
-    machine to machine, and widgets, which nobody sees without a kernel."""
+    machine to machine, and widgets, which nobody sees without a kernel. Figures get a palette."""
     for cell in notebook.cells:
         joined = []
         if times := cell.metadata.pop("execution", None):
@@ -53,6 +56,8 @@ def tidy(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
         for output in cell.get("outputs", []):
             if WIDGET in output.get("data", {}):
                 continue
+            if png := output.get("data", {}).get("image/png"):
+                output.data["image/png"] = b64encode(with_palette(b64decode(png))).decode()
             same = joined and output.output_type == joined[-1].output_type == "stream"
             if same and output.name == joined[-1].name:
                 joined[-1].text += output.text
@@ -65,6 +70,17 @@ def tidy(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
         "language_info": {"name": "python"},
     })  # fmt: skip
     return notebook
+
+
+def with_palette(png: bytes) -> bytes:
+    """The figure in at most 256 colours, which is smaller, or `png` itself where it has too many
+    to do without. Grey pictures lose nothing."""
+    image = Image.open(BytesIO(png)).convert("RGB")
+    if image.getcolors(FEW_COLOURS) is None:
+        return png
+    out = BytesIO()
+    image.quantize(256).save(out, "PNG", optimize=True)
+    return min(out.getvalue(), png, key=len)
 
 
 def objections(notebook: nbformat.NotebookNode) -> list[str]:
@@ -112,7 +128,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("out"))
     parser.add_argument("--store", action="store_true", help="write the outputs back")
     args = parser.parse_args()
-    wanted = tuple(args.names) or tuple(f"0{i}" for i in range(1, 7))
+    wanted = tuple(args.names) or tuple(f"0{i}" for i in range(7))
     paths = [p for p in sorted(HERE.glob("[0-9]*.ipynb")) if p.name.startswith(wanted)]
     out = args.out.resolve()
     out.mkdir(parents=True, exist_ok=True)

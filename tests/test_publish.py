@@ -25,6 +25,8 @@ import package  # noqa: E402
 import stamp  # noqa: E402
 
 NOTEBOOKS = package.notebooks()
+FIRST = next(path for path in NOTEBOOKS if path.stem == "01_data_and_clahe")
+TRAINING = next(path for path in NOTEBOOKS if path.stem == "04_two_phase_training")
 each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 
 
@@ -51,7 +53,7 @@ def test_the_set_up_cell_is_the_stamped_one(path):
 
 
 def test_stamping_writes_cell_and_badges_and_keeps_outputs():
-    notebook, before = read(NOTEBOOKS[0]), read(NOTEBOOKS[0])
+    notebook, before = read(FIRST), read(FIRST)
     stamp.stamp(notebook, "01_data_and_clahe.ipynb", "someone/something")
     assert stamp.stamped_repo(notebook) == "someone/something"
     title = notebook.cells[0].source
@@ -66,7 +68,7 @@ def test_stamping_writes_cell_and_badges_and_keeps_outputs():
 
 
 def test_a_bundle_holds_the_package_and_imports_it_without_a_checkout(tmp_path):
-    made = bundle.bundle(read(NOTEBOOKS[3]))
+    made = bundle.bundle(read(TRAINING))
     nbformat.validate(made)
     assert not any(c.get("outputs") for c in made.cells)
     begin = next(c.source for c in made.cells if c.source.startswith("import pathlib"))
@@ -298,7 +300,7 @@ def test_a_teacher_gets_figures_minutes_solutions_and_a_rubric(path):
 
 
 def test_a_teachers_minutes_hold_what_the_stored_run_measured():
-    notebook = read(NOTEBOOKS[0])
+    notebook = read(FIRST)
     for cell in notebook.cells:
         cell.metadata.pop("seconds", None)
     plain = editions.sections(notebook)
@@ -315,7 +317,7 @@ def test_a_teachers_minutes_hold_what_the_stored_run_measured():
 
 
 def test_a_training_that_the_stored_run_found_finished_is_named():
-    notebook = read(NOTEBOOKS[3])
+    notebook = read(TRAINING)
     assert editions.found_finished(notebook) == ""  # trained there, then loaded again
     for cell in notebook.cells:
         for output in cell.get("outputs", []):
