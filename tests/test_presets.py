@@ -141,7 +141,7 @@ TERMS = ("L1", "MSE", "SSIM", "perceptual", "LPIPS", "spectral", "band")
 
 
 def presets_table() -> str:
-    """All presets as a Markdown table, as the `full` profile trains them: for README.md.
+    """All presets as a Markdown table, as the `full` profile trains them: for vaekit/PRESETS.md.
 
     "reductions" are the reconstruction's and the KL's, "epochs" those of phase 1 + phase 2.
     """
@@ -181,7 +181,7 @@ def test_a_ninth_preset_is_one_block(monkeypatch, films, tmp_path):
     assert "| `ninth` | chest_xray | 64×64×1 | 10 | " in presets_table()
 
 
-def test_the_readmes_table_is_todays():
-    readme = (Path(vaekit.__file__).parent.parent / "README.md").read_text()
-    between = re.search(r"<!-- presets -->\n(.*?)\n<!-- /presets -->", readme, re.S)
+def test_the_table_of_presets_is_todays():
+    page = (Path(vaekit.__file__).parent / "PRESETS.md").read_text()
+    between = re.search(r"<!-- presets -->\n(.*?)\n<!-- /presets -->", page, re.S)
     assert between[1] == presets_table()
