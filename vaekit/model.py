@@ -286,9 +286,10 @@ class Refiner(nn.Module):
             self.down.append(DownBlock(narrow, wide, cfg))
             self.up.insert(0, UpBlock(wide, narrow, cfg))
             self.same.insert(0, SameBlock(narrow, cfg))
-        act = ACTIVATIONS[cfg.act_decoder]()
-        last = conv3x3(widths[0], 4 * cfg.in_channels)
-        self.to_image = nn.Sequential(make_norm(cfg.norm, widths[0]), act, last)
+        act = ACTIVATIONS[cfg.act_decoder]
+        self.to_image = nn.Sequential(make_norm(cfg.norm, widths[0]), act())
+        self.to_image.extend([conv3x3(widths[0], 32), nn.PixelShuffle(2), act()])
+        self.to_image.append(conv3x3(8, cfg.in_channels))
 
     def forward(self, picture: Tensor) -> Tensor:
         odd = self.size % 2
@@ -301,7 +302,7 @@ class Refiner(nn.Module):
             skip = skips.pop()
             side = skip.shape[-1]  # an odd one comes back larger by one
             h = same(up(h)[..., :side, :side] + skip)
-        change = F.pixel_shuffle(self.to_image(h), 2)[..., : self.size, : self.size]
+        change = self.to_image(h)[..., : self.size, : self.size]
         return (picture + change.float()).clamp(0, 1)
 
 
