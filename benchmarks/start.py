@@ -1,17 +1,17 @@
 """What does the linear start buy? PCA, the published system and `sharp`, on four sets of images.
 
-    python benchmarks/start.py                       # every case that start.json does not hold yet
+    python benchmarks/start.py                       # every case that is not measured yet
     python benchmarks/start.py films/sharp/0 ...     # these, even if it does
 
 A case is set/model/seed. Trained as the profile quick does, so both networks see as many images;
-scored by `evaluate` on images of other patients. Resumable: start.json is written after each case.
+scored by `evaluate` on images of other patients. Resumable: results/start.json, which notebook 09
+draws, is written after each case.
 """
 
 import json
 import os
 import sys
 import time
-from pathlib import Path
 
 import torch
 from fast_forms import processor
@@ -20,11 +20,12 @@ import vaekit
 from vaekit.data import Split
 from vaekit.features import feature_loss
 from vaekit.files.sources import bundled
+from vaekit.lessons import sweeps
 from vaekit.losses import kl_per_image
 from vaekit.sample import decode_all, encode_all, sample_latents
 from vaekit.train import Trainer, train
 
-RESULTS = Path(__file__).with_suffix(".json")
+RESULTS = sweeps.RESULTS / "start.json"
 NUM_TEST = 256  # images that are judged, at most
 CHEST, COLOUR = {"dataset": "chest_xray"}, {"in_channels": 3, "clahe_clip": 0.0}
 SETS = {  # what is added to a preset; "films" are real ones, "bundled" the drawn ones
