@@ -173,8 +173,13 @@ class SameBlock(Block):
 
     def __init__(self, channels: int, cfg: Config):
         act = ACTIVATIONS[cfg.act_decoder]
-        main = nn.Sequential(conv3x3(channels, channels), make_norm(cfg.norm, channels), act())
-        main.extend([conv3x3(channels, channels), make_norm(cfg.norm, channels)])
+        main = nn.Sequential(
+            conv3x3(channels, channels),
+            make_norm(cfg.norm, channels),
+            act(),
+            conv3x3(channels, channels),
+            make_norm(cfg.norm, channels),
+        )
         super().__init__(main, nn.Identity(), act())
 
 
@@ -287,9 +292,14 @@ class Refiner(nn.Module):
             self.up.insert(0, UpBlock(wide, narrow, cfg))
             self.same.insert(0, SameBlock(narrow, cfg))
         act = ACTIVATIONS[cfg.act_decoder]
-        self.to_image = nn.Sequential(make_norm(cfg.norm, widths[0]), act())
-        self.to_image.extend([conv3x3(widths[0], 32), nn.PixelShuffle(2), act()])
-        self.to_image.append(conv3x3(8, cfg.in_channels))
+        self.to_image = nn.Sequential(
+            make_norm(cfg.norm, widths[0]),
+            act(),
+            conv3x3(widths[0], 32),
+            nn.PixelShuffle(2),
+            act(),
+            conv3x3(8, cfg.in_channels),
+        )
 
     def forward(self, picture: Tensor) -> Tensor:
         odd = self.size % 2
