@@ -15,6 +15,7 @@ from vaekit.data import load_data
 from vaekit.judge.comparison import title_of
 from vaekit.keep.folder import runs_dir
 from vaekit.keep.run import Run, load_run
+from vaekit.linear import LinearVAE
 from vaekit.plots import show_rows
 from vaekit.priors.directions import principal_directions, traverse
 from vaekit.sample import decode_all, encode_all, fit_sampler
@@ -26,11 +27,19 @@ ALONE = "(none)"  # the dropdown's entry for no second run
 STRIP_ROWS = 3
 
 
+def leading_directions(model, mu: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
+    """(mean, directions (k, *latent_shape), deviations (k,)): the principal directions of mu; of
+    a code that starts as the linear VAE's its first numbers, whose pictures vary most."""
+    if isinstance(model, LinearVAE) or getattr(model, "linear", None) is not None:
+        return mu.mean(0), torch.eye(mu.shape[1])[:k], mu.std(0)[:k]
+    return principal_directions(mu, k)
+
+
 class LatentView:
     """A decoder behind sliders: image of z = base(T) + sum_i v_i s_i d_i.
 
-    d_i, s_i: the k leading principal directions of the images' means mu and the deviations along
-    them (fewer than k where N - 1 images or the latent have no more); base(T): a draw from the
+    d_i, s_i: the k `leading_directions` of the images' means mu and the deviations along them
+    (fewer than k where N - 1 images or the latent have no more); base(T): a draw from the
     sampler fitted to the images at temperature T, see `sample.fit_sampler`. images: a Split or
     uint8 (N, C, S, S). ValueError for images of another size, another sampler, or N < 2.
     """
@@ -43,7 +52,7 @@ class LatentView:
         self.model = model
         self.sampler = fit_sampler(mu, logvar, sampler)
         k = min(k, len(mu) - 1, mu[0].numel())
-        self.mean, self.directions, self.stds = principal_directions(mu, k)
+        self.mean, self.directions, self.stds = leading_directions(model, mu, k)
 
     def code(self, values, temperature: float = 1.0, seed: int = 0) -> Tensor:
         """z (*latent_shape): values in standard deviations, one a direction; further ones are
