@@ -323,8 +323,8 @@ def test_a_training_that_the_stored_run_found_finished_is_named():
         for output in cell.get("outputs", []):
             if "epoch   1/" in output.get("text", ""):
                 output.text = "finished run found: 20260101_000000-chest_xray, 80 epochs; loaded"
-    assert editions.found_finished(notebook) == "2 trainings"
-    assert "Not counted: 2 trainings that it found finished" in editions.rubric(notebook, "04")
+    assert editions.found_finished(notebook) == "3 trainings"
+    assert "Not counted: 3 trainings that it found finished" in editions.rubric(notebook, "04")
 
 
 def test_a_solution_of_another_function_is_an_error():

@@ -14,7 +14,6 @@ from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
-from scipy.linalg import eigh
 from torch import Tensor, nn
 
 from vaekit.data import chunks, pixels_of
@@ -210,6 +209,8 @@ def by_gram(source: Source, k: int) -> tuple[Tensor, Tensor]:
 
 def leading(matrix: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k largest eigenvalues (k,) of a symmetric (n, n), largest first, and vectors (n, k)."""
+    from scipy.linalg import eigh  # slow to import
+
     n = len(matrix)
     if n > 2048:  # twice as fast, and four digits are left
         matrix = matrix.float()
