@@ -25,12 +25,12 @@ pytestmark = pytest.mark.usefixtures("tiny_sets")
         ("person1_virus_4_2.jpeg", "person1_virus", "person1"),
         ("IM-0115-0001.jpeg", "IM-0115", "IM-0115"),
         ("NORMAL2-IM-0501-0001-0002.jpeg", "NORMAL2-IM-0501", "IM-0501"),
-        ("holiday.jpeg", "holiday", "holiday"),
+        ("a/holiday.jpeg", "a/holiday.jpeg", "a/holiday.jpeg"),
     ],
 )
-def test_patient_key(name, subtype, number):
-    assert patients.patient_key(name) == subtype
-    assert patients.patient_key(name, "number") == number
+def test_kermanys_patients(name, subtype, number):
+    for how, patient in (("subtype", subtype), ("number", number), ("none", name)):
+        assert patients.find_patients([name], how)[0][0] == patient
 
 
 def test_same_names_without_patients_stay_apart():

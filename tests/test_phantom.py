@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from vaekit.files import phantom
-from vaekit.files.patients import patient_key
+from vaekit.files.patients import find_patients
 from vaekit.files.sources import BUNDLE
 
 NAMES = {
@@ -115,7 +115,7 @@ def test_bundle_has_kermanys_layout_names_and_shared_patients():
     for planned in films:
         split, label, name = planned.path.parts
         assert re.fullmatch(NAMES[label], name), name
-        key = patient_key(name)
+        ((key, _),) = find_patients([name])
         folders[key].add(split)
         patients[key].add(planned.patient)
     assert all(len(found) == 1 for found in patients.values())  # a name is one patient

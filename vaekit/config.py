@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple, get_args, get_origin, get_type_hints
@@ -15,6 +17,7 @@ Reduction = Literal["mean", "sum"]
 LrSchedule = Literal["constant", "cosine", "cosine_restarts", "plateau"]
 BetaSchedule = Literal["constant", "warmup", "cyclical", "adaptive", "adaptive_cyclical"]
 TrunkName = Literal["auto", "none", "vgg16", "vgg19", "squeezenet", "alexnet"]
+PATIENT_KEYS = ("subtype", "number", "folder", "none")
 Epochs = Annotated[int, 0, 100_000]
 Share = Annotated[float, 0.0, 1.0]
 Band = Annotated[float, 1e-6, 1.0]
@@ -47,9 +50,10 @@ class Config:
     shift: Annotated[int, 0, 64] = 0  # move each by up to so many pixels
     max_images: int = 0  # to train on, at most; 0: all
     val_fraction: Annotated[float, 0.01, 0.5] = 0.1  # of the training patients
-    # "number" is the cautious one: person12 whatever the subtype; "none": every image stands
-    # alone, and copies are not looked for
-    patient_key: Literal["subtype", "number", "none"] = "subtype"
+    # "number" is the cautious one: person12 whatever the subtype; "folder": each holds a patient;
+    # "none": every image stands alone, and copies are not looked for; or a regular expression with
+    # one group, for the path below the data set's folder; or a file.csv of file name and patient
+    patient_key: str = "subtype"
 
     # model
     start: Literal["random", "linear"] = "random"  # "linear": from the best linear VAE
@@ -124,6 +128,7 @@ class Config:
     def __post_init__(self):
         for name, rule in RULES.items():
             object.__setattr__(self, name, rule.checked(name, getattr(self, name)))
+        check_patient_key(self.patient_key)
         pixels = self.l1_weight + self.mse_weight
         structure = 0.0 if self.calibrated else self.ssim_weight + self.spectral_weight
         if self.start == "linear" and self.latent != "vector":
@@ -222,6 +227,16 @@ class Rule(NamedTuple):
 HINTS = get_type_hints(Config, include_extras=True)
 RULES = {field.name: Rule.of(HINTS[field.name], field.default) for field in fields(Config)}
 RULES["preset"] = Rule(str, PRESETS)
+
+
+def check_patient_key(key: str) -> None:
+    """ValueError unless it is one of PATIENT_KEYS, a .csv, or an expression with one group."""
+    groups = 0
+    with suppress(re.error, OverflowError, RecursionError):
+        groups = re.compile(key).groups
+    if key not in PATIENT_KEYS and not key.endswith(".csv") and groups != 1:
+        ways = f"one of {', '.join(PATIENT_KEYS)}, a .csv, a regular expression with one group"
+        raise ValueError(f"patient_key={key!r:.60} is not {ways}")
 
 
 def check_fields(changes: dict) -> None:

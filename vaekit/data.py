@@ -59,6 +59,7 @@ class Data:
     dropped: list[tuple[str, str]] = field(default_factory=list)  # (name, why it is in no split)
     merged: int = 0  # patients by name that near-duplicate images joined to another
     who: str = "groups"  # what is apart: "patients" where file names tell of them
+    notes: list[str] = field(default_factory=list)  # what the reader of the summary should know
 
     def check(self, cfg: Config) -> None:
         """ValueError unless the images are of cfg.image_size and cfg.in_channels."""
@@ -78,8 +79,7 @@ class Data:
         lines = [f"{self.source}, hash {self.hash[:12]}"]
         for name, *cells in table:
             lines.append(f"{name:7}" + "".join(f"{cell:>{width}}" for cell in cells))
-        if self.merged:
-            lines.append(f"{self.who} joined by near-duplicate images: {self.merged}")
+        lines += self.notes
         reasons = Counter(reason for _, reason in self.dropped)
         lines += [f"dropped, {reason}: {count}" for reason, count in reasons.items()]
         lines += [f"skipped {name}: {reason}" for name, reason in self.skipped[:10]]
@@ -163,6 +163,7 @@ def load_data(cfg: Config, verbose: bool = True, download: bool = False) -> Data
         dropped=[tuple(pair) for pair in index["dropped"]],
         merged=index["merged"],
         who=index["who"],
+        notes=index["notes"],
     )
 
 

@@ -21,9 +21,9 @@ from vaekit.files import patients
 from vaekit.files.images import BadImage, Reader, prepare
 from vaekit.files.sources import EXPECTED, ImageFile, cache_dir
 
-CACHE_VERSION = 4  # raise it when the same files and Config would give other pixels or splits
+CACHE_VERSION = 5  # raise it when the same files and Config would give other pixels or splits
 PIXEL_FIELDS = ("image_size", "in_channels", "fit", "crop", "clahe_clip", "clahe_tiles")
-SPLIT_FIELDS = ("val_fraction", "patient_key", "seed", "max_images")
+SPLIT_FIELDS = ("dataset", "val_fraction", "patient_key", "seed", "max_images")
 CHUNK = 64 * 2**20  # bytes of pixels that are held at a time, however large the set
 
 
@@ -38,6 +38,7 @@ class PixelCache:
         self.root, self.files, self.cfg, self.verbose = root, files, cfg, verbose
         pixels = [getattr(cfg, name) for name in PIXEL_FIELDS]
         split = [getattr(cfg, name) for name in SPLIT_FIELDS]
+        split.append(patients.read_table(cfg.patient_key))
         pixel_key = _key(CACHE_VERSION, cv2.__version__, files, pixels)
         self.pixel_file = cache_dir() / f"pixels-{pixel_key}.npy"
         self.split_file = cache_dir() / f"split-{_key(pixel_key, split)}.npy"
@@ -127,7 +128,14 @@ class PixelCache:
         groups = patients.group_patients([file.name for file in self.files], pairs, key)
         groups = [groups[row] for row in good]
         names, own, given, *_ = zip(*(self.files[row] for row in good), strict=True)
+        keys, rules = zip(*patients.find_patients(names, key), strict=True)
+        given = patients.classes_of(given, own, keys, self.root.resolve().name)
         classes, labels = np.unique(given, return_inverse=True)
+        merged = len(set(keys)) - len(set(groups))
+        who = "patients" if any(rules) else "groups"
+        notes = patients.say_who(rules, self.cfg)
+        if merged:
+            notes.append(f"{who} joined by near-duplicate images: {merged}")
         rows, dropped = patients.split_by_patient(names, own, labels.tolist(), groups, self.cfg)
         order = [i for split in SPLITS for i in rows[split]]
         return [good[i] for i in order], {
@@ -138,8 +146,9 @@ class PixelCache:
             "classes": classes.tolist(),
             "bad": reasons,
             "dropped": [(names[i], dropped[i]) for i in sorted(dropped)],
-            "merged": len(set(patients.group_patients(names, how=key))) - len(set(groups)),
-            "who": "patients" if any(map(patients.has_patient, names)) else "groups",
+            "merged": merged,
+            "who": who,
+            "notes": notes,
         }
 
 

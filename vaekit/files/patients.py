@@ -1,9 +1,10 @@
 """Who is on which film, and which side of the split that puts it on."""
 
+import csv
 import hashlib
 import re
-from collections import defaultdict
-from pathlib import Path
+from collections import Counter, defaultdict
+from pathlib import Path, PurePosixPath
 
 import cv2
 import numpy as np
@@ -14,6 +15,17 @@ from vaekit.files.images import fit_square
 
 # The patient in Kermany's names, and within it the number.
 PATIENT = re.compile(r"(person\d+)_(?:bacteria|virus)|(?:NORMAL2-)?(IM-\d+)")
+KERMANY = "Kermany's names"
+NUMBERED = "(?i:patient|subject|person|case|pat|sub|p)[ _-]?"
+SCHEMES = {  # how other sets name a patient: group 1, in the path below the data set's folder
+    "NIH ChestX-ray14's names (00000013_004)": r"(?:^|/)(\d{8})_\d{3}\.\w+$",
+    "CheXpert's names (patient00001, study1)": r"(?:^|/)(patient\d+)[/_]study\d",
+    "MIMIC-CXR's folders (p10000032/s50414267)": r"(?:^|/)(p\d{8})/s\d{8}",
+    "one folder a patient": rf"(?:^|/)({NUMBERED}\d{{3,}}|\d{{5,}})/",
+    # so short a number begins anew in another folder
+    "one numbered folder a patient": rf"^((?:.*/)?{NUMBERED}\d{{1,2}})/",
+}
+FOLDER = r"(?:^|/)([^/]+)/[^/]+$"
 # Two films are one when their 32x32 thumbnails, less a blur of THUMB_BLUR pixels, correlate above
 # this. Copies that were recompressed, resized, brightened, turned by 1 degree or trimmed by 1% of
 # a side score 0.93 to 1.00; the closest different patients in Kermany's set score 0.925. Without
@@ -24,24 +36,89 @@ MOST_COMPARED = 20_000  # images; beyond it N^2 products take minutes and only e
 OWN_VAL = 0.05, 50  # a folder's own val is kept from this share of train + val, and this size
 
 
-def patient_key(name: str, how: str = "subtype") -> str:
-    """The patient in one of Kermany's file names; another name's stem is its own patient.
+def find_patients(names: list[str], how: str = "subtype") -> list[tuple[str, str]]:
+    """(patient, the rule that tells) of each path; (the path itself, "") where none tells.
 
-    "subtype": person12_bacteria, IM-0115, NORMAL2-IM-0501. "number", the cautious one: person12,
-    IM-0501, whatever the subtype or prefix. "none": the stem of every name.
+    `how` is `Config.patient_key`. "subtype": person12_bacteria, IM-0115, NORMAL2-IM-0501, then
+    SCHEMES. "number", the cautious one: person12, IM-0501, whatever the subtype or prefix.
+    "folder": the name of the folder that holds the file. "none": no rule. A file.csv: rows of file
+    (path, name or stem) and patient. Anything else is a regular expression with one group.
+    ValueError where what the user gave tells of no image.
     """
-    if how not in ("subtype", "number", "none"):
-        raise ValueError(f"patient_key={how!r} is not one of subtype, number, none")
-    stem = Path(name).stem
-    match = PATIENT.match(stem)
-    if how == "none" or not match:
-        return stem
-    return match[0] if how == "subtype" else match[match.lastindex]
+    table = read_table(how)
+    found = [_find_patient(name, how, table) for name in names]
+    if how not in ("subtype", "number", "none") and not any(rule for _, rule in found):
+        raise ValueError(
+            f"patient_key={how!r} tells the patient of none of {len(names)} images;"
+            f" the first is {names[0]!r}"
+        )
+    return found
 
 
-def has_patient(name: str) -> bool:
-    """Whether the file name tells of a patient, as Kermany's do."""
-    return PATIENT.match(Path(name).stem) is not None
+def _find_patient(name: str, how: str, table: dict[str, str]) -> tuple[str, str]:
+    path = PurePosixPath(name)
+    called = [key for key in (name, path.name, path.stem) if key in table]
+    if called:
+        return table[called[0]], f"patient_key={how!r}"
+    patterns = {f"patient_key={how!r}": FOLDER if how == "folder" else how}
+    if table or how == "none":
+        patterns = {}
+    elif how in ("subtype", "number"):
+        match = PATIENT.match(path.stem)
+        if match:
+            return match[0 if how == "subtype" else match.lastindex], KERMANY
+        patterns = SCHEMES
+    for rule, pattern in patterns.items():
+        match = re.search(pattern, name)
+        if match and match[1]:
+            return match[1], rule
+    return name, ""
+
+
+def read_table(how: str) -> dict[str, str]:
+    """{file: patient} where patient_key is a CSV of these two columns, else {}.
+
+    ValueError where it cannot be read or has another number of columns.
+    """
+    if not how.endswith(".csv"):
+        return {}
+    try:
+        text = Path(how).expanduser().read_text(encoding="utf-8-sig", errors="replace")
+        rows = [[cell.strip() for cell in row] for row in csv.reader(text.splitlines()) if row]
+    except (OSError, csv.Error) as error:
+        raise ValueError(f"patient_key={how!r} cannot be read: {error}") from error
+    wrong = [row for row in rows if len(row) != 2]
+    if wrong or not rows:
+        what = f"has a row {wrong[0]}" if wrong else "is empty"
+        raise ValueError(f"patient_key={how!r} {what}; a row should be: file name, patient")
+    return dict(rows)
+
+
+def say_who(rules: list[str], cfg: Config) -> list[str]:
+    """Lines for the summary: by which rules the patients are known, or that they are not."""
+    counts = Counter(rules)
+    unknown = counts.pop("", 0)
+    if cfg.patient_key == "none" or not (counts or cfg.dataset == "chest_xray"):
+        return []
+    if not counts:
+        return [
+            "WARNING: nothing in the names tells whose image it is, so the split is by image and"
+            " one patient can be on two sides. patient_key takes a regular expression with one"
+            ' group, "folder", or a CSV of file name and patient'
+        ]
+    lines = [f"patients by {rule}: {n} images" for rule, n in counts.items() if rule != KERMANY]
+    return lines + [f"patients by no rule, each image its own: {unknown}"] * (unknown > 0)
+
+
+def classes_of(labels: list[str], own: list[str], keys: list[str], name: str) -> list[str]:
+    """`labels`, but `name` for folders of one patient (in a split), where most folders are such."""
+    owners = defaultdict(set)
+    for label, split, key in zip(labels, own, keys, strict=True):
+        owners[label, split].add(key)
+    single = set(labels) - {label for (label, _), found in owners.items() if len(found) > 1}
+    if len(single) < 2 or 2 * len(single) <= len(set(labels)):
+        return labels
+    return [name if label in single else label for label in labels]
 
 
 def thumbnail(image: np.ndarray) -> np.ndarray:
@@ -88,9 +165,7 @@ def group_patients(
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
-    keys = [patient_key(name, how) for name in names]
-    # no patient in the name: 1.png of two folders are two patients
-    keys = [name if key == Path(name).stem else key for name, key in zip(names, keys, strict=True)]
+    keys = [key for key, _ in find_patients(names, how)]
     first: dict[str, int] = {}  # the first image of each key
     links = [(first.setdefault(key, i), i) for i, key in enumerate(keys)]
     i, j = np.array([*links, *pairs]).T
@@ -126,15 +201,28 @@ def split_by_patient(
     rows = {"train": train, "val": val, "test": test}
     for split in SPLITS:
         if not rows[split]:
-            raise ValueError(
-                f"{split} is empty: {len(names)} images of {len(set(groups))} patients cannot be"
-                " split by patient; at least three patients of one class are needed"
-            )
+            raise ValueError(f"{split} is empty: {_why_empty(names, groups, dropped, cfg)}")
         if cfg.max_images:
             most = cfg.max_images if split == "train" else max(cfg.max_images, 8)
             rows[split], rest = _cap(rows[split], most, labels, names, cfg.seed)
             dropped |= dict.fromkeys(rest, f"over max_images={cfg.max_images}")
     return rows, dropped
+
+
+def _why_empty(names: list, groups: list, dropped: dict, cfg: Config) -> str:
+    """Why these images cannot be split, and the ways out."""
+    count = len(set(groups))
+    by_name = len(set(group_patients(names, how=cfg.patient_key)))
+    text = f"{len(names)} images of {count} patients cannot be split by patient"
+    if by_name > count:
+        text += f"; by their names they are {by_name}, but near-duplicate images joined them"
+        text += " (frames of one video, for example)"
+    if dropped:
+        text += f"; {len(dropped)} images share a patient with a held-out one"
+    text += "; at least three patients of one class are needed"
+    if cfg.patient_key != "none":
+        text += ', or another patient_key: "none" splits by image and ignores near-duplicates'
+    return text
 
 
 def _apart(rows: list[int], others: list[int], groups: list[str]) -> tuple[list, list]:

@@ -1,8 +1,11 @@
 """Where the images are: find a data set, list what is in it. Reads names and labels."""
 
+import itertools
 import os
 import re
 import tempfile
+from collections import Counter
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +20,14 @@ from vaekit.place.setup import folders_in_attached
 
 SUFFIXES = (".jpeg", ".jpg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".pgm", ".ppm")
 EXPECTED = "train/<class>/*.jpeg with test/ beside it, or <class>/*.jpeg, or images directly"
+# What the name of a folder says: a split, no class, no images.
+SPLIT = re.compile(r"(train|val|test)(ing|id|idation)?([ _-]?(set|data|images?))?", re.I)
+NO_CLASS = re.compile(r"(images?|imgs?|files|jpe?gs?|pngs?)([ _-]?\d+)?|p1\d", re.I)
+NO_IMAGES = re.compile(
+    r"(.*[ _-])?masks|mask|labels?|segs?|segmentations?|annotations?|ground[ _-]?truth", re.I
+)
+ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar")
+MOST_LOOKED_AT = 10_000  # folders, for the message that says what is there
 BUNDLE = Path(__file__).parents[2] / "data" / "chest_xray_phantom"  # a sample
 
 
@@ -66,9 +77,10 @@ def find_dataset(cfg: Config, download: bool = False) -> Found:
     name = cfg.dataset
     for asked, place in (("data_path", cfg.data_path), ("VAEKIT_DATA", _env("VAEKIT_DATA"))):
         if place:
-            path = _enter(Path(place).expanduser(), name)
+            folder = Path(place).expanduser()
+            path = _enter(folder, name) if os.path.exists(folder) else None
             if path is None:
-                what = f"{asked}={place} has no images for dataset={name}"
+                what = f"{asked}={place} has no images for dataset={name}: {_what_is(folder)}"
                 raise FileNotFoundError(f"{what}; expected {_expected(name)}")
             return Found(path, "given" if asked == "data_path" else asked)
     found = _search(name)
@@ -214,15 +226,39 @@ def _enter(folder: Path, name: str) -> Path | None:
         found = _marked(folder, name)
         if found or name != "chest_xray":
             return found
-        if folder.name == FACES or (folder / FACES).is_dir():
+        if folder.name == FACES or any((folder / i).is_dir() for i in INSIDE["celeba"] if i):
             return None  # one data set does not stand in for another
         if not (folder / "train").is_dir() and (folder / "chest_xray").is_dir():
             folder = folder / "chest_xray"
-    with suppress(OSError):
-        names = (name for *_, leaf in _class_folders(folder) for name in os.listdir(leaf))
-        if any(name.lower().endswith(SUFFIXES) and not name.startswith(".") for name in names):
-            return folder
-    return None
+    return folder if any(_walk(folder, [])) else None
+
+
+def _what_is(place: Path) -> str:
+    """In words, what there is at `place` where no images are found."""
+    if not os.path.exists(place):
+        above = next(folder for folder in place.absolute().parents if os.path.exists(folder))
+        return f"it does not exist (but {above} does)"
+    if place.is_file():
+        archive = place.suffix.lower() in ARCHIVES
+        return "it is an archive: unpack it" if archive else "it is a file: name its folder"
+    counts: Counter = Counter()
+    for folder, _, names in itertools.islice(os.walk(place), MOST_LOOKED_AT):
+        depth = len(Path(folder).relative_to(place).parts)
+        counts.update((depth, Path(name).suffix.lower() or "without suffix") for name in names)
+    if not counts:
+        return "it is a folder without files"
+    ranked = sorted(counts.items(), key=lambda item: (item[0][0], -item[1]))[:12]
+    text = ", ".join(f"{n} {suffix} {depth} folders deep" for (depth, suffix), n in ranked)
+    text = f"there are {text}"
+    suffixes = {suffix for _, suffix in counts}
+    if suffixes & set(ARCHIVES):
+        text += "; archives have to be unpacked"
+    if ".dcm" in suffixes:
+        text += "; DICOM needs `pip install pydicom`"
+    skipped: list[tuple[str, str]] = []
+    any(_walk(place, skipped))
+    left_out = [f"; left out {name} ({why})" for name, why in skipped if name.endswith("/")]
+    return text + "".join(left_out[:5])
 
 
 class ImageFile(NamedTuple):
@@ -238,35 +274,28 @@ class ImageFile(NamedTuple):
 def list_images(root: Path) -> tuple[list[ImageFile], list[tuple[str, str]]]:
     """The images in `root`, sorted, and (name, reason) of what is skipped.
 
-    A nested second copy and macOS files are skipped, one line per folder. CelebA's own split is
-    read from list_eval_partition, .csv or .txt, beside or above its images.
+    Any tree: a folder called train, Training, valid, ... at any depth says the split, the first
+    other one below it (or above) the class; see `_walk` for what is left out. CelebA's own split
+    is read from list_eval_partition, .csv or .txt, beside or above its images.
     """
     arrays = read_arrays(root)
     if arrays:
         return _rows_of(arrays, root), []
-    folders = _class_folders(root)
     official = _official_split(root)
+    skipped: list[tuple[str, str]] = []
+    found = sorted(_walk(root, skipped))
+    places = [_split_and_classes(name) for name, _ in found]
+    classes = [inner for _, inner in places]
+    depth = 0
+    if not any(split for split, _ in places):  # a folder that holds everything is no class
+        shared = len(os.path.commonprefix(classes))
+        depth = max(0, min([shared, *(len(inner) - 1 for inner in classes)]))
     files = []
-    skipped = _strays(root, {folder for *_, folder in folders})
-    for split, label, folder in folders:
-        relative = "" if folder == root else f"{folder.relative_to(root).as_posix()}/"
-        hidden = 0
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                name = relative + entry.name
-                if entry.name.startswith("."):
-                    hidden += 1
-                elif not entry.name.lower().endswith(SUFFIXES):
-                    skipped.append((name, "not an image by its name"))
-                elif not entry.is_file():  # a folder or a broken link
-                    skipped.append((name, "not a file"))
-                else:
-                    stat = entry.stat()
-                    own = split or official.get(name, "")
-                    files.append(ImageFile(name, own, label, stat.st_size, stat.st_mtime_ns))
-        if hidden:
-            skipped.append((f"{relative}.*", f"hidden or macOS files: {hidden}"))
-    return sorted(files), sorted(skipped)
+    for (name, stat), (split, inner) in zip(found, places, strict=True):
+        label = inner[depth] if inner else root.resolve().name
+        own = split or official.get(name, "")
+        files.append(ImageFile(name, own, label, stat.st_size, stat.st_mtime_ns))
+    return files, sorted(skipped)
 
 
 def _rows_of(arrays: dict, root: Path) -> list[ImageFile]:
@@ -281,35 +310,84 @@ def _rows_of(arrays: dict, root: Path) -> list[ImageFile]:
     return files
 
 
-def _class_folders(root: Path) -> list[tuple[str, str, Path]]:
-    """(the folder's own split or "", class, folder) for <split>/<class>, <class> or flat."""
-    tops = [(split, root / split) for split in SPLITS if (root / split).is_dir()] or [("", root)]
-    found = []
-    for split, top in tops:
-        # [] where `top` is not there, not a folder or not ours to read
-        inner = [
-            sub for sub in sorted(top.glob("*/")) if not sub.name.startswith((".", "__MACOSX"))
-        ]
-        found += [(split, sub.name, sub) for sub in inner] or [(split, root.name, top)]
-    return found
+def _split_and_classes(name: str) -> tuple[str, list[str]]:
+    """The split that the folders in the path `name` say, or "", and those that may be a class."""
+    split, above, below = "", [], []
+    for folder in name.split("/")[:-1]:
+        match = SPLIT.fullmatch(folder)
+        if match:
+            split = split or match[1].lower()
+        elif not NO_CLASS.fullmatch(folder):
+            (below if split else above).append(folder)
+    return split, below or above
 
 
-def _strays(root: Path, leaves: set[Path]) -> list[tuple[str, str]]:
-    """What lies beside the class folders `leaves`, with a reason and a count."""
-    tops = {leaf.parent for leaf in leaves if leaf != root} | {root} - leaves
-    strays = {entry for top in tops for entry in top.iterdir()} - leaves - tops
-    skipped = []
-    for entry in strays:
-        name, reason, count = entry.relative_to(root).as_posix(), "beside the class folders", 1
-        if entry.is_dir():
-            name = f"{name}/"
-            count = sum(len(inside) for *_, inside in os.walk(entry))
-            if entry.name == "__MACOSX":
-                reason = "macOS files"
-            elif (entry / "train").is_dir():
-                reason = "nested second copy"
-        skipped.append((name, f"{reason}: {count}"))
-    return skipped
+def _walk(root: Path, skipped: list[tuple[str, str]]) -> Iterator[tuple[str, os.stat_result]]:
+    """(path below `root`, stat) of every image; what is left out is added to `skipped`.
+
+    Left out are what does not look like an image, hidden and macOS files, runs and caches of this
+    package, folders of masks or labels, and what lies beside a train folder.
+    """
+    runs = Path(_env("VAEKIT_RUNS") or "runs")
+    seen = {cache_dir().resolve(), runs.resolve()} - {root.resolve()}
+    folders = [(root, "")]
+    for folder, above in folders:  # it grows
+        try:
+            with os.scandir(folder) as listed:
+                entries = sorted(listed, key=lambda entry: entry.name)
+        except OSError as error:
+            skipped.append((above, f"cannot be read: {error.strerror}"))
+            continue
+        names = {entry.name for entry in entries}
+        if {"config.json", "run.json"} <= names and above:
+            skipped.append((above, f"a run of this package: {_count(folder)}"))
+            continue
+        splits = [SPLIT.fullmatch(entry.name) for entry in entries if entry.is_dir()]
+        trains = any(match and match[1].lower() == "train" for match in splits)
+        hidden = 0
+        for entry in entries:
+            name = above + entry.name
+            if entry.name.startswith("."):
+                hidden += 1
+            elif os.path.isdir(entry):
+                why = _left_out(entry, trains, seen)
+                if why:
+                    skipped.append((f"{name}/", f"{why}: {_count(entry)}"))
+                else:
+                    folders.append((Path(entry), f"{name}/"))
+            elif not entry.name.lower().endswith(SUFFIXES):
+                skipped.append((name, "not an image by its name"))
+            elif not os.path.isfile(entry):  # a broken link, a pipe
+                skipped.append((name, "not a file"))
+            elif trains:
+                skipped.append((name, "beside the train folder"))
+            else:
+                yield name, entry.stat()
+        if hidden:
+            skipped.append((f"{above}.*", f"hidden or macOS files: {hidden}"))
+
+
+def _left_out(folder: os.DirEntry, trains: bool, seen: set[Path]) -> str:
+    """Why no images are looked for in `folder`, or "", and then it is in `seen`.
+
+    `trains`: a train folder lies beside it.
+    """
+    path = Path(folder).resolve()
+    if folder.name == "__MACOSX":
+        return "macOS files"
+    if NO_IMAGES.fullmatch(folder.name):
+        return "masks or labels by its name"
+    if path in seen:
+        return "runs or cache of this package, or a link to a folder that is read already"
+    if trains and not SPLIT.fullmatch(folder.name):
+        copy = (path / "train").is_dir()
+        return "nested second copy" if copy else "beside the train folder"
+    seen.add(path)
+    return ""
+
+
+def _count(folder: Path | os.DirEntry) -> int:
+    return sum(len(names) for *_, names in os.walk(folder))
 
 
 def _official_split(root: Path) -> dict[str, str]:
