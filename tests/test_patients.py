@@ -33,6 +33,64 @@ def test_kermanys_patients(name, subtype, number):
         assert patients.find_patients([name], how)[0][0] == patient
 
 
+SCHEMES = [  # (name of film i of patient p, patient_key, a word of the summary)
+    ("images/{p:08}_{i:03}.png", "subtype", "NIH"),
+    ("patient{p:05}_study{i}_view1.jpg", "number", "CheXpert"),
+    ("patient{p:05}/study{i}/view1.jpg", "subtype", "CheXpert"),
+    ("files/p1{i}/p1000{p:04}/s5000000{i}/a.jpg", "subtype", "MIMIC"),
+    ("patient{p:04}/{i}.png", "subtype", "one folder"),
+    ("p{p}/{i}.png", "subtype", "numbered folder"),
+    ("case of {p}/{i}.png", "folder", "'folder'"),
+    ("x{p}y{i}.png", r"x(\d+)y", r"x(\\d+)y"),
+    ("who{p}/{i}.png", "table.csv", "table.csv"),
+    ("x{p}y{i}.png", "subtype", "WARNING"),
+    ("x{p}y{i}.png", "none", "hash"),
+]
+
+
+@pytest.mark.parametrize("pattern, key, word", SCHEMES)
+def test_patients_of_any_scheme_stay_apart(tmp_path, monkeypatch, pattern, key, word):
+    monkeypatch.chdir(tmp_path)
+    names = {pattern.format(p=p, i=i): p for p in range(1, 13) for i in range(4)}
+    for i, name in enumerate(names):
+        write(tmp_path / "set" / name, film(i))
+    rows = [f"{name},Miller {patient}" for name, patient in names.items()]
+    (tmp_path / "table.csv").write_text("\n".join(["\ufefffile,patient", *rows]))
+    data = load("set", patient_key=key)
+    assert word in data.summary() and len(assert_apart(data)) == 48
+    sides = [{names[name] for name in split.names} for split in splits(data)]
+    known = key != "none" and word != "WARNING"
+    assert bool(sides[0] & (sides[1] | sides[2])) != known
+    assert data.classes == ["set"] or not known
+    assert data.who == ("patients" if known else "groups")
+    (tmp_path / "table.csv").write_text("\n".join(f"{name},{name}" for name in names))
+    again = load("set", patient_key=key)  # another table is another split
+    assert (again.train.groups == data.train.groups) == (key != "table.csv")
+
+
+@pytest.mark.parametrize("key", ["folder", r"q(\d+)", "none.csv", "three.csv", "other.csv"])
+def test_a_key_that_tells_nothing_is_refused_by_name(tmp_path, monkeypatch, key):
+    monkeypatch.chdir(tmp_path)
+    for i in range(3):
+        write(tmp_path / f"set/{i}.png", film(i))
+    (tmp_path / "three.csv").write_text("0.png,a,b\n")
+    (tmp_path / "other.csv").write_text("7.png,a\n")
+    with pytest.raises(ValueError, match="patient_key="):
+        load("set", patient_key=key)
+    with pytest.raises(ValueError, match="patient_key=.*one group"):
+        config(patient_key="(a)(b" if key == "folder" else "(a)|(b)")
+
+
+def test_frames_of_a_video_are_refused_with_the_way_out(tmp_path):
+    frame = film(7, 80, 80)
+    for i in range(20):
+        frame[20:24, 2 * i : 2 * i + 4] = 255
+        write(tmp_path / f"set/frame_{i:05}.png", frame)
+    with pytest.raises(ValueError, match='1 patients.* 20, but near-duplicate.*"none"'):
+        load(tmp_path / "set")
+    assert len(load(tmp_path / "set", patient_key="none").train) == 16
+
+
 def test_same_names_without_patients_stay_apart():
     groups = patients.group_patients(["a/1.png", "b/1.png", "a/IM-0001-1.png", "b/IM-0001-2.png"])
     assert groups == ["a/1.png", "b/1.png", "IM-0001", "IM-0001"]

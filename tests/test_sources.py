@@ -10,6 +10,7 @@ import sys
 import time
 from contextlib import suppress
 
+import folders
 import numpy as np
 import pytest
 from conftest import need_pack
@@ -221,6 +222,98 @@ def test_junk_is_counted_never_loaded(tmp_path):
     assert skipped["train/NORMAL/.*"] == "hidden or macOS files: 1"
     assert skipped["test/NORMAL/notes.txt"] == "not an image by its name"
     assert "manifest.csv" in skipped and "notes.txt" in after.summary()
+
+
+LAYOUTS = {  # of real sets: (paths, images, classes, images in an own test)
+    "NIH": (["images_{a:03}/images/{b:08}_000.png"], 18, ["set"], 0),
+    "CheXpert": (
+        ["train/patient{b:05}/study1/v.jpg", "valid/patient6454{a}/study1/v.jpg"],
+        21,
+        ["set"],
+        0,
+    ),
+    "MIMIC": (["files/p1{a}/p1{a}00{b:04}/s5{b:07}/{b:08x}.jpg"], 18, ["set"], 0),
+    "COVID": (
+        ["COVID/images/{b}.png", "COVID/masks/{b}.png", "Normal/images/N{b}.png"],
+        36,
+        ["COVID", "Normal"],
+        0,
+    ),
+    "COVID, one class": (["images/{b}.png", "masks/{b}.png"], 18, ["set"], 0),
+    "mnist_png": (["training/{a}/{b}.png", "testing/{a}/t{b}.png"], 36, ["1", "2", "3"], 18),
+    "capitals": (["Train/A/{b}.jpg", "Test/A/t{b}.jpg"], 36, ["A"], 18),
+    "an unlabelled test": (
+        ["train/A/{b}.jpg", "train/B/b{b}.jpg", "test/t{b}.jpg"],
+        54,
+        ["A", "B", "set"],
+        18,
+    ),
+    "patients in classes": (["train/A/p{a}/{b}.jpg", "test/A/p{a}/{b}.jpg"], 36, ["A"], 18),
+    "flat, and a folder": (["{b}.png", "more/m{b}.png"], 36, ["more", "set"], 0),
+    "deeper images": (["a/{b}.png", "a/batch2/{b}.png", "b/{b}.png"], 54, ["a", "b"], 0),
+    "a wrapper": (["data set/a/{b}.png", "data set/b/{b}.png"], 36, ["a", "b"], 0),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_real_sets_are_read_as_they_unpack(tmp_path, layout):
+    patterns, count, classes, held_out = LAYOUTS[layout]
+    for a in range(1, 4):
+        for b in range(6 * a, 6 * a + 6):
+            for k, pattern in enumerate(patterns):
+                write(tmp_path / "set" / pattern.format(a=a, b=b), film((k, b)))
+    data = load(tmp_path / "set")
+    names = [name for split in splits(data) for name in split.names]
+    assert len(names) == count and data.classes == classes and not data.dropped
+    assert not [name for name in names if "masks/" in name]
+    assert [pair for pair in data.skipped if "masks" in pair[0]] == data.skipped
+    own = [name for name in names if name.lower().startswith("test")]
+    assert sorted(own) == sorted(data.test.names) if held_out else not own
+    assert len(own) == held_out
+
+
+def test_own_runs_and_caches_are_no_images(tmp_path, monkeypatch):
+    for i in range(5):
+        write(tmp_path / f"set/{i}.png", film(i))
+    before = load(tmp_path / "set")
+    for name in ("runs/1/samples/a.png", "cache/bundle/a.png", "old/2/samples/a.png"):
+        write(tmp_path / "set" / name, film(1))
+    for name in ("config.json", "run.json"):
+        (tmp_path / "set/old/2" / name).write_text("{}")
+    monkeypatch.setenv("VAEKIT_RUNS", str(tmp_path / "set/runs"))
+    monkeypatch.setenv("VAEKIT_CACHE", str(tmp_path / "set/cache"))
+    data = load(tmp_path / "set")
+    assert data.hash == before.hash and "old/2/" in dict(data.skipped)
+
+
+@pytest.mark.parametrize(
+    "name, reason",
+    [
+        ("scans/a.dcm", "depth 2 there are 1 .dcm"),
+        ("array.xyz", "1 .xyz"),
+        ("images.zip", "archives have to be unpacked"),
+        ("masks/a.png", "left out: masks/, masks or labels"),
+        ("", "without files"),
+    ],
+)
+def test_what_is_there_instead_of_images_is_said(tmp_path, name, reason):
+    place = tmp_path / "set"
+    (place / name).parent.mkdir(parents=True, exist_ok=True)
+    place.mkdir(exist_ok=True)
+    if name:
+        (place / name).write_bytes(b"x")
+    for path, why in ((place, reason), (place / "typo/set", f"{place} does")):
+        with pytest.raises(FileNotFoundError, match="expected train/<class>") as error:
+            sources.find_dataset(config(path))
+        assert why in str(error.value)
+    (tmp_path / "a.tar").write_bytes(b"x")
+    with pytest.raises(FileNotFoundError, match="archive"):
+        sources.find_dataset(config(tmp_path / "a.tar"))
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_any_tree_is_loaded_or_refused_with_a_reason(seed):
+    assert folders.fuzz(1, seed)["trees"] == 1
 
 
 def pictures(n, shape, seed=0):

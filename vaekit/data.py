@@ -85,7 +85,8 @@ class Data:
         lines += [f"skipped {name}: {reason}" for name, reason in self.skipped[:10]]
         if len(self.skipped) > 10:
             lines.append(f"and {len(self.skipped) - 10} more in data.skipped")
-        return "\n".join(lines)
+        # a name of a file need not be text
+        return "\n".join(lines).encode(errors="backslashreplace").decode()
 
     __repr__ = summary  # what a notebook shows, rather than a thousand names
 

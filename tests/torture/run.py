@@ -18,6 +18,7 @@ os.environ |= {"VAEKIT_PROFILE": "smoke", "MPLBACKEND": "Agg", "PYTHONPATH": str
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import disks  # noqa: E402
+import folders  # noqa: E402
 import kills  # noqa: E402
 import soak  # noqa: E402
 import torch  # noqa: E402
@@ -40,6 +41,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=60, help="of soaking")
     parser.add_argument("--cases", type=int, default=2000, help="a fuzzed property")
+    parser.add_argument("--seed", type=int, default=0, help="of the first random tree of folders")
     parser.add_argument("--trials", type=int, default=30, help="trainings that are killed")
     parser.add_argument("--only", nargs="*", help="names of parts")
     parser.add_argument("--store", type=Path, help="JSON to write")
@@ -48,6 +50,7 @@ def main() -> None:
         "killed": lambda: kills.kill(given.trials), "SIGTERM": kills.stop_command,
         "notebook": kills.stop_notebook, "spoiled": lambda: kills.spoil(10 * given.trials),
         "disk full": disks.fill_up, "disk read-only": disks.lock_up,
+        "folders": lambda: folders.fuzz(given.cases, given.seed),
         "fuzzed": lambda: fuzz(given.cases), "soak": lambda: soak.soak(given.minutes),
     }  # fmt: skip
     kept = given.store and given.store.exists()

@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import os
 import re
 from collections import Counter, defaultdict
 from pathlib import Path, PurePosixPath
@@ -61,7 +62,7 @@ def _find_patient(name: str, how: str, table: dict[str, str]) -> tuple[str, str]
     if called:
         return table[called[0]], f"patient_key={how!r}"
     patterns = {f"patient_key={how!r}": FOLDER if how == "folder" else how}
-    if table or how == "none":
+    if how == "none" or how.endswith(".csv"):
         patterns = {}
     elif how in ("subtype", "number"):
         match = PATIENT.match(path.stem)
@@ -201,7 +202,7 @@ def split_by_patient(
     rows = {"train": train, "val": val, "test": test}
     for split in SPLITS:
         if not rows[split]:
-            raise ValueError(f"{split} is empty: {_why_empty(names, groups, dropped, cfg)}")
+            raise ValueError(f"{split} is empty: {_why_empty(names, own, groups, cfg)}")
         if cfg.max_images:
             most = cfg.max_images if split == "train" else max(cfg.max_images, 8)
             rows[split], rest = _cap(rows[split], most, labels, names, cfg.seed)
@@ -209,7 +210,7 @@ def split_by_patient(
     return rows, dropped
 
 
-def _why_empty(names: list, groups: list, dropped: dict, cfg: Config) -> str:
+def _why_empty(names: list, own: list, groups: list, cfg: Config) -> str:
     """Why these images cannot be split, and the ways out."""
     count = len(set(groups))
     by_name = len(set(group_patients(names, how=cfg.patient_key)))
@@ -217,8 +218,8 @@ def _why_empty(names: list, groups: list, dropped: dict, cfg: Config) -> str:
     if by_name > count:
         text += f"; by their names they are {by_name}, but near-duplicate images joined them"
         text += " (frames of one video, for example)"
-    if dropped:
-        text += f"; {len(dropped)} images share a patient with a held-out one"
+    if any(own):
+        text += f"; the folders' own splits have {dict(Counter(own))} images"
     text += "; at least three patients of one class are needed"
     if cfg.patient_key != "none":
         text += ', or another patient_key: "none" splits by image and ignores near-duplicates'
@@ -267,4 +268,4 @@ def _cap(rows: list[int], most: int, labels: list, names: list, seed: int) -> tu
 
 def _rank(seed: int, name: str) -> str:
     # A hash, not a shuffle: one more file in the folder leaves the others where they were.
-    return hashlib.sha256(f"{seed}/{name}".encode()).hexdigest()
+    return hashlib.sha256(os.fsencode(f"{seed}/{name}")).hexdigest()

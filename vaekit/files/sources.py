@@ -4,7 +4,7 @@ import itertools
 import os
 import re
 import tempfile
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -27,6 +27,8 @@ NO_IMAGES = re.compile(
     r"(.*[ _-])?masks|mask|labels?|segs?|segmentations?|annotations?|ground[ _-]?truth", re.I
 )
 ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar")
+NOT_BY_NAME = "not an image by its name"
+READ_ALREADY = "read already under another name"
 MOST_LOOKED_AT = 10_000  # folders, for the message that says what is there
 BUNDLE = Path(__file__).parents[2] / "data" / "chest_xray_phantom"  # a sample
 
@@ -226,11 +228,15 @@ def _enter(folder: Path, name: str) -> Path | None:
         found = _marked(folder, name)
         if found or name != "chest_xray":
             return found
-        if folder.name == FACES or any((folder / i).is_dir() for i in INSIDE["celeba"] if i):
+        if _is_celeba(folder):
             return None  # one data set does not stand in for another
         if not (folder / "train").is_dir() and (folder / "chest_xray").is_dir():
             folder = folder / "chest_xray"
     return folder if any(_walk(folder, [])) else None
+
+
+def _is_celeba(folder: Path) -> bool:
+    return folder.name == FACES or any((folder / i).is_dir() for i in INSIDE["celeba"] if i)
 
 
 def _what_is(place: Path) -> str:
@@ -238,27 +244,29 @@ def _what_is(place: Path) -> str:
     if not os.path.exists(place):
         above = next(folder for folder in place.absolute().parents if os.path.exists(folder))
         return f"it does not exist (but {above} does)"
-    if place.is_file():
+    if not place.is_dir():
         archive = place.suffix.lower() in ARCHIVES
-        return "it is an archive: unpack it" if archive else "it is a file: name its folder"
-    counts: Counter = Counter()
+        return "it is an archive: unpack it" if archive else "it is a file: give its folder"
+    counts = defaultdict(Counter)
     for folder, _, names in itertools.islice(os.walk(place), MOST_LOOKED_AT):
-        depth = len(Path(folder).relative_to(place).parts)
-        counts.update((depth, Path(name).suffix.lower() or "without suffix") for name in names)
-    if not counts:
-        return "it is a folder without files"
-    ranked = sorted(counts.items(), key=lambda item: (item[0][0], -item[1]))[:12]
-    text = ", ".join(f"{n} {suffix} {depth} folders deep" for (depth, suffix), n in ranked)
-    text = f"there are {text}"
-    suffixes = {suffix for _, suffix in counts}
+        depth = 1 + len(Path(folder).relative_to(place).parts)
+        counts[depth].update(Path(name).suffix.lower() or "without suffix" for name in names)
+    facts = []
+    for depth, suffixes in counts.items():
+        kinds = ", ".join(f"{n} {suffix}" for suffix, n in suffixes.most_common(5))
+        facts += [f"at depth {depth} there are {kinds}"] * bool(kinds)
+    suffixes = set().union(*counts.values())
     if suffixes & set(ARCHIVES):
-        text += "; archives have to be unpacked"
+        facts.append("archives have to be unpacked")
     if ".dcm" in suffixes:
-        text += "; DICOM needs `pip install pydicom`"
+        facts.append("DICOM needs `pip install pydicom`")
+    if _is_celeba(place):
+        facts.append(f"{FACES} is dataset='celeba'")
     skipped: list[tuple[str, str]] = []
     any(_walk(place, skipped))
-    left_out = [f"; left out {name} ({why})" for name, why in skipped if name.endswith("/")]
-    return text + "".join(left_out[:5])
+    skipped = [pair for pair in skipped if pair[1] != NOT_BY_NAME]
+    facts += [f"left out: {name}, {why}" for name, why in skipped[:5]]
+    return "; ".join(facts) or "it is a folder without files"
 
 
 class ImageFile(NamedTuple):
@@ -329,14 +337,15 @@ def _walk(root: Path, skipped: list[tuple[str, str]]) -> Iterator[tuple[str, os.
     package, folders of masks or labels, and what lies beside a train folder.
     """
     runs = Path(_env("VAEKIT_RUNS") or "runs")
-    seen = {cache_dir().resolve(), runs.resolve()} - {root.resolve()}
+    known = {runs.resolve(): "runs of this package", cache_dir().resolve(): "cache of this package"}
+    known[root.resolve()] = READ_ALREADY
     folders = [(root, "")]
     for folder, above in folders:  # it grows
         try:
             with os.scandir(folder) as listed:
                 entries = sorted(listed, key=lambda entry: entry.name)
         except OSError as error:
-            skipped.append((above, f"cannot be read: {error.strerror}"))
+            skipped.append((above or "./", f"cannot be read: {error.strerror}"))
             continue
         names = {entry.name for entry in entries}
         if {"config.json", "run.json"} <= names and above:
@@ -350,13 +359,13 @@ def _walk(root: Path, skipped: list[tuple[str, str]]) -> Iterator[tuple[str, os.
             if entry.name.startswith("."):
                 hidden += 1
             elif os.path.isdir(entry):
-                why = _left_out(entry, trains, seen)
+                why = _left_out(entry, trains, known)
                 if why:
                     skipped.append((f"{name}/", f"{why}: {_count(entry)}"))
                 else:
                     folders.append((Path(entry), f"{name}/"))
             elif not entry.name.lower().endswith(SUFFIXES):
-                skipped.append((name, "not an image by its name"))
+                skipped.append((name, NOT_BY_NAME))
             elif not os.path.isfile(entry):  # a broken link, a pipe
                 skipped.append((name, "not a file"))
             elif trains:
@@ -367,22 +376,22 @@ def _walk(root: Path, skipped: list[tuple[str, str]]) -> Iterator[tuple[str, os.
             skipped.append((f"{above}.*", f"hidden or macOS files: {hidden}"))
 
 
-def _left_out(folder: os.DirEntry, trains: bool, seen: set[Path]) -> str:
-    """Why no images are looked for in `folder`, or "", and then it is in `seen`.
+def _left_out(folder: os.DirEntry, trains: bool, known: dict[Path, str]) -> str:
+    """Why no images are looked for in `folder`, or "", and then it is added to `known`.
 
-    `trains`: a train folder lies beside it.
+    `trains`: a train folder lies beside it. `known`: folders not to be entered, and why.
     """
     path = Path(folder).resolve()
     if folder.name == "__MACOSX":
         return "macOS files"
     if NO_IMAGES.fullmatch(folder.name):
         return "masks or labels by its name"
-    if path in seen:
-        return "runs or cache of this package, or a link to a folder that is read already"
+    if path in known:
+        return known[path]
     if trains and not SPLIT.fullmatch(folder.name):
         copy = (path / "train").is_dir()
         return "nested second copy" if copy else "beside the train folder"
-    seen.add(path)
+    known[path] = READ_ALREADY
     return ""
 
 
