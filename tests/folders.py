@@ -70,6 +70,7 @@ def spoil(folder: Path, fault: str, rng: random.Random) -> None:
         (folder / "gone.png").symlink_to("nowhere")
     elif fault == "loop":
         (folder / "loop").symlink_to(folder)
+        (folder / "self").symlink_to("self")
     elif fault == "pipe":
         os.mkfifo(folder / "pipe.png")
     elif fault == "run":

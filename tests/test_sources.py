@@ -289,7 +289,7 @@ def test_own_runs_and_caches_are_no_images(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "name, reason",
     [
-        ("scans/a.dcm", "depth 2 there are 1 .dcm"),
+        ("scans/a.nii", "depth 2 there are 1 .nii"),
         ("array.xyz", "1 .xyz"),
         ("images.zip", "archives have to be unpacked"),
         ("masks/a.png", "left out: masks/, masks or labels"),

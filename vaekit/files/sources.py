@@ -228,10 +228,11 @@ def _enter(folder: Path, name: str) -> Path | None:
         found = _marked(folder, name)
         if found or name != "chest_xray":
             return found
+        inner = folder / "chest_xray"
+        if not (folder / "train").is_dir() and any(_walk(inner, [])):
+            return inner
         if _is_celeba(folder):
             return None  # one data set does not stand in for another
-        if not (folder / "train").is_dir() and (folder / "chest_xray").is_dir():
-            folder = folder / "chest_xray"
     return folder if any(_walk(folder, [])) else None
 
 
@@ -255,11 +256,8 @@ def _what_is(place: Path) -> str:
     for depth, suffixes in counts.items():
         kinds = ", ".join(f"{n} {suffix}" for suffix, n in suffixes.most_common(5))
         facts += [f"at depth {depth} there are {kinds}"] * bool(kinds)
-    suffixes = set().union(*counts.values())
-    if suffixes & set(ARCHIVES):
+    if set().union(*counts.values()) & set(ARCHIVES):
         facts.append("archives have to be unpacked")
-    if ".dcm" in suffixes:
-        facts.append("DICOM needs `pip install pydicom`")
     if _is_celeba(place):
         facts.append(f"{FACES} is dataset='celeba'")
     skipped: list[tuple[str, str]] = []
@@ -292,14 +290,16 @@ def list_images(root: Path) -> tuple[list[ImageFile], list[tuple[str, str]]]:
     official = _official_split(root)
     skipped: list[tuple[str, str]] = []
     found = sorted(_walk(root, skipped))
-    places = [_split_and_classes(name) for name, _ in found]
-    classes = [inner for _, inner in places]
+    folders = {os.path.dirname(name) for name, _ in found}
+    places = {folder: _split_and_classes(folder) for folder in folders}
     depth = 0
-    if not any(split for split, _ in places):  # a folder that holds everything is no class
+    if not any(split for split, _ in places.values()):  # what holds everything is no class
+        classes = [inner for _, inner in places.values()]
         shared = len(os.path.commonprefix(classes))
         depth = max(0, min([shared, *(len(inner) - 1 for inner in classes)]))
     files = []
-    for (name, stat), (split, inner) in zip(found, places, strict=True):
+    for name, stat in found:
+        split, inner = places[os.path.dirname(name)]
         label = inner[depth] if inner else root.resolve().name
         own = split or official.get(name, "")
         files.append(ImageFile(name, own, label, stat.st_size, stat.st_mtime_ns))
@@ -318,10 +318,10 @@ def _rows_of(arrays: dict, root: Path) -> list[ImageFile]:
     return files
 
 
-def _split_and_classes(name: str) -> tuple[str, list[str]]:
-    """The split that the folders in the path `name` say, or "", and those that may be a class."""
+def _split_and_classes(path: str) -> tuple[str, list[str]]:
+    """The split that the folders in `path` say, or "", and those that may be a class."""
     split, above, below = "", [], []
-    for folder in name.split("/")[:-1]:
+    for folder in Path(path).parts:
         match = SPLIT.fullmatch(folder)
         if match:
             split = split or match[1].lower()
@@ -351,7 +351,7 @@ def _walk(root: Path, skipped: list[tuple[str, str]]) -> Iterator[tuple[str, os.
         if {"config.json", "run.json"} <= names and above:
             skipped.append((above, f"a run of this package: {_count(folder)}"))
             continue
-        splits = [SPLIT.fullmatch(entry.name) for entry in entries if entry.is_dir()]
+        splits = [SPLIT.fullmatch(entry.name) for entry in entries if os.path.isdir(entry)]
         trains = any(match and match[1].lower() == "train" for match in splits)
         hidden = 0
         for entry in entries:
