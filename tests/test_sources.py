@@ -276,14 +276,13 @@ def test_own_runs_and_caches_are_no_images(tmp_path, monkeypatch):
     for i in range(5):
         write(tmp_path / f"set/{i}.png", film(i))
     before = load(tmp_path / "set")
-    for name in ("runs/1/samples/a.png", "cache/bundle/a.png", "old/2/samples/a.png"):
+    for name in ("cache/bundle/a.png", "runs/2/samples/a.png"):
         write(tmp_path / "set" / name, film(1))
     for name in ("config.json", "run.json"):
-        (tmp_path / "set/old/2" / name).write_text("{}")
-    monkeypatch.setenv("VAEKIT_RUNS", str(tmp_path / "set/runs"))
+        (tmp_path / "set/runs/2" / name).write_text("{}")
     monkeypatch.setenv("VAEKIT_CACHE", str(tmp_path / "set/cache"))
     data = load(tmp_path / "set")
-    assert data.hash == before.hash and "old/2/" in dict(data.skipped)
+    assert data.hash == before.hash and "runs/2/" in dict(data.skipped)
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,6 @@ from vaekit.config import Config
 from vaekit.data import SPLITS
 from vaekit.files.images import fit_square
 
-# The patient in Kermany's names, and within it the number.
-PATIENT = re.compile(r"(person\d+)_(?:bacteria|virus)|(?:NORMAL2-)?(IM-\d+)")
 KERMANY = "Kermany's names"
 NUMBERED = "(?i:patient|subject|person|case|pat|sub|p)[ _-]?"
 SCHEMES = {  # how other sets name a patient: group 1, in the path below the data set's folder
@@ -26,7 +24,16 @@ SCHEMES = {  # how other sets name a patient: group 1, in the path below the dat
     # so short a number begins anew in another folder
     "one numbered folder a patient": rf"^((?:.*/)?{NUMBERED}\d{{1,2}})/",
 }
-FOLDER = r"(?:^|/)([^/]+)/[^/]+$"
+SUBTYPE = r"(?:^|/)(person\d+_(?:bacteria|virus)|(?:NORMAL2-)?IM-\d+)[^/]*$"
+NUMBER = r"(?:^|/)(?:NORMAL2-)?(person\d+(?=_bacteria|_virus)|IM-\d+)[^/]*$"
+PATTERNS = {  # for the values of patient_key that are no pattern
+    "subtype": {KERMANY: SUBTYPE} | SCHEMES,
+    "number": {KERMANY: NUMBER} | SCHEMES,
+    "folder": {"patient_key='folder'": r"(?:^|/)([^/]+)/[^/]+$"},
+    "none": {},
+}
+UNKNOWN = """WARNING: no name tells whose image it is: the split is by image, and one patient can be
+on two sides. patient_key takes a regular expression with one group, "folder", or a CSV"""
 # Two films are one when their 32x32 thumbnails, less a blur of THUMB_BLUR pixels, correlate above
 # this. Copies that were recompressed, resized, brightened, turned by 1 degree or trimmed by 1% of
 # a side score 0.93 to 1.00; the closest different patients in Kermany's set score 0.925. Without
@@ -47,33 +54,19 @@ def find_patients(names: list[str], how: str = "subtype") -> list[tuple[str, str
     ValueError where what the user gave tells of no image.
     """
     table = read_table(how)
-    found = [_find_patient(name, how, table) for name in names]
-    if how not in ("subtype", "number", "none") and not any(rule for _, rule in found):
-        raise ValueError(
-            f"patient_key={how!r} tells the patient of none of {len(names)} images;"
-            f" the first is {names[0]!r}"
-        )
+    given = f"patient_key={how!r}"
+    patterns = PATTERNS.get(how, {} if table else {given: how})
+    found = []
+    for name in names:
+        path = PurePosixPath(name)
+        told = [(table[key], given) for key in (name, path.name, path.stem) if key in table]
+        matches = ((rule, re.search(pattern, name)) for rule, pattern in patterns.items())
+        told += [(match[1], rule) for rule, match in matches if match and match[1]]
+        found.append(told[0] if told else (name, ""))
+    if not any(rule for _, rule in found) and how not in ("subtype", "number", "none"):
+        what = f"{given} tells the patient of none of {len(names)} images"
+        raise ValueError(f"{what}; the first is {names[0]!r}")
     return found
-
-
-def _find_patient(name: str, how: str, table: dict[str, str]) -> tuple[str, str]:
-    path = PurePosixPath(name)
-    called = [key for key in (name, path.name, path.stem) if key in table]
-    if called:
-        return table[called[0]], f"patient_key={how!r}"
-    patterns = {f"patient_key={how!r}": FOLDER if how == "folder" else how}
-    if how == "none" or how.endswith(".csv"):
-        patterns = {}
-    elif how in ("subtype", "number"):
-        match = PATIENT.match(path.stem)
-        if match:
-            return match[0 if how == "subtype" else match.lastindex], KERMANY
-        patterns = SCHEMES
-    for rule, pattern in patterns.items():
-        match = re.search(pattern, name)
-        if match and match[1]:
-            return match[1], rule
-    return name, ""
 
 
 def read_table(how: str) -> dict[str, str]:
@@ -88,10 +81,10 @@ def read_table(how: str) -> dict[str, str]:
         rows = [[cell.strip() for cell in row] for row in csv.reader(text.splitlines()) if row]
     except (OSError, csv.Error) as error:
         raise ValueError(f"patient_key={how!r} cannot be read: {error}") from error
-    wrong = [row for row in rows if len(row) != 2]
-    if wrong or not rows:
-        what = f"has a row {wrong[0]}" if wrong else "is empty"
-        raise ValueError(f"patient_key={how!r} {what}; a row should be: file name, patient")
+    wrong = [row for row in rows or [[]] if len(row) != 2]
+    if wrong:
+        what = f"has the row {wrong[0]}; a row should be: file name, patient"
+        raise ValueError(f"patient_key={how!r} {what}")
     return dict(rows)
 
 
@@ -99,16 +92,12 @@ def say_who(rules: list[str], cfg: Config) -> list[str]:
     """Lines for the summary: by which rules the patients are known, or that they are not."""
     counts = Counter(rules)
     unknown = counts.pop("", 0)
-    if cfg.patient_key == "none" or not (counts or cfg.dataset == "chest_xray"):
-        return []
-    if not counts:
-        return [
-            "WARNING: nothing in the names tells whose image it is, so the split is by image and"
-            " one patient can be on two sides. patient_key takes a regular expression with one"
-            ' group, "folder", or a CSV of file name and patient'
-        ]
     lines = [f"patients by {rule}: {n} images" for rule, n in counts.items() if rule != KERMANY]
-    return lines + [f"patients by no rule, each image its own: {unknown}"] * (unknown > 0)
+    if counts and unknown:
+        lines.append(f"patients by no rule, each image its own: {unknown}")
+    elif unknown and cfg.dataset == "chest_xray" and cfg.patient_key != "none":
+        lines.append(UNKNOWN)
+    return lines
 
 
 def classes_of(labels: list[str], own: list[str], keys: list[str], name: str) -> list[str]:
@@ -216,14 +205,13 @@ def _why_empty(names: list, own: list, groups: list, cfg: Config) -> str:
     by_name = len(set(group_patients(names, how=cfg.patient_key)))
     text = f"{len(names)} images of {count} patients cannot be split by patient"
     if by_name > count:
-        text += f"; by their names they are {by_name}, but near-duplicate images joined them"
-        text += " (frames of one video, for example)"
+        text += f"; by their names {by_name}, but near-duplicates (frames of a video?) joined them"
     if any(own):
         text += f"; the folders' own splits have {dict(Counter(own))} images"
-    text += "; at least three patients of one class are needed"
+    ways = "at least three patients of one class are needed"
     if cfg.patient_key != "none":
-        text += ', or another patient_key: "none" splits by image and ignores near-duplicates'
-    return text
+        ways += ', or patient_key="none": by image, whatever their likeness'
+    return f"{text}; {ways}"
 
 
 def _apart(rows: list[int], others: list[int], groups: list[str]) -> tuple[list, list]:

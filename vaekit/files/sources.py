@@ -1,6 +1,5 @@
 """Where the images are: find a data set, list what is in it. Reads names and labels."""
 
-import itertools
 import os
 import re
 import tempfile
@@ -29,7 +28,6 @@ NO_IMAGES = re.compile(
 ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar")
 NOT_BY_NAME = "not an image by its name"
 READ_ALREADY = "read already under another name"
-MOST_LOOKED_AT = 10_000  # folders, for the message that says what is there
 BUNDLE = Path(__file__).parents[2] / "data" / "chest_xray_phantom"  # a sample
 
 
@@ -249,7 +247,7 @@ def _what_is(place: Path) -> str:
         archive = place.suffix.lower() in ARCHIVES
         return "it is an archive: unpack it" if archive else "it is a file: give its folder"
     counts = defaultdict(Counter)
-    for folder, _, names in itertools.islice(os.walk(place), MOST_LOOKED_AT):
+    for folder, _, names in os.walk(place):
         depth = 1 + len(Path(folder).relative_to(place).parts)
         counts[depth].update(Path(name).suffix.lower() or "without suffix" for name in names)
     facts = []
@@ -336,9 +334,7 @@ def _walk(root: Path, skipped: list[tuple[str, str]]) -> Iterator[tuple[str, os.
     Left out are what does not look like an image, hidden and macOS files, runs and caches of this
     package, folders of masks or labels, and what lies beside a train folder.
     """
-    runs = Path(_env("VAEKIT_RUNS") or "runs")
-    known = {runs.resolve(): "runs of this package", cache_dir().resolve(): "cache of this package"}
-    known[root.resolve()] = READ_ALREADY
+    known = {cache_dir().resolve(): "cache of this package", root.resolve(): READ_ALREADY}
     folders = [(root, "")]
     for folder, above in folders:  # it grows
         try:
@@ -347,8 +343,7 @@ def _walk(root: Path, skipped: list[tuple[str, str]]) -> Iterator[tuple[str, os.
         except OSError as error:
             skipped.append((above or "./", f"cannot be read: {error.strerror}"))
             continue
-        names = {entry.name for entry in entries}
-        if {"config.json", "run.json"} <= names and above:
+        if above and {"config.json", "run.json"} <= {entry.name for entry in entries}:
             skipped.append((above, f"a run of this package: {_count(folder)}"))
             continue
         splits = [SPLIT.fullmatch(entry.name) for entry in entries if os.path.isdir(entry)]
