@@ -82,15 +82,22 @@ def _identical(thumbs: np.ndarray, blank: np.ndarray) -> list[tuple[int, int]]:
 
 
 def group_patients(
-    names: list[str], pairs: list[tuple[int, int]] = (), how: str = "subtype"
+    names: list[str],
+    pairs: list[tuple[int, int]] = (),
+    how: str = "subtype",
+    known: dict[str, str] | None = None,
 ) -> list[str]:
-    """The group of each image: those with one patient key, joined where `pairs` of images meet."""
+    """The group of each image: those with one patient key, joined where `pairs` of images meet.
+
+    `known`: {name: patient} where the file itself tells, as DICOM does; this beats the name.
+    """
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
     keys = [patient_key(name, how) for name in names]
     # no patient in the name: 1.png of two folders are two patients
     keys = [name if key == Path(name).stem else key for name, key in zip(names, keys, strict=True)]
+    keys = [(known or {}).get(name, key) for name, key in zip(names, keys, strict=True)]
     first: dict[str, int] = {}  # the first image of each key
     links = [(first.setdefault(key, i), i) for i, key in enumerate(keys)]
     i, j = np.array([*links, *pairs]).T
