@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from vaekit.data import SPLITS
 
@@ -127,10 +127,10 @@ def _read_picture(image: Image.Image, path: str | Path, channels: int) -> Decode
     if pages > 1:
         remarks[PAGES] = f"the first of {pages} is"
     deep = image.mode in ("LA", "RGB", "RGBA") and ";16" in str(image.tile)
-    ImageOps.exif_transpose(image, in_place=True)
     if deep:
         image = _read_deep(path, image, remarks)
-    elif image.mode.startswith(("I", "F")):  # 16 and 32 bits, one channel
+    ImageOps.exif_transpose(image, in_place=True)
+    if image.mode.startswith(("I", "F")):  # 16 and 32 bits, one channel
         image = Image.fromarray(_scale(np.asarray(image), remarks))
     return _finish(image, channels, remarks)
 
@@ -142,7 +142,10 @@ def _read_deep(path: str | Path, image: Image.Image, remarks: dict) -> Image.Ima
     eight = _scale(values[..., 2::-1], remarks)  # of BGR or BGRA
     if values.shape[2] == 4:
         eight = np.dstack([eight, (values[..., 3] // 257).astype(np.uint8)])
-    return Image.fromarray(eight)
+    turned = image.getexif().get(ExifTags.Base.Orientation, 1)
+    image = Image.fromarray(eight)
+    image.getexif()[ExifTags.Base.Orientation] = turned
+    return image
 
 
 def _read_dicom(path: str | Path, channels: int) -> Decoded:
