@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from vaekit.data import SPLITS
 
@@ -64,8 +64,6 @@ def read_image(path: str | Path, channels: int = 1) -> Decoded:
         raise
     except UnidentifiedImageError as error:
         raise BadImage("not an image") from error
-    except Image.DecompressionBombError as error:
-        raise BadImage(f"claims more than {MAX_PIXELS:,} pixels") from error
     except Exception as error:  # what a decoder throws at a damaged file is of many kinds
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise BadImage(f"cannot be read: {reason}") from error
@@ -74,12 +72,10 @@ def read_image(path: str | Path, channels: int = 1) -> Decoded:
 def from_array(values: np.ndarray, channels: int) -> Decoded:
     """An image that is an array of numbers, (H, W) or (H, W, 3); BadImage for others."""
     colour = values.ndim == 3 and values.shape[2] == 3
-    if not (values.ndim == 2 or colour) or values.dtype.kind not in "buif":
+    if not (values.ndim == 2 or colour) or values.dtype.kind not in "uif":
         raise BadImage(f"is {values.dtype} {values.shape}, not numbers (H, W) or (H, W, 3)")
     _check_size(values.shape[1], values.shape[0])
     remarks = {}
-    if values.dtype == bool:
-        values = values * np.uint8(255)
     if values.dtype != np.uint8:
         values = _scale(values, remarks)
     return _finish(Image.fromarray(np.ascontiguousarray(values)), channels, remarks)
@@ -91,7 +87,9 @@ def robust_range(values: np.ndarray) -> tuple[float, float]:
     Padding is the smallest or largest value where it is farther from the others' range than this
     range is wide: a border, a burnt-in marker, a dead pixel. BadImage for NaN and infinity.
     """
-    step = max(1, isqrt(values[..., :1].size // 1_000_000))  # a million pixels say enough
+    step = max(
+        1, isqrt(values.shape[0] * values.shape[1] // 1_000_000)
+    )  # a million pixels say enough
     values = np.asarray(values[::step, ::step])
     if not np.isfinite(values).all():
         raise BadImage("has values that are not finite")
@@ -122,10 +120,8 @@ def _check_size(width: int, height: int) -> None:
 
 
 def _read_picture(image: Image.Image, path: str | Path, channels: int) -> Decoded:
-    remarks = {}
     pages = getattr(image, "n_frames", 1)
-    if pages > 1:
-        remarks[PAGES] = f"the first of {pages} is"
+    remarks = {PAGES: f"the first of {pages} is"} if pages > 1 else {}
     deep = image.mode in ("LA", "RGB", "RGBA") and ";16" in str(image.tile)
     if deep:
         image = _read_deep(path, image, remarks)
@@ -142,14 +138,13 @@ def _read_deep(path: str | Path, image: Image.Image, remarks: dict) -> Image.Ima
     eight = _scale(values[..., 2::-1], remarks)  # of BGR or BGRA
     if values.shape[2] == 4:
         eight = np.dstack([eight, (values[..., 3] // 257).astype(np.uint8)])
-    turned = image.getexif().get(ExifTags.Base.Orientation, 1)
-    image = Image.fromarray(eight)
-    image.getexif()[ExifTags.Base.Orientation] = turned
-    return image
+    deep = Image.fromarray(eight)
+    deep.getexif().update(image.getexif())  # the orientation
+    return deep
 
 
 def _read_dicom(path: str | Path, channels: int) -> Decoded:
-    """The first frame: by its window, else by VOI table or `robust_range`; bone is white."""
+    """The first frame: by its window, else, above 8 bits, by `robust_range`; bone is white."""
     try:
         from pydicom import dcmread, pixels
     except ImportError as error:
@@ -159,31 +154,26 @@ def _read_dicom(path: str | Path, channels: int) -> Decoded:
     values = pixels.pixel_array(file, index=0)
     if file.PhotometricInterpretation == "PALETTE COLOR":
         values = pixels.apply_color_lut(values, file)
-    remarks = {}
+    pages = int(file.get("NumberOfFrames") or 1)
+    remarks = {PAGES: f"the first of {pages} is"} if pages > 1 else {}
     if values.ndim == 2:
         values = _apply_window(values, file, remarks)
-    pages = int(file.get("NumberOfFrames") or 1)
-    if pages > 1:
-        remarks[PAGES] = f"the first of {pages} is"
     decoded = from_array(values, channels)
     patient = str(file.get("PatientID") or "").strip()
     return Decoded(decoded.pixels, remarks | decoded.remarks, patient)
 
 
 def _apply_window(values: np.ndarray, file, remarks: dict) -> np.ndarray:
-    from pydicom.pixels import apply_modality_lut, apply_voi_lut
+    from pydicom.pixels import apply_modality_lut
 
     known = values != file.get("PixelPaddingValue")
     values = apply_modality_lut(values, file)
-    if "WindowWidth" in file and "VOILUTSequence" not in file:
-        # of several windows the first
-        centre = float(np.ravel(file.WindowCenter)[0])
+    if "WindowWidth" in file:
+        centre = float(np.ravel(file.WindowCenter)[0])  # of several windows the first
         width = float(np.ravel(file.WindowWidth)[0])
         values = _scale(values, remarks, (centre - width / 2, centre + width / 2))
-    else:
-        values = apply_voi_lut(values, file)
-        if values.dtype != np.uint8:
-            values = _scale(values, remarks, robust_range(values[known][:, None]))
+    elif values.dtype != np.uint8:
+        values = _scale(values, remarks, robust_range(values[known][:, None]))
     return 255 - values if file.PhotometricInterpretation == "MONOCHROME1" else values
 
 
