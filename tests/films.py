@@ -54,7 +54,7 @@ def splits(data):
 
 def same(a, b):
     """Two loads agree in everything but where they came from."""
-    facts = [(d.hash, d.classes, d.skipped, d.dropped, d.merged, d.who) for d in (a, b)]
+    facts = [(d.hash, d.classes, d.skipped, d.dropped, d.merged, d.remarks, d.who) for d in (a, b)]
     assert facts[0] == facts[1]
     for x, y in zip(splits(a), splits(b), strict=True):
         assert torch.equal(x.images, y.images) and torch.equal(x.labels, y.labels)

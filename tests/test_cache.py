@@ -66,6 +66,23 @@ def test_hash_is_of_content_not_of_place_or_time(tmp_path):
     assert load(tmp_path / "elsewhere").hash == before.hash
 
 
+def test_folders_alike_but_for_their_pixels_share_none(tmp_path):
+    """Equal names, sizes and times: beside each other, or one after the other in one place."""
+    cfg, found = config(tmp_path / "new"), []
+    for seed, name in enumerate(("old", "new", "new")):
+        shutil.rmtree(tmp_path / name, ignore_errors=True)
+        for i in range(8):
+            path = tmp_path / name / f"{i}.bmp"
+            write(path, film(100 * seed + i))
+            os.utime(path, (1, 1))
+        data = load(tmp_path / name)
+        for image, file in zip(data.train.images, data.train.names, strict=True):
+            want = images.prepare(images.decode(tmp_path / name / file), cfg)
+            assert np.array_equal(image, want)
+        found.append(data.hash)
+    assert len(set(found)) == 3
+
+
 @pytest.mark.parametrize(
     "damage", ["half written", "no index", "short images", "bad index", "empty"]
 )
@@ -154,19 +171,19 @@ def test_without_patients_only_what_is_used_is_decoded_and_nothing_compared(tmp_
     os.link(tmp_path / "set/000001.jpg", tmp_path / "set/000002_copy.jpg")
     (tmp_path / "set/000003.jpg").write_bytes(b"")
     (tmp_path / "set/000004.jpg").write_bytes(b"not an image")
-    decoded, real = [], images.decode
+    decoded, real = [], images.read_image
 
     def counted(path, channels):
         decoded.append(path.name)
         return real(path, channels)
 
     monkeypatch.setattr(patients, "near_duplicates", None)  # would fail if it were called
-    monkeypatch.setattr(images, "decode", counted)
+    monkeypatch.setattr(images, "read_image", counted)
     data = faces(tmp_path / "set")
     assert sum(map(len, splits(data))) == 59 and data.merged == 0
     assert sorted(name for name, _ in data.skipped) == ["000003.jpg", "000004.jpg"]
     for image, name in zip(data.train.images, data.train.names, strict=True):
-        want = images.prepare(real(tmp_path / "set" / name, 3), vaekit.preset("celeba64"))
+        want = images.prepare(real(tmp_path / "set" / name, 3).pixels, vaekit.preset("celeba64"))
         assert np.array_equal(image, want)
     decoded.clear()
     for number in (3, 4):
@@ -189,7 +206,7 @@ def test_small_chunks_give_the_same_data(tmp_path, monkeypatch, key):
 def test_memory_does_not_grow_with_the_set(tmp_path, monkeypatch, key, room):
     """300 MB of pixels in a tenth of that; taken from all over a file, a kernel maps more of it."""
     face = np.stack([film(c, 160, 160) for c in range(3)], -1)
-    monkeypatch.setattr(cache.Reader, "read", lambda *_: face)
+    monkeypatch.setattr(cache.Reader, "read", lambda *_: images.Decoded(face, {}))
     monkeypatch.setattr(patients, "near_duplicates", lambda thumbs: [])  # small, and not the matter
     monkeypatch.setattr(cache, "CHUNK", 8 * 2**20)
     files = [ImageFile(f"{i:06}.jpg", "", "faces", 1, 1) for i in range(4000)]

@@ -416,6 +416,38 @@ def test_npz_with_and_without_a_test_set(tmp_path):
     assert len(other.test) == 6 and other.test.images.shape[1] == 1
 
 
+@pytest.mark.parametrize("shape", [(28, 28), (28, 28, 3)])
+@pytest.mark.parametrize("name", ["chest_xray", "images"])
+def test_medmnist_keeps_its_splits_and_labels(tmp_path, monkeypatch, shape, name):
+    parts = {"train": 60, "val": 50, "test": 9}
+    x = np.split(pictures(119, shape), [60, 110])
+    arrays = dict(zip(["train_images", "val_images", "test_images"], x, strict=True))
+    arrays |= {f"{part}_labels": np.arange(n)[:, None] % 2 for part, n in parts.items()}
+    np.savez(tmp_path / "own.npz", **arrays)
+    monkeypatch.setenv("VAEKIT_DATA", str(tmp_path / "own.npz"))
+    channels = vaekit.count_channels()
+    assert channels == (3 if len(shape) == 3 else 1)
+    data = load_preset("chest_xray", tmp_path / "own.npz", dataset=name, in_channels=channels)
+    assert [len(split) for split in splits(data)] == [60, 50, 9] and data.classes == ["0", "1"]
+    for split in splits(data):
+        rows = [int(row.split("/")[1]) for row in split.names]
+        assert split.labels.tolist() == [row % 2 for row in rows]
+
+
+@pytest.mark.parametrize(
+    "arrays, reason",
+    [
+        ({"pixels": np.zeros((3, 9, 9))}, "pixels"),
+        ({"train_images": np.zeros((3, 9, 9)), "train_labels": np.zeros((3, 14))}, "14"),
+    ],
+    ids=["names", "labels"],
+)
+def test_other_npz_are_refused(tmp_path, arrays, reason):
+    np.savez(tmp_path / "own.npz", **arrays)
+    with pytest.raises(images.BadImage, match=reason):
+        load_preset("chest_xray", tmp_path / "own.npz")
+
+
 @pytest.mark.parametrize(
     "layout", ["", "celeba/img_align_celeba", "img_align_celeba/img_align_celeba"]
 )

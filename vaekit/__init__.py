@@ -11,6 +11,7 @@ _WHERE = {
     "VAE": "model",
     "Data": "data",
     "load_data": "data",
+    "load_images": "files.own_images",
     "linear_vae": "linear",
     "sample_latents": "sample",
     "fit": "keep.run",

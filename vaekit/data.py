@@ -58,6 +58,7 @@ class Data:
     skipped: list[tuple[str, str]] = field(default_factory=list)  # (name, why it cannot be used)
     dropped: list[tuple[str, str]] = field(default_factory=list)  # (name, why it is in no split)
     merged: int = 0  # patients by name that near-duplicate images joined to another
+    remarks: dict[str, dict[str, str]] = field(default_factory=dict)  # {what: {name: detail}}
     who: str = "groups"  # what is apart: "patients" where file names tell of them
     notes: list[str] = field(default_factory=list)  # what the reader of the summary should know
 
@@ -82,6 +83,9 @@ class Data:
         lines += self.notes
         reasons = Counter(reason for _, reason in self.dropped)
         lines += [f"dropped, {reason}: {count}" for reason, count in reasons.items()]
+        for what, images in self.remarks.items():
+            name, detail = next(iter(images.items()))
+            lines.append(f"{what}: {len(images)} images, such as {name} ({detail})")
         lines += [f"skipped {name}: {reason}" for name, reason in self.skipped[:10]]
         if len(self.skipped) > 10:
             lines.append(f"and {len(self.skipped) - 10} more in data.skipped")
@@ -163,6 +167,7 @@ def load_data(cfg: Config, verbose: bool = True, download: bool = False) -> Data
         skipped=skipped + [tuple(pair) for pair in index["bad"]],
         dropped=[tuple(pair) for pair in index["dropped"]],
         merged=index["merged"],
+        remarks=index["remarks"],
         who=index["who"],
         notes=index["notes"],
     )

@@ -24,6 +24,7 @@ from vaekit.files.sources import EXPECTED, ImageFile, cache_dir
 CACHE_VERSION = 5  # raise it when the same files and Config would give other pixels or splits
 PIXEL_FIELDS = ("image_size", "in_channels", "fit", "crop", "clahe_clip", "clahe_tiles")
 SPLIT_FIELDS = ("dataset", "val_fraction", "patient_key", "seed", "max_images")
+SAMPLED = 100, 4096  # files whose bytes are part of the key, and how many bytes of each
 CHUNK = 64 * 2**20  # bytes of pixels that are held at a time, however large the set
 
 
@@ -39,7 +40,8 @@ class PixelCache:
         pixels = [getattr(cfg, name) for name in PIXEL_FIELDS]
         split = [getattr(cfg, name) for name in SPLIT_FIELDS]
         split.append(patients.read_table(cfg.patient_key))
-        pixel_key = _key(CACHE_VERSION, cv2.__version__, files, pixels)
+        sample = _sample(root, files)
+        pixel_key = _key(CACHE_VERSION, cv2.__version__, root.resolve(), files, sample, pixels)
         self.pixel_file = cache_dir() / f"pixels-{pixel_key}.npy"
         self.split_file = cache_dir() / f"split-{_key(pixel_key, split)}.npy"
 
@@ -67,30 +69,39 @@ class PixelCache:
         if self.cfg.patient_key == "none":
             return self.decode_in_order(drafts)
         pixels, facts = _read(self.pixel_file) or self.decode_all(drafts)
-        order, index = self.plan(dict(facts["bad"]), facts["pairs"])
+        order, index = self.plan(facts["found"], facts["pairs"])
         images = _empty(drafts, (len(order), *pixels.shape[1:]))
         for part in _parts(images, pixels):
             images[part] = pixels[order[part]]
-        return _keep(images, index | {"hash": _hash(images, index)}, self.split_file)
+        return self.keep(images, index, facts["found"])
 
     def decode_all(self, drafts: Path | None) -> tuple[np.ndarray, dict]:
-        """Every image as the files come; which are bad and why, and which show the same."""
-        images, thumbs, bad = self.decode(list(range(len(self.files))), drafts)
-        facts = {"bad": list(bad.items()), "pairs": patients.near_duplicates(thumbs)}
+        """Every image as the files come; what is found in them, and which show the same."""
+        images, thumbs, found = self.decode(list(range(len(self.files))), drafts)
+        facts = {"found": found, "pairs": patients.near_duplicates(thumbs)}
         return _keep(images, facts, self.pixel_file)
 
     def decode_in_order(self, drafts: Path | None) -> tuple[np.ndarray, dict]:
         """Where the split needs no pixels: one copy on disk, and only what is asked for."""
-        bad: dict[int, str] = {}
+        found: dict[str, dict] = {}
         while True:
-            order, index = self.plan(bad, pairs=[])
-            images, _, found = self.decode(order, drafts)
-            if not found:
-                return _keep(images, index | {"hash": _hash(images, index)}, self.split_file)
-            bad |= found  # a damaged file changes the split: again, without it
+            order, index = self.plan(found, pairs=[])
+            images, _, new = self.decode(order, drafts)
+            found |= new
+            if not any("bad" in facts for facts in new.values()):
+                return self.keep(images, index, found)  # else again: this changes the split
+
+    def keep(self, images: np.ndarray, index: dict, found: dict) -> tuple[np.ndarray, dict]:
+        """Images and index in the split's file, with the remarks of `found` on these images."""
+        remarks: dict[str, dict[str, str]] = {}
+        for name in index["names"]:
+            for what, detail in found.get(name, {}).get("remarks", {}).items():
+                remarks.setdefault(what, {})[name] = detail
+        index = index | {"remarks": remarks, "hash": _hash(images, index)}
+        return _keep(images, index, self.split_file)
 
     def decode(self, rows: list[int], drafts: Path | None) -> tuple[np.ndarray, np.ndarray, dict]:
-        """The images of the files `rows`, their thumbnails, and {row: why it is bad}."""
+        """The images of the files `rows`, their thumbnails, and {name: what `fill` gave}."""
         size = self.cfg.image_size
         images = _empty(drafts, (len(rows), self.cfg.in_channels, size, size))
         if self.verbose and len(rows) >= 1000:
@@ -98,37 +109,43 @@ class PixelCache:
         reader = Reader(self.root, self.cfg.in_channels)
         names = [self.files[row].name for row in rows]
         thumbs = np.zeros((len(rows), patients.THUMB, patients.THUMB), np.uint8)
-        problems = []
+        found = []
         with ThreadPoolExecutor(min(os.cpu_count() or 1, 32)) as pool:
             for part in _parts(images):
                 targets = images[part], thumbs[part]
-                problems += pool.map(self.fill, repeat(reader), names[part], *targets)
-        return images, thumbs, {row: why for row, why in zip(rows, problems, strict=True) if why}
+                found += pool.map(self.fill, repeat(reader), names[part], *targets)
+        pairs = zip(names, found, strict=True)
+        return images, thumbs, {name: facts for name, facts in pairs if any(facts.values())}
 
-    def fill(self, reader: Reader, name: str, image: np.ndarray, thumb: np.ndarray) -> str:
-        """Read the file `name` into `image` and `thumb`; "", or why that cannot be done."""
+    def fill(self, reader: Reader, name: str, image: np.ndarray, thumb: np.ndarray) -> dict:
+        """Read the file `name` into `image` and `thumb`.
+
+        {"bad": why that cannot be done}, or the "remarks" and "patient" that the file has.
+        """
         try:
             decoded = reader.read(name)
         except BadImage as error:
-            return str(error)
-        image[:] = prepare(decoded, self.cfg)
-        if self.cfg.patient_key != "none":
-            thumb[:] = patients.thumbnail(decoded)
-        return ""
+            return {"bad": str(error)}
+        image[:] = prepare(decoded.pixels, self.cfg)
+        if self.cfg.patient_key == "none":
+            return {"remarks": decoded.remarks}
+        thumb[:] = patients.thumbnail(decoded.pixels)
+        return {"remarks": decoded.remarks, "patient": decoded.patient}
 
-    def plan(self, bad: dict[int, str], pairs: list) -> tuple[list[int], dict]:
+    def plan(self, found: dict[str, dict], pairs: list) -> tuple[list[int], dict]:
         """The rows of `files` that are train, then val, then test, and the index with them."""
-        reasons = [(self.files[row].name, bad[row]) for row in sorted(bad)]
-        good = [row for row in range(len(self.files)) if row not in bad]
+        bad = {name: facts["bad"] for name, facts in sorted(found.items()) if "bad" in facts}
+        known = {name: facts["patient"] for name, facts in found.items() if facts.get("patient")}
+        good = [row for row, file in enumerate(self.files) if file.name not in bad]
         if not good:
-            why = "".join(f"\n  {name}: {reason}" for name, reason in reasons[:20])
+            why = "".join(f"\n  {name}: {reason}" for name, reason in list(bad.items())[:20])
             what = f"none of {len(self.files)} files in {self.root} is a usable image"
             raise FileNotFoundError(f"{what}; expected {EXPECTED}{why}")
         key = self.cfg.patient_key
-        groups = patients.group_patients([file.name for file in self.files], pairs, key)
+        groups = patients.group_patients([file.name for file in self.files], pairs, key, known)
         groups = [groups[row] for row in good]
         names, own, given, *_ = zip(*(self.files[row] for row in good), strict=True)
-        keys, rules = zip(*patients.find_patients(names, key), strict=True)
+        keys, rules = zip(*patients.find_patients(names, key, known), strict=True)
         given = patients.classes_of(given, own, keys, self.root.resolve().name)
         classes, labels = np.unique(given, return_inverse=True)
         merged = len(set(keys)) - len(set(groups))
@@ -144,7 +161,7 @@ class PixelCache:
             "groups": [groups[i] for i in order],
             "labels": labels[order].tolist(),
             "classes": classes.tolist(),
-            "bad": reasons,
+            "bad": list(bad.items()),
             "dropped": [(names[i], dropped[i]) for i in sorted(dropped)],
             "merged": merged,
             "who": who,
@@ -154,6 +171,18 @@ class PixelCache:
 
 def _key(*parts) -> str:
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:24]
+
+
+def _sample(root: Path, files: list[ImageFile]) -> list[bytes]:
+    """Bytes from the middle of some files: names, sizes and times alone are equal after cp -p."""
+    number, length = SAMPLED
+    some = [root / file.name for file in files[:: max(1, len(files) // number)]]
+    found = []
+    for path in (root, *some):  # root: an .npz
+        with suppress(OSError), open(path, "rb") as file:
+            file.seek(max(0, path.stat().st_size // 2 - length // 2))
+            found.append(file.read(length))
+    return found
 
 
 def _empty(drafts: Path | None, shape: tuple) -> np.ndarray:

@@ -1,71 +1,205 @@
 """From a file to square images: read by content, even out the contrast, make it square."""
 
 import gzip
-import os
+from math import isqrt
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from vaekit.data import SPLITS
+
 MAX_PIXELS = 100_000_000  # a file that claims more is refused before it is decoded
 MIN_SIDE = 8  # pixels
+# Where values have more than 8 bits, these percentiles of a file become 0 and 255.
+PERCENTILES = 0.1, 99.9
+FEW_LEVELS = 32  # fewer grey levels than this are worth a remark
+DARK = 64  # what is visible of a transparent image is laid over white if it is darker, of 255
+SCALED, PAGES = "scaled from more than 8 bits", "later pages not read"
 
 
 class BadImage(ValueError):
     """A file that cannot be used. The message is the reason, without the file's name."""
 
 
+class Decoded(NamedTuple):
+    """An image, and what its file says."""
+
+    pixels: np.ndarray  # uint8 (H, W), or (H, W, 3) RGB
+    remarks: dict[str, str]  # what a reader of the data should know -> its detail
+    patient: str = ""  # DICOM's PatientID
+
+
 def decode(path: str | Path, channels: int = 1) -> np.ndarray:
     """The image in a file: uint8, (H, W) for one channel, (H, W, 3) RGB for three.
 
-    What the file is, its content decides, not its name. EXIF orientation is honoured, alpha is
-    laid over black, 16-bit and float greys are scaled from the file's own minimum and maximum to
-    0..255. Raises BadImage with the reason for everything that is not a whole image.
+    What the file is, its content decides, not its name: a picture, a NumPy array, (H, W) or
+    (H, W, 3), or DICOM, which needs `pip install pydicom`. EXIF orientation is honoured.
+    Transparent images are laid over black, dark ones over white. More than 8 bits are scaled by
+    `robust_range`, DICOM by its window. Raises BadImage with the reason for what is not a whole
+    image.
     """
+    return read_image(path, channels).pixels
+
+
+def read_image(path: str | Path, channels: int = 1) -> Decoded:
+    """What `decode` gives, with remarks: the range of values, later pages, few grey levels."""
     # Pillow, not cv2.imdecode: the same pixels at 1.1 times the time for a full-size film, and it
     # alone refuses truncated files in every version and knows palettes, alpha and CMYK.
     try:
-        if os.path.getsize(path) == 0:
+        with open(path, "rb") as file:
+            head = file.read(132)
+        if not head:
             raise BadImage("empty file, 0 bytes")
+        if head.startswith(b"\x93NUMPY"):
+            return from_array(np.load(path, mmap_mode="r"), channels)
+        if head.endswith(b"DICM"):
+            return _read_dicom(path, channels)
         with Image.open(path) as image:
-            width, height = image.size
-            if min(width, height) < MIN_SIDE:
-                raise BadImage(f"{width} x {height} is smaller than {MIN_SIDE} pixels")
-            if width * height > MAX_PIXELS:
-                raise Image.DecompressionBombError
-            ImageOps.exif_transpose(image, in_place=True)
-            return _to_uint8(image, channels)
+            _check_size(*image.size)
+            return _read_picture(image, path, channels)
     except (BadImage, MemoryError):
         raise
     except UnidentifiedImageError as error:
         raise BadImage("not an image") from error
-    except Image.DecompressionBombError as error:
-        raise BadImage(f"claims more than {MAX_PIXELS:,} pixels") from error
     except Exception as error:  # what a decoder throws at a damaged file is of many kinds
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise BadImage(f"cannot be read: {reason}") from error
 
 
-def _to_uint8(image: Image.Image, channels: int) -> np.ndarray:
+def from_array(values: np.ndarray, channels: int) -> Decoded:
+    """An image that is an array of numbers, (H, W) or (H, W, 3); BadImage for others."""
+    colour = values.ndim == 3 and values.shape[2] == 3
+    if not (values.ndim == 2 or colour) or values.dtype.kind not in "uif":
+        raise BadImage(f"is {values.dtype} {values.shape}, not numbers (H, W) or (H, W, 3)")
+    _check_size(values.shape[1], values.shape[0])
+    remarks = {}
+    if values.dtype != np.uint8:
+        values = _scale(values, remarks)
+    return _finish(Image.fromarray(np.ascontiguousarray(values)), channels, remarks)
+
+
+def robust_range(values: np.ndarray) -> tuple[float, float]:
+    """The values (H, W) or (H, W, C) that become 0 and 255: PERCENTILES, without padding.
+
+    Padding is the smallest or largest value where it is farther from the others' range than this
+    range is wide: a border, a burnt-in marker, a dead pixel. BadImage for NaN and infinity.
+    """
+    step = max(
+        1, isqrt(values.shape[0] * values.shape[1] // 1_000_000)
+    )  # a million pixels say enough
+    values = np.asarray(values[::step, ::step])
+    if not np.isfinite(values).all():
+        raise BadImage("has values that are not finite")
+    whole = float(values.min()), float(values.max())
+    for end in whole:
+        others = values[values != end]
+        if others.size:
+            low, high = np.percentile(others, PERCENTILES)
+            if low < high and not 2 * low - high <= end <= 2 * high - low:
+                values = others
+    low, high = np.percentile(values, PERCENTILES)
+    return (low, high) if low < high else whole
+
+
+def _scale(values: np.ndarray, remarks: dict, limits: tuple = ()) -> np.ndarray:
+    """uint8: the limits, or the robust range, become 0 and 255; `remarks` records them."""
+    low, high = limits or robust_range(values)
+    remarks[SCALED] = f"from {low:.6g} to {high:.6g}"
+    scaled = (values - np.float64(low)) * (255 / max(high - low, 1e-12))
+    return np.rint(scaled.clip(0, 255)).astype(np.uint8)
+
+
+def _check_size(width: int, height: int) -> None:
+    if min(width, height) < MIN_SIDE:
+        raise BadImage(f"{width} x {height} is smaller than {MIN_SIDE} pixels")
+    if width * height > MAX_PIXELS:
+        raise BadImage(f"claims more than {MAX_PIXELS:,} pixels")
+
+
+def _read_picture(image: Image.Image, path: str | Path, channels: int) -> Decoded:
+    pages = getattr(image, "n_frames", 1)
+    remarks = {PAGES: f"the first of {pages} is"} if pages > 1 else {}
+    deep = image.mode in ("LA", "RGB", "RGBA") and ";16" in str(image.tile)
+    if deep:
+        image = _read_deep(path, image, remarks)
+    ImageOps.exif_transpose(image, in_place=True)
     if image.mode.startswith(("I", "F")):  # 16 and 32 bits, one channel
-        image = Image.fromarray(_stretch(np.asarray(image)))
+        image = Image.fromarray(_scale(np.asarray(image), remarks))
+    return _finish(image, channels, remarks)
+
+
+def _read_deep(path: str | Path, image: Image.Image, remarks: dict) -> Image.Image:
+    """16 bits a channel, in colour or with alpha: of these Pillow gives the upper 8."""
+    image.load()  # refuses a cut file, which cv2 would fill
+    values = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
+    eight = _scale(values[..., 2::-1], remarks)  # of BGR or BGRA
+    if values.shape[2] == 4:
+        eight = np.dstack([eight, (values[..., 3] // 257).astype(np.uint8)])
+    deep = Image.fromarray(eight)
+    deep.getexif().update(image.getexif())  # the orientation
+    return deep
+
+
+def _read_dicom(path: str | Path, channels: int) -> Decoded:
+    """The first frame: by its window, else, above 8 bits, by `robust_range`; bone is white."""
+    try:
+        from pydicom import dcmread, pixels
+    except ImportError as error:
+        raise BadImage("is DICOM: `pip install pydicom`, then it is read") from error
+    file = dcmread(path)
+    _check_size(file.Columns, file.Rows)
+    values = pixels.pixel_array(file, index=0)
+    if file.PhotometricInterpretation == "PALETTE COLOR":
+        values = pixels.apply_color_lut(values, file)
+    pages = int(file.get("NumberOfFrames") or 1)
+    remarks = {PAGES: f"the first of {pages} is"} if pages > 1 else {}
+    if values.ndim == 2:
+        values = _apply_window(values, file, remarks)
+    decoded = from_array(values, channels)
+    patient = str(file.get("PatientID") or "").strip()
+    return Decoded(decoded.pixels, remarks | decoded.remarks, patient)
+
+
+def _apply_window(values: np.ndarray, file, remarks: dict) -> np.ndarray:
+    from pydicom.pixels import apply_modality_lut
+
+    known = values != file.get("PixelPaddingValue")
+    values = apply_modality_lut(values, file)
+    if "WindowWidth" in file:
+        centre = float(np.ravel(file.WindowCenter)[0])  # of several windows the first
+        width = float(np.ravel(file.WindowWidth)[0])
+        values = _scale(values, remarks, (centre - width / 2, centre + width / 2))
+    elif values.dtype != np.uint8:
+        values = _scale(values, remarks, robust_range(values[known][:, None]))
+    return 255 - values if file.PhotometricInterpretation == "MONOCHROME1" else values
+
+
+def _finish(image: Image.Image, channels: int, remarks: dict) -> Decoded:
+    """8 bits of any mode -> L or RGB, without alpha, and what is odd about it."""
     if "A" in image.getbands() or "transparency" in image.info:
-        image = image.convert("RGBA")
-        black = Image.new("RGBA", image.size, "black")
-        image = Image.alpha_composite(black, image)
+        image = _over_ground(image.convert("RGBA"), remarks)
     if image.mode not in ("L", "RGB"):  # palette, CMYK, 1 bit, YCbCr, ...
         image = image.convert("RGB")
-    return np.asarray(image.convert("L" if channels == 1 else "RGB"))
+    grey = np.asarray(image.convert("L"))
+    levels = np.count_nonzero(cv2.calcHist([grey], [0], None, [256], [0, 256]))
+    if levels == 1:
+        remarks["constant"] = f"{grey[0, 0]} everywhere"
+    elif levels < FEW_LEVELS:
+        remarks[f"fewer than {FEW_LEVELS} grey levels"] = f"{levels}"
+    return Decoded(grey if channels == 1 else np.asarray(image.convert("RGB")), remarks)
 
 
-def _stretch(values: np.ndarray) -> np.ndarray:
-    values = values.astype(np.float64)
-    low, high = values.min(), values.max()
-    if not np.isfinite([low, high]).all():
-        raise BadImage("has values that are not finite")
-    scale = 255 / max(high - low, 1e-12)
-    return np.rint((values - low) * scale).astype(np.uint8)
+def _over_ground(image: Image.Image, remarks: dict) -> Image.Image:
+    grey, alpha = np.asarray(image.convert("L")), np.asarray(image.getchannel("A"))
+    if alpha.min() == 255:
+        return image.convert("RGB")
+    visible = grey[alpha > 0]
+    ground = "white" if visible.size and visible.mean() < DARK else "black"
+    remarks["transparent"] = f"laid over {ground}"
+    return Image.alpha_composite(Image.new("RGBA", image.size, ground), image)
 
 
 def apply_clahe(image: np.ndarray, clip: float = 2.0, tiles: int = 8) -> np.ndarray:
@@ -134,21 +268,22 @@ class Reader:
         self.path, self.channels = path, channels
         self.arrays = read_arrays(path)
 
-    def read(self, name: str) -> np.ndarray:
-        """uint8 (H, W) or (H, W, 3); BadImage as `decode` raises it."""
+    def read(self, name: str) -> Decoded:
+        """What is in the file, or in the row; BadImage as `decode` raises it."""
         if not self.arrays:
-            return decode(self.path / name, self.channels)
+            return read_image(self.path / name, self.channels)
         part, row = name.split("/")
         images, _ = self.arrays[part]
-        return _to_uint8(Image.fromarray(images[int(row)]), self.channels)
+        return from_array(images[int(row)], self.channels)
 
 
 def read_arrays(path: Path) -> dict[str, tuple[np.ndarray, list[str]]]:
     """A data set that comes as arrays: {part: (uint8 (N, H, W) or (N, H, W, 3), N class names)}.
 
     `path` is a folder with Fashion-MNIST's idx files, gzipped or not, or with CIFAR-10's python
-    batches, or an .npz with x and y, or x_train, y_train, x_test, y_test (names in `classes`). The
-    parts are "train" and "test", or "all". {} for any other path, BadImage for damaged files.
+    batches, or an .npz with train_images, train_labels, ... (MedMNIST), with x_train, y_train, ...
+    or with x and y; names in `classes`, else numbers. The parts are "train", "val" and "test" as
+    they come, or "all". {} for any other path, BadImage for damaged files.
     """
     try:
         if path.suffix == ".npz":
@@ -165,11 +300,20 @@ def read_arrays(path: Path) -> dict[str, tuple[np.ndarray, list[str]]]:
 
 
 def _read_npz(path: Path) -> tuple[dict, list[str]]:
+    keys = {part: (f"x_{part}", f"y_{part}") for part in SPLITS} | {"all": ("x", "y")}
     with np.load(path) as file:
-        classes = [str(name) for name in file["classes"]]
-        if "x" in file:
-            return {"all": (file["x"], file["y"])}, classes
-        return {part: (file[f"x_{part}"], file[f"y_{part}"]) for part in ("train", "test")}, classes
+        if "train_images" in file:
+            keys = {part: (f"{part}_images", f"{part}_labels") for part in SPLITS}
+        parts = {part: (file[x], file[y]) for part, (x, y) in keys.items() if x in file}
+        if not parts:
+            raise ValueError(f"it has {file.files}, not train_images, x_train or x")
+        classes = [str(name) for name in file["classes"]] if "classes" in file else []
+    for part, (x, y) in parts.items():
+        if y.size > len(x):
+            raise ValueError(f"{part} has {y.shape[1:]} labels an image, not one")
+        parts[part] = x, y.reshape(-1).astype(int)
+    highest = max(y.max(initial=0) for _, y in parts.values())
+    return parts, classes or [str(label) for label in range(highest + 1)]
 
 
 def _read_fashion(folder: Path) -> tuple[dict, list[str]]:

@@ -1,12 +1,15 @@
-"""Anyone's images: which preset suits them, and in how many channels."""
+"""Anyone's images: which preset suits them, in how many channels, and as a model's input."""
 
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+import torch
 
 from vaekit.config import Config, preset
+from vaekit.data import as_float
+from vaekit.files.images import BadImage, Reader, decode, fit_square, prepare
 from vaekit.files.sources import find_dataset, list_images
 
 LOOKED_AT = 64  # images, spread over the folder
@@ -42,24 +45,38 @@ def count_channels(folder: str | Path = "") -> int:
     return 3 if in_colour else 1
 
 
+def load_images(paths: str | Path | Sequence[str | Path], cfg: Config) -> torch.Tensor:
+    """Your own files as a model's input: float (N, C, S, S) in [0, 1], as `load_data` reads them.
+
+    One path or several; channels, CLAHE and size as in `cfg`. BadImage, a ValueError, with the
+    file's name where one cannot be read.
+    """
+    images = []
+    for path in [paths] if isinstance(paths, str | Path) else paths:
+        try:
+            images.append(prepare(decode(path, cfg.in_channels), cfg))
+        except BadImage as error:
+            raise BadImage(f"{path}: {error}") from error
+    return as_float(torch.from_numpy(np.stack(images)))
+
+
 def _look(cfg: Config) -> tuple[list[int], bool]:
     """Smaller sides of images spread over what `cfg` reads, and whether most are in colour."""
     root = find_dataset(cfg).path
     files, _ = list_images(root)
+    reader = Reader(root, channels=3)
     sides, colours = [], []
     for file in files[:: max(1, len(files) // LOOKED_AT)]:
-        with suppress(OSError):  # load_data lists what is damaged
-            with Image.open(root / file.name) as image:
-                sides.append(min(image.size))
-                colours.append(_is_colour(image))
+        with suppress(BadImage):  # load_data lists it
+            pixels = reader.read(file.name).pixels
+            sides.append(min(pixels.shape[:2]))
+            colours.append(_is_colour(pixels))
     if not sides:
-        raise FileNotFoundError(f"{root}: not one of {len(files)} files can be opened as an image")
+        raise FileNotFoundError(f"{root}: not one of {len(files)} files can be read as an image")
     return sides, np.mean(colours) > 0.5
 
 
-def _is_colour(image: Image.Image) -> bool:
+def _is_colour(pixels: np.ndarray) -> bool:
     """By the pixels: many grey pictures are saved as RGB."""
-    if image.mode in ("1", "L", "LA", "I", "I;16", "F"):
-        return False
-    small = np.asarray(image.convert("RGB").resize((32, 32)), dtype=np.int16)
+    small = fit_square(pixels, 32).astype(int)
     return bool((small.max(-1) - small.min(-1)).mean() > 4)

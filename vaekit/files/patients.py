@@ -44,13 +44,16 @@ MOST_COMPARED = 20_000  # images; beyond it N^2 products take minutes and only e
 OWN_VAL = 0.05, 50  # a folder's own val is kept from this share of train + val, and this size
 
 
-def find_patients(names: list[str], how: str = "subtype") -> list[tuple[str, str]]:
+def find_patients(
+    names: list[str], how: str = "subtype", known: dict[str, str] | None = None
+) -> list[tuple[str, str]]:
     """(patient, the rule that tells) of each path; (the path itself, "") where none tells.
 
     `how` is `Config.patient_key`. "subtype": person12_bacteria, IM-0115, NORMAL2-IM-0501, then
     SCHEMES. "number", the cautious one: person12, IM-0501, whatever the subtype or prefix.
     "folder": the name of the folder that holds the file. "none": no rule. A file.csv: rows of file
     (path, name or stem) and patient. Anything else is a regular expression with one group.
+    `known`: {path: patient} of files that tell it themselves, as DICOM does; this comes first.
     ValueError where what the user gave tells of no image.
     """
     table = read_table(how)
@@ -59,7 +62,8 @@ def find_patients(names: list[str], how: str = "subtype") -> list[tuple[str, str
     found = []
     for name in names:
         path = PurePosixPath(name)
-        told = [(table[key], given) for key in (name, path.name, path.stem) if key in table]
+        told = [(known[name], "the files themselves")] if name in (known or {}) else []
+        told += [(table[key], given) for key in (name, path.name, path.stem) if key in table]
         matches = ((rule, re.search(pattern, name)) for rule, pattern in patterns.items())
         told += [(match[1], rule) for rule, match in matches if match and match[1]]
         found.append(told[0] if told else (name, ""))
@@ -149,13 +153,19 @@ def _identical(thumbs: np.ndarray, blank: np.ndarray) -> list[tuple[int, int]]:
 
 
 def group_patients(
-    names: list[str], pairs: list[tuple[int, int]] = (), how: str = "subtype"
+    names: list[str],
+    pairs: list[tuple[int, int]] = (),
+    how: str = "subtype",
+    known: dict[str, str] | None = None,
 ) -> list[str]:
-    """The group of each image: those with one patient key, joined where `pairs` of images meet."""
+    """The group of each image: those with one patient key, joined where `pairs` of images meet.
+
+    `known` as in `find_patients`.
+    """
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
-    keys = [key for key, _ in find_patients(names, how)]
+    keys = [key for key, _ in find_patients(names, how, known)]
     first: dict[str, int] = {}  # the first image of each key
     links = [(first.setdefault(key, i), i) for i, key in enumerate(keys)]
     i, j = np.array([*links, *pairs]).T

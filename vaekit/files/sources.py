@@ -18,6 +18,7 @@ from vaekit.files.weights import downloads_allowed
 from vaekit.place.setup import folders_in_attached
 
 SUFFIXES = (".jpeg", ".jpg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".pgm", ".ppm")
+SUFFIXES += (".npy", ".dcm")
 EXPECTED = "train/<class>/*.jpeg with test/ beside it, or <class>/*.jpeg, or images directly"
 # What the name of a folder says: a split, no class, no images.
 SPLIT = re.compile(r"(train|val|test)(ing|id|idation)?([ _-]?(set|data|images?))?", re.I)
@@ -220,7 +221,8 @@ def _marked(folder: Path, name: str) -> Path | None:
 
 def _enter(folder: Path, name: str) -> Path | None:
     """What to read in `folder` for the data set `name`; None if it is not there."""
-    if name == "cifar10" and folder.suffix == ".npz" and folder.is_file():
+    own = name in ("cifar10", "chest_xray", "images")
+    if own and folder.suffix == ".npz" and folder.is_file():
         return folder
     if name in KAGGLE:
         found = _marked(folder, name)
