@@ -151,7 +151,7 @@ def train_judge(split, seed: int = 0, epochs: int = 15, max_seconds: float = 60.
         raise ValueError("a judge needs images of two classes at least")
     end = time.perf_counter() + max_seconds
     loss = nn.CrossEntropyLoss(1 / counts.clamp(min=1).float())
-    with torch.random.fork_rng(devices=[]), torch.enable_grad():
+    with torch.random.fork_rng(devices=[]), torch.inference_mode(False):
         torch.manual_seed(seed)
         judge = LabelJudge(split.images.shape[1], len(counts))
         optimizer = torch.optim.AdamW(judge.parameters(), lr=2e-3)
