@@ -306,7 +306,7 @@ class Refiner(nn.Module):
             side = skip.shape[-1]  # an odd one comes back larger by one
             h = same(up(h)[..., :side, :side] + skip)
         change = self.to_image(h)[..., : self.size, : self.size]
-        return (picture + change.float()).clamp(0, 1)
+        return (picture + change).float().clamp(0, 1)
 
 
 class VAE(nn.Module):
