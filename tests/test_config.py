@@ -1,9 +1,10 @@
 import json
 
+import numpy as np
 import pytest
 
 import vaekit
-from vaekit.config import Config
+from vaekit.config import Config, stage_sizes
 from vaekit.presets import PRESETS, PROFILE_CHANGES
 
 
@@ -20,6 +21,32 @@ def test_given_beats_profile_and_none_leaves_it_to_the_profile():
     smoke = PROFILE_CHANGES["smoke"]
     cfg = vaekit.preset("chest_xray", image_size=48, batch_size=None)
     assert (cfg.image_size, cfg.batch_size) == (48, smoke["batch_size"])
+
+
+def test_numpy_and_paths_become_plain(tmp_path):
+    cfg = vaekit.preset(
+        np.str_("chest_xray"), image_size=np.int64(48), beta=np.float64(0.5), l1_weight=np.int32(2),
+        flip=np.bool_(False), widths=np.array([8, 16]), attention=[np.int64(12)],
+        data_path=tmp_path,
+    )  # fmt: skip
+    plain = vaekit.preset(
+        image_size=48, beta=0.5, l1_weight=2.0, flip=False, widths=(8, 16), attention=(12,),
+        data_path=str(tmp_path),
+    )  # fmt: skip
+    assert cfg == plain
+    cfg.save(tmp_path / "config.json")
+    assert Config.load(tmp_path / "config.json") == cfg
+
+
+@pytest.mark.parametrize(("size", "moved"), [(96, 12), (160, 20), (224, 14), (299, 19)])
+def test_attention_that_was_not_given_moves_to_a_size_that_occurs(size, moved):
+    with pytest.warns(UserWarning, match=rf"{moved}.*moves to \({moved},\)"):
+        cfg = vaekit.preset(profile="full", image_size=size)
+    assert cfg.attention == (moved,) and moved in stage_sizes(cfg)[1:]
+    with pytest.raises(ValueError, match=f"attention=.16,.* there are .*{moved}"):
+        cfg.replace(attention=(16,))
+    old = Config.from_dict(cfg.to_dict() | {"attention": [16]})  # as older versions stored it
+    assert old.replace(beta=0.1).attention == (16,)
 
 
 def test_durations_keep_their_share_of_the_run():
@@ -50,6 +77,10 @@ def test_profile_comes_from_the_environment(monkeypatch):
         ({"flip": 1}, "should be bool"),
         ({"betta": 1}, "the fields are"),
         ({"widths": []}, "positive integers"),
+        ({"widths": (8.5,)}, "should be tuple of int"),
+        ({"widths": 8}, "should be tuple"),
+        ({"epochs_phase2": np.float64(3)}, "should be int"),
+        ({"attention": (16, 5)}, "there are 16, 8, 4, 2, 1"),
         ({"widths": [32, 0]}, r"outside \[1"),
         ({"beta_warmup": 2, "epochs_phase2": 2}, "no epoch at the final beta"),
         ({"cycle_cooldown": 8}, "cycle_cooldown=8 leaves no epoch at beta"),

@@ -88,7 +88,7 @@ def test_the_image_is_the_decoded_code(channels, latent):
 
 
 def test_films_must_be_of_the_models_size(view):
-    with pytest.raises(ValueError, match=r"codes \(4, 4, 4\).*\(4, 8, 8\)"):
+    with pytest.raises(ValueError, match=r"\(N, 1, 32, 32\).*\(5, 1, 16, 16\)"):
         LatentView(view.model, films(5, 16))
     with pytest.raises(ValueError, match="prior, gaussian, gmm"):
         LatentView(view.model, films(5), sampler="magic")

@@ -22,7 +22,7 @@ def images(n: int, side: int = 8, channels: int = 1, seed: int = 0) -> torch.Ten
     strengths = torch.randn(n, 5, generator=g) * torch.tensor([0.08, 0.06, 0.04, 0.02, 0.01])
     noise = 0.01 * torch.randn(n, channels * side**2, generator=g)
     x = 0.5 + strengths @ patterns + noise
-    return x.view(n, channels, side, side)
+    return x.view(n, channels, side, side).clamp(0, 1)
 
 
 def fit(x, k=3, **more):

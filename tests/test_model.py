@@ -27,7 +27,7 @@ def test_chest_xray_has_the_noted_latent():
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("latent", ["spatial", "vector"])
 def test_shapes_and_range(size, channels, latent):
-    model = make(image_size=size, in_channels=channels, latent=latent)
+    model = make(image_size=size, in_channels=channels, latent=latent, attention=[])
     x = torch.rand(2, channels, size, size)
     x_hat, mu, logvar = model(x)
     assert x_hat.shape == x.shape and 0 <= x_hat.min() and x_hat.max() <= 1
@@ -40,6 +40,63 @@ def test_reconstruct_uses_the_mean_and_forward_samples():
     torch.testing.assert_close(model.reconstruct(x), model.reconstruct(x))
     torch.testing.assert_close(model(x, sample=False)[0], model.reconstruct(x))
     assert not torch.equal(model(x)[0], model(x)[0])
+
+
+def takers() -> list:
+    """One of each kind that encodes 1 x 32 x 32."""
+    pca = vaekit.linear_vae(torch.rand(40, 1, 32, 32), 16)
+    sharp = VAE(vaekit.preset("sharp"))
+    sharp.start_at(pca)
+    return [make().eval(), sharp.eval(), pca]
+
+
+@pytest.mark.parametrize(
+    ("x", "says"),
+    [
+        (torch.rand(2, 1, 64, 64), r"\(N, 1, 32, 32\).*\(2, 1, 64, 64\)"),
+        (torch.rand(2, 1, 32, 64), r"\(2, 1, 32, 64\)"),
+        (torch.rand(1, 32, 32), r"\(1, 32, 32\)"),
+        (torch.rand(2, 3, 32, 32), r"\(2, 3, 32, 32\)"),
+        (torch.rand(0, 1, 32, 32), r"\(0, 1, 32, 32\)"),
+        (torch.rand(2, 1, 32, 32).numpy(), "ndarray"),
+        (torch.full((2, 1, 32, 32), 255.0), "from 255 to 255"),
+        (torch.full((2, 1, 32, 32), 255), "int64 from 255"),
+        (torch.full((2, 1, 32, 32), -1.0), "from -1 to -1"),
+        (torch.full((2, 1, 32, 32), torch.nan), "nan"),
+    ],
+    ids=str,
+)
+def test_other_images_are_refused_with_the_numbers(x, says):
+    for model in takers():
+        for f in (model, model.encode, model.reconstruct):
+            with pytest.raises(ValueError, match=says):
+                f(x)
+
+
+def test_codes_of_another_shape_are_refused():
+    for model in takers():
+        for shape in ((64, 4, 4), (4,), (4, 4, 3), (4, 16)):
+            if shape != model.latent_shape:
+                with pytest.raises(ValueError, match=r"codes.*not \(2, "):
+                    model.decode(torch.zeros(2, *shape))
+
+
+def test_uint8_is_divided_by_255():
+    x = torch.randint(0, 256, (2, 1, 32, 32), dtype=torch.uint8)
+    for model in takers():
+        torch.testing.assert_close(model.reconstruct(x), model.reconstruct(x / 255))
+
+
+@pytest.mark.parametrize("kind", [torch.half, torch.bfloat16, torch.double])
+def test_other_precisions_reconstruct_in_float32(kind):
+    x = torch.rand(2, 1, 32, 32)
+    for model in takers():
+        expected = model.reconstruct(x)
+        model.to(kind)
+        for given in (x, x.to(kind)):
+            found = model.reconstruct(given)
+            assert found.dtype == model(given)[1].dtype == torch.float32
+            torch.testing.assert_close(found, expected, atol=0.05, rtol=0)
 
 
 def test_reparameterize_has_the_right_moments():

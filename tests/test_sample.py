@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from test_metrics import CFG, films
+from tiny import shapes, small
 
 import vaekit
 from vaekit import sample
@@ -359,3 +360,13 @@ def test_without_a_hook_copies_of_training_images_are_found(smooth, monkeypatch)
     copies, value = values(found, "memorises"), values(found, "frechet")
     assert copies["gmm"] == 1 and value["gmm"] < value["prior"] / 3
     assert found.best == "prior" and not copies["prior"]
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+def test_what_fits_switches_gradients_on(context, model):
+    with context():
+        x = films(24)
+        assert vaekit.sample_latents(model, 2, "flow", fit_on=x).isfinite().all()
+        split = SimpleNamespace(images=x, labels=torch.arange(24) % 2)
+        networks.train_judge(split, epochs=1)
+        vaekit.fit(small(epochs_phase1=0, epochs_phase2=1, beta_warmup=0), shapes(), verbose=False)

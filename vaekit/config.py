@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import warnings
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -155,9 +156,28 @@ class Config:
         raise ValueError(f"{field} {why}: it must be below {limit}")
 
     def replace(self, **changes) -> "Config":
-        """A copy with `changes`; an unknown field is a ValueError that lists the fields."""
+        """A copy with `changes`; an unknown field is a ValueError that lists the fields.
+
+        So is `attention` at a size that does not occur; where `image_size` or `widths` change and
+        it does not, it moves to the nearest size that does, with a warning.
+        """
         check_fields(changes)
-        return replace(self, **changes)
+        changed = replace(self, **changes)
+        if changes.keys().isdisjoint({"attention", "image_size", "widths"}):
+            return changed
+        sizes = stage_sizes(changed)[1:]
+        if set(changed.attention) <= set(sizes):
+            return changed
+        listed = ", ".join(map(str, sizes))
+        said = (
+            f"attention={changed.attention}: at image_size={changed.image_size} there are {listed}"
+        )
+        if "attention" in changes:
+            raise ValueError(said)
+        nearest = [min(sizes, key=lambda size: abs(size - wanted)) for wanted in self.attention]
+        moved = replace(changed, attention=sorted(set(nearest), reverse=True))
+        warnings.warn(f"{said}; it moves to {moved.attention}", stacklevel=3)
+        return moved
 
     @property
     def num_epochs(self) -> int:
@@ -189,6 +209,21 @@ class Config:
         return {k: (mine[k], theirs[k]) for k in mine if mine[k] != theirs[k]}
 
 
+def stage_sizes(cfg: Config) -> list[int]:
+    """Resolution at the input and after each halving, rounded up: 128 -> 64, 32, 16, 8, 4."""
+    sizes = [cfg.image_size]
+    for _ in cfg.widths:
+        sizes.append((sizes[-1] + 1) // 2)
+    return sizes
+
+
+def plain(value):
+    """NumPy's and torch's numbers as Python's, paths as text; others as they are."""
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
 class Rule(NamedTuple):
     """What a field may be: its type, and one of `choices`, or a number from low to high."""
 
@@ -206,15 +241,16 @@ class Rule(NamedTuple):
         return cls(hint)
 
     def checked(self, name: str, value):
-        """`value` as the field's own type (lists become tuples, 1 becomes 1.0), or ValueError."""
-        whole = isinstance(value, (list, tuple)) and all(type(v) is int for v in value)
-        if self.kind is tuple and whole:
-            value = tuple(value)
+        """`value` as the field's own type, or ValueError: `plain`, lists as tuples, 1 as 1.0."""
+        value = plain(value)
+        if self.kind is tuple and isinstance(value, (list, tuple)):
+            value = tuple(map(plain, value))
         if self.kind is float and type(value) is int and abs(value) < 1e300:
             value = float(value)  # larger ones have no float
         said = f"{name}={value!r:.60}"
-        if type(value) is not self.kind:
-            raise ValueError(f"{said} should be {self.kind.__name__}")
+        items = value if type(value) is tuple else ()
+        if type(value) is not self.kind or any(type(item) is not int for item in items):
+            raise ValueError(f"{said} should be {self.kind.__name__}{' of int' * bool(items)}")
         if self.choices and value not in self.choices:
             raise ValueError(f"{said} is not one of {', '.join(map(str, self.choices))}")
         numbers = value if self.kind is tuple else (value,)
@@ -270,9 +306,9 @@ def preset(name: str = "chest_xray", **changes) -> Config:
     """
     check_fields(changes)
     given = {"preset": name} | {k: v for k, v in changes.items() if v is not None}
-    for field, value in given.items():  # what was given is named, not what follows from it
-        RULES[field].checked(field, value)
-    published = Config(preset=name, **PRESETS[name])
+    # what was given is named, not what follows from it
+    given = {field: RULES[field].checked(field, value) for field, value in given.items()}
+    published = Config(preset=given["preset"], **PRESETS[given["preset"]])
     chosen = given.get("profile") or profile()
     values = {"profile": chosen} | cost_limits(published, chosen, given) | given
     if "widths" not in given:  # no halving of a single pixel

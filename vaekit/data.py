@@ -12,6 +12,7 @@ from torch import Tensor
 from vaekit.config import Config
 
 SPLITS = ("train", "val", "test")
+ROUNDING = 1e-3  # by which pixels may leave [0, 1]
 ON_DEVICE = 0.4  # share of the free CUDA memory that a split may take
 
 
@@ -223,12 +224,46 @@ def moved(x: Tensor, shift: Tensor) -> Tensor:
     return picked.permute(0, 3, 1, 2)
 
 
-def pixels_of(images) -> Tensor:
-    """The (N, C, H, W) tensor of a Split, or the tensor itself; ValueError for others or N=0."""
+def being_traced() -> bool:
+    """Whether torch records a graph (TorchScript, torch.compile, torch.export), without checks."""
+    return torch.jit.is_tracing() or torch.compiler.is_compiling()
+
+
+def check_shape(name: str, x: Tensor, shape: tuple) -> None:
+    """ValueError unless x is a tensor (N, *shape), N > 0; a letter in `shape` is any number."""
+    if being_traced():
+        return
+    fits = isinstance(x, Tensor) and x.dim() == len(shape) + 1 and len(x) > 0
+    pairs = zip(shape, x.shape[1:], strict=True) if fits else ()
+    if not fits or any(isinstance(n, int) and n != m for n, m in pairs):
+        wanted = ", ".join(map(str, ("N", *shape)))
+        found = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
+        raise ValueError(f"{name} should be a tensor ({wanted}), N > 0, not {found}")
+
+
+def pixels_of(images, shape: tuple = ("C", "H", "W"), look: bool = False) -> Tensor:
+    """The (N, C, H, W) tensor of a Split, or the tensor itself, of this `shape` an image.
+
+    ValueError for another shape or N = 0; with `look`, for pixels that are neither uint8 nor
+    between 0 and 1.
+    """
     images = getattr(images, "images", images)
-    if images.dim() != 4 or not len(images):
-        raise ValueError(f"images should be (N, C, H, W), N > 0, not {tuple(images.shape)}")
+    check_shape("images", images, shape)
+    if look and images.dtype != torch.uint8 and not being_traced():
+        low, high = (value.item() for value in images.detach().aminmax())
+        if not (low >= -ROUNDING and high <= 1 + ROUNDING):  # nor where one is NaN
+            found = f"{images.dtype} from {low:.4g} to {high:.4g}"
+            raise ValueError(f"images should be uint8, or floats from 0 to 1, not {found}")
     return images
+
+
+def model_input(model, images) -> Tensor:
+    """Images (N, *model.image_shape) as floats in [0, 1]; ValueError as `pixels_of`.
+
+    While a model trains on a GPU its pixels are not looked at: each step would wait for it.
+    """
+    look = not model.training or next(model.parameters()).is_cpu
+    return as_float(pixels_of(images, model.image_shape, look))
 
 
 def as_float(images: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vaekit.data import chunks, pixels_of
+from vaekit.data import check_shape, chunks, model_input, pixels_of
 
 EXACT = 4096  # numbers an image, or images: up to here by an eigendecomposition
 LARGEST_BASIS = 2**25  # numbers (128 MB); images that would need more are fitted at 64 pixels
@@ -35,6 +35,7 @@ class LinearVAE(nn.Module):
     def __init__(self, mean: Tensor, basis: Tensor, variances: Tensor, sigma2: float, size: int):
         super().__init__()
         self.latent_shape = (len(basis),)
+        self.image_shape = (len(mean), size, size)
         self.size = size
         self.sigma2 = nn.Parameter(torch.tensor(sigma2), requires_grad=False)
         self.mean = nn.Parameter(mean, requires_grad=False)  # (C, fit_size, fit_size)
@@ -62,27 +63,31 @@ class LinearVAE(nn.Module):
         """Along the basis (B, k), and the centred images (B, D) themselves."""
         if x.shape[-1] != self.mean.shape[-1]:
             x = shrink(x, self.mean.shape[-1])
-        centred = (x.float() - self.mean).flatten(1)
+        centred = (x.to(self.mean.dtype) - self.mean).flatten(1)
         return centred @ self.basis.T, centred
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """x (B, C, S, S) in [0, 1] -> mu, logvar (B, k) of the exact posterior."""
-        y, _ = self.coordinates(x)
+        """x (B, C, S, S), uint8 or in [0, 1] -> mu, logvar (B, k) of the exact posterior, float32.
+
+        ValueError for other images.
+        """
+        y, _ = self.coordinates(model_input(self, x))
         variances = self.variances.clamp(min=self.sigma2)  # idle: mu 0, variance 1
         mu = y * (variances - self.sigma2).sqrt() / variances
         logvar = (self.sigma2 / variances).log()
-        return mu, logvar.expand_as(mu)
+        return mu.float(), logvar.float().expand_as(mu)
 
     def decode(self, z: Tensor) -> Tensor:
-        """z (B, k) -> images (B, C, S, S), cut off at 0 and 1."""
+        """z (B, k) -> images float32 (B, C, S, S), cut off at 0 and 1. ValueError for others."""
+        check_shape("codes", z, self.latent_shape)
         weights = (self.variances - self.sigma2).clamp(min=0).sqrt()
-        x = (z * weights @ self.basis).view(-1, *self.mean.shape) + self.mean
+        x = (z.to(weights.dtype) * weights @ self.basis).view(-1, *self.mean.shape) + self.mean
         if x.shape[-1] != self.size:
             x = F.interpolate(x, size=self.size, mode="bilinear", align_corners=False)
-        return x.clamp(0, 1)
+        return x.clamp(0, 1).float()
 
     def reparameterize(self, mu: Tensor, logvar: Tensor, generator=None) -> Tensor:
-        eps = torch.randn(mu.shape, generator=generator, device=mu.device, dtype=mu.dtype)
+        eps = torch.empty_like(mu).normal_(generator=generator)
         return mu + (0.5 * logvar).exp() * eps
 
     def forward(self, x: Tensor, sample: bool = True) -> tuple[Tensor, Tensor, Tensor]:

@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vaekit import fast
-from vaekit.config import Config
+from vaekit.config import Config, stage_sizes
+from vaekit.data import check_shape, model_input
 from vaekit.linear import LinearVAE
 
 ACTIVATIONS = {"silu": nn.SiLU, "leaky_relu": lambda: nn.LeakyReLU(0.2), "relu": nn.ReLU}
@@ -198,14 +199,6 @@ def make_stage(block: nn.Module, channels: int, size: int, cfg: Config) -> nn.Se
     return stage
 
 
-def stage_sizes(cfg: Config) -> list[int]:
-    """Resolution at the input and after each halving, rounded up: 128 -> 64, 32, 16, 8, 4."""
-    sizes = [cfg.image_size]
-    for _ in cfg.widths:
-        sizes.append((sizes[-1] + 1) // 2)
-    return sizes
-
-
 class Encoder(nn.Module):
     """Image (B, C, S, S) -> mu, logvar, each (B, *latent_shape)."""
 
@@ -269,7 +262,7 @@ class Constant(nn.Module):
         self.value = nn.Parameter(torch.zeros(n))
 
     def forward(self, h: Tensor) -> Tensor:
-        return self.value.expand(len(h), -1)
+        return self.value.expand(h.shape[0], -1)
 
 
 class Refiner(nn.Module):
@@ -313,7 +306,7 @@ class Refiner(nn.Module):
             side = skip.shape[-1]  # an odd one comes back larger by one
             h = same(up(h)[..., :side, :side] + skip)
         change = self.to_image(h)[..., : self.size, : self.size]
-        return (picture + change.float()).clamp(0, 1)
+        return (picture + change).float().clamp(0, 1)
 
 
 class VAE(nn.Module):
@@ -326,6 +319,7 @@ class VAE(nn.Module):
     def __init__(self, cfg: Config):
         super().__init__()
         self.cfg = cfg
+        self.image_shape = (cfg.in_channels, cfg.image_size, cfg.image_size)
         n, side = cfg.latent_channels, stage_sizes(cfg)[-1]
         self.latent_shape = (n,) if cfg.latent == "vector" else (n, side, side)
         self.encoder = Encoder(cfg)
@@ -340,8 +334,12 @@ class VAE(nn.Module):
             self.encoder.logvar = Constant(n)
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """mu, logvar of q(z|x), float32, logvar clamped to [-logvar_clamp, logvar_clamp]."""
-        mu, logvar = self.encoder(x)
+        """mu, logvar of q(z|x), float32, logvar clamped to [-logvar_clamp, logvar_clamp].
+
+        x: uint8, or floats in [0, 1], else ValueError (see `data.pixels_of`).
+        """
+        x = model_input(self, x)
+        mu, logvar = self.encoder(x.to(self.encoder.mu.weight.dtype))
         mu, logvar = mu.float(), logvar.float()
         if self.linear is not None:
             with full_precision(x.device):
@@ -351,16 +349,16 @@ class VAE(nn.Module):
 
     def reparameterize(self, mu: Tensor, logvar: Tensor, generator=None) -> Tensor:
         """z = mu + sigma * eps, eps ~ N(0, I): a sample that gradients pass through."""
-        eps = torch.randn(mu.shape, generator=generator, device=mu.device, dtype=mu.dtype)
+        eps = torch.empty_like(mu).normal_(generator=generator)
         return mu + (0.5 * logvar).exp() * eps
 
     def decode(self, z: Tensor) -> Tensor:
-        """z (B, *latent_shape) -> images float32 (B, C, S, S) in [0, 1]."""
-        if self.linear is None:
-            return self.decoder(z)
-        with full_precision(z.device):
-            picture = self.linear.decode(z)
-        return self.decoder(picture)
+        """z (B, *latent_shape) -> images float32 (B, C, S, S) in [0, 1]. ValueError for others."""
+        check_shape("codes", z, self.latent_shape)
+        if self.linear is not None:
+            with full_precision(z.device):
+                z = self.linear.decode(z)
+        return self.decoder(z.to(self.encoder.mu.weight.dtype))
 
     def forward(self, x: Tensor, sample: bool = True) -> tuple[Tensor, Tensor, Tensor]:
         mu, logvar = self.encode(x)

@@ -4,7 +4,6 @@ import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -66,18 +65,16 @@ class Side(NamedTuple):
     model: Any
     cfg: Config | None
     data_hash: str | None  # of what it was trained on; None for a model, which does not say
-    images: tuple  # shape (C, H, W) of those it makes
 
 
 def side_of(run) -> Side:
     """Of a Run, or of a model in its place."""
     model = getattr(run, "model", run)
     cfg = getattr(run, "cfg", None)
-    made = decode_all(model, torch.zeros(1, *model.latent_shape))
     if model is run:
-        return Side(title_of(model), model, cfg, None, made.shape[1:])
+        return Side(title_of(model), model, cfg, None)
     data_hash = run.info.get("data", {}).get("hash", "")
-    return Side(run.path.name, model, cfg, data_hash, made.shape[1:])
+    return Side(run.path.name, model, cfg, data_hash)
 
 
 def title_of(model) -> str:
@@ -98,7 +95,7 @@ def compare(run_a, run_b, test, val=None) -> Comparison:
     floor. ValueError where the two models, or the images, differ in size or channels.
     """
     runs, test = (side_of(run_a), side_of(run_b)), pixels_of(test)
-    a, b = (tuple(run.images) for run in runs)
+    a, b = (run.model.image_shape for run in runs)
     if not a == b == tuple(test.shape[1:]) or len(test) < 2:
         raise ValueError(
             f"a makes {a} images, b {b}, and test has {len(test)} of {tuple(test.shape[1:])}:"

@@ -64,7 +64,7 @@ def evaluate(
     flecks. `figures.plot_octaves` draws them.
     """
     test = pixels_of(test)
-    samples = {name: pixels_of(images) for name, images in (samples or {}).items()}
+    samples = {name: pixels_of(images, look=True) for name, images in (samples or {}).items()}
     download = downloads_allowed(cfg.profile)
     with evaluating(model) as device:
         judge = networks.load_judge(device, download)

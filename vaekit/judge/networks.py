@@ -140,6 +140,7 @@ class LabelJudge(nn.Module):
         return self.head(self.pooled(x))
 
 
+@torch.inference_mode(False)  # it trains, also in a cell without gradients
 def train_judge(split, seed: int = 0, epochs: int = 15, max_seconds: float = 60.0) -> LabelJudge:
     """A LabelJudge of `split.images` and `split.labels` (training images), frozen, on the CPU.
 
@@ -151,7 +152,7 @@ def train_judge(split, seed: int = 0, epochs: int = 15, max_seconds: float = 60.
         raise ValueError("a judge needs images of two classes at least")
     end = time.perf_counter() + max_seconds
     loss = nn.CrossEntropyLoss(1 / counts.clamp(min=1).float())
-    with torch.random.fork_rng(devices=[]), torch.enable_grad():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         judge = LabelJudge(split.images.shape[1], len(counts))
         optimizer = torch.optim.AdamW(judge.parameters(), lr=2e-3)

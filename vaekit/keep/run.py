@@ -49,6 +49,7 @@ class Run:
         return "\n  ".join([self.path.name, *(f"{name}: {value}" for name, value in facts.items())])
 
 
+@torch.inference_mode(False)  # it trains, also in a cell without gradients
 def fit(
     cfg: Config,
     data: Data,

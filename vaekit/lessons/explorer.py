@@ -46,9 +46,6 @@ class LatentView:
 
     def __init__(self, model, images, k: int = 6, sampler: str = "gaussian"):
         mu, logvar = encode_all(model, images)
-        given, wanted = tuple(mu.shape[1:]), model.latent_shape
-        if given != wanted:
-            raise ValueError(f"images of another size: codes {given}, the model's are {wanted}")
         self.model = model
         self.sampler = fit_sampler(mu, logvar, sampler)
         k = min(k, len(mu) - 1, mu[0].numel())

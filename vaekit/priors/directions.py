@@ -39,7 +39,7 @@ def principal_directions(mu: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
     most = min(len(mu) - 1, mu[0].numel())
     if not 1 <= k <= most:
         raise ValueError(f"k={k} directions: {len(mu)} codes have between 1 and {most}")
-    pca = PCA(k, svd_solver="full").fit(mu.flatten(1).double().numpy())
+    pca = PCA(k, svd_solver="full").fit(mu.detach().flatten(1).double().numpy())
     directions = torch.from_numpy(pca.components_).float().view(k, *mu.shape[1:])
     stds = torch.from_numpy(pca.explained_variance_**0.5).float()
     return mu.mean(0), directions, stds

@@ -62,6 +62,7 @@ class BentGaussian(Gaussian):
         return super().coordinates(bent, rng)
 
 
+@torch.inference_mode(False)  # it trains, also in a cell without gradients
 def fit_flow(gaussian: Gaussian, y: np.ndarray, seed: int = 0) -> Gaussian:
     """`gaussian` with a flow fitted to y (N, d), the leading coordinates of the means.
 
