@@ -30,7 +30,7 @@ def panels(rows: int, columns: int, size: tuple, title: str = ""):
 
 def label(axis, title: str = "", x: str = "", y: str = "", **legend) -> None:
     """A legend where something drawn has a label."""
-    axis.set_title(title, fontsize=10)
+    axis.set_title(title, fontsize=9)
     axis.set_xlabel(x, fontsize=9)
     axis.set_ylabel(y, fontsize=9)
     axis.tick_params(labelsize=9, which="both")
