@@ -49,7 +49,7 @@ def test_show_images():
     assert words(figure) == [*map(str, range(10)), "a", "b", "c", "films"]
     image = figure.axes[0].images[0]
     assert image.get_clim() == (0, 1) and image.get_cmap().name == "gray"
-    tall = 26 + 3 * (14 + 128) + 2 * 4  # pixels: title, three rows of films with their heads, gaps
+    tall = 26 + 3 * (15 + 128) + 2 * 4  # pixels: title, three rows of films with their heads, gaps
     assert image.get_array().shape == (tall, 32 + 4 * 128 + 3 * 4)  # 64 px, doubled
     assert (figure.get_size_inches() * 100).round().tolist() == [32 + 4 * 128 + 3 * 4, tall]
     assert (image.get_array()[-128:, -200:] == 1).all()  # ten films leave two places white

@@ -16,7 +16,7 @@ from vaekit.data import as_float, pixels_of
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 GAP = 4  # figure pixels between images
-LINE = 14  # figure pixels of a line of a title
+LINE = 15  # figure pixels of a line of a title
 
 
 def panels(rows: int, columns: int, size: tuple, title: str = ""):
@@ -29,13 +29,13 @@ def panels(rows: int, columns: int, size: tuple, title: str = ""):
 
 
 def label(axis, title: str = "", x: str = "", y: str = "", **legend) -> None:
-    """Small type; a legend where something drawn has a label."""
+    """A legend where something drawn has a label."""
     axis.set_title(title, fontsize=9)
-    axis.set_xlabel(x, fontsize=8)
-    axis.set_ylabel(y, fontsize=8)
-    axis.tick_params(labelsize=7, which="both")
+    axis.set_xlabel(x, fontsize=9)
+    axis.set_ylabel(y, fontsize=9)
+    axis.tick_params(labelsize=9, which="both")
     if axis.get_legend_handles_labels()[0]:
-        axis.legend(fontsize=7, frameon=False, **legend)
+        axis.legend(fontsize=9, frameon=False, **legend)
 
 
 def show_images(
@@ -50,6 +50,8 @@ def show_images(
     columns = min(columns, n)
     titles = [str(text) for text in titles or [""] * n]
     lines = [len(text.splitlines()) for text in titles]
+    longest = max(len(line) for text in titles for line in text.split("\n"))
+    fontsize = min(9, max(7, 1.2 * w / max(longest, 1)))  # 9 unless they would overlap
     heads = [LINE * max(lines[i : i + columns]) for i in range(0, n, columns)]
     tops = np.cumsum(heads) + (h + GAP) * np.arange(len(heads)) + (26 if title else 0)
     left = 32 if row_labels else 0
@@ -64,10 +66,10 @@ def show_images(
         top = tops[i // columns]
         start = left + i % columns * (w + GAP)
         canvas[top : top + h, start : start + w] = image
-        axis.text(start + w / 2, top - 1, titles[i], fontsize=7, ha="center", va="bottom")
+        axis.text(start + w / 2, top - 1, titles[i], fontsize=fontsize, ha="center", va="bottom")
     beside = dict(rotation=90, ha="right", va="center", multialignment="center")
     for top, text in zip(tops, row_labels or [], strict=False):
-        axis.text(left - 3, top + h / 2, text, fontsize=8, **beside)
+        axis.text(left - 3, top + h / 2, text, fontsize=9, **beside)
     axis.text(width / 2, 12, title, fontsize=10, ha="center", va="center")
     axis.imshow(canvas.squeeze(-1), "gray", vmin=0, vmax=1, extent=(0, width, height, 0))
     return figure

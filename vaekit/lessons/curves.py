@@ -19,7 +19,7 @@ def plot_history(history: list[dict], title: str = "") -> Figure:
     history: `run.history`. Solid lines are validation where both are drawn, dotted training;
     phase 1 (reconstruction only) is shaded.
     """
-    figure, axes = panels(2, 2, (8, 4.4), title)
+    figure, axes = panels(2, 2, (9, 5), title)
     loss, terms, kl, psnr = axes.flat
     _draw(loss, history, "val_loss", label="validation, final beta")
     _draw(loss, history, "train_loss", label="training, current beta", ls=":")
@@ -33,7 +33,7 @@ def plot_history(history: list[dict], title: str = "") -> Figure:
     for axis in axes.flat:
         axis.set_xlim(start, start + len(history))
         axis.axvspan(start, start + phase1, color="0.93", zorder=0, lw=0)
-    label(loss, "loss", loc="upper right", ncols=2)
+    label(loss, "loss", loc="upper right")
     label(terms, "reconstruction terms, unweighted (dotted: training)", loc="upper right", ncols=2)
     label(kl, "KL and beta", "epoch", "KL of an image, nats")
     label(psnr, "PSNR (z sampled) and learning rate", "epoch", "PSNR, dB")
