@@ -269,7 +269,7 @@ def test_vgg_judges_beside_squeezenet_where_its_weights_are(model, monkeypatch):
     test, val = films(12), films(10, seed=1)
     rows = evaluation.evaluate(model, test, model.cfg, val, {"copy": films(9, seed=2)})
     found = [r for r in rows if r["network"].startswith("vgg19 to layer 17 (ImageNet)")]
-    assert all(r["n"] == 8 and r["network"].endswith("; model trained with squeezenet") for r in found)
+    assert all(r["n"] == 8 and r["network"].endswith("trained with squeezenet") for r in found)
     assert {r["subject"] for r in found if r["metric"] == "frechet"} == {"reconstruction", "copy"}
     (distance,) = [r for r in rows if r["metric"] == "feature distance"]
     assert distance in found and distance["low"] < distance["value"] < distance["high"]
