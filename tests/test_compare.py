@@ -107,7 +107,7 @@ def test_a_linear_vae_stands_in_a_runs_place():
     expected = metrics.psnr(pca.reconstruct(x), x).mean().item()
     assert picked(result.rows, "psnr", "b")["value"] == pytest.approx(expected, abs=1e-4)
     frechet = picked(result.rows, "frechet, prior", "b")
-    assert frechet["network"].endswith("; trained with squeezenet and none")
+    assert frechet["network"].endswith("; model trained with squeezenet and none")
     assert len(result.plot().axes) == 1
     two = vaekit.compare(pca, vaekit.linear_vae(films(20, seed=2), 4), test)
     assert "a: linear VAE, 16 numbers\nb: linear VAE, 4 numbers" in str(two)
@@ -149,4 +149,4 @@ def test_the_judge_is_named_beside_what_the_runs_listened_to(monkeypatch):
     monkeypatch.setattr(networks, "load_judge", load_judge)
     a, b = untrained("one"), untrained("two", perceptual_weight=0.0)
     found = picked(vaekit.compare(a, b, films(3)).rows, "lpips", "b - a")
-    assert found["network"] == "squeezenet, LPIPS v0.1; trained with squeezenet and none"
+    assert found["network"] == "squeezenet, LPIPS v0.1; model trained with squeezenet and none"

@@ -240,7 +240,7 @@ def test_evaluate_without_weights(model, monkeypatch, tmp_path, capsys):
         ["reconstruction", "prior", "copy"], 12)  # fmt: skip
     assert distances["copy"]["value"] < distances["prior"]["value"]
     assert all("pixels 32x32" in r["network"] and r["floor"] > 0 for r in distances.values())
-    assert all("; trained with" in r["network"] for r in distances.values())
+    assert all("; model trained with" in r["network"] for r in distances.values())
 
 
 def test_evaluate_halves_the_test_films_when_there_are_no_others(model, monkeypatch, tmp_path):
@@ -260,7 +260,7 @@ def test_evaluate_with_weights(model):
         if r["network"]:
             networks.setdefault(r["metric"], r["network"])
     assert networks["lpips"].startswith("squeezenet, LPIPS v0.1")
-    assert networks["frechet"].startswith("squeezenet (ImageNet), 2 PCs; trained with")
+    assert networks["frechet"].startswith("squeezenet (ImageNet), 2 PCs; model trained with")
 
 
 def test_vgg_judges_beside_squeezenet_where_its_weights_are(model, monkeypatch):
@@ -269,7 +269,7 @@ def test_vgg_judges_beside_squeezenet_where_its_weights_are(model, monkeypatch):
     test, val = films(12), films(10, seed=1)
     rows = evaluation.evaluate(model, test, model.cfg, val, {"copy": films(9, seed=2)})
     found = [r for r in rows if r["network"].startswith("vgg19 to layer 17 (ImageNet)")]
-    assert all(r["n"] == 8 and r["network"].endswith("; trained with squeezenet") for r in found)
+    assert all(r["n"] == 8 and r["network"].endswith("trained with squeezenet") for r in found)
     assert {r["subject"] for r in found if r["metric"] == "frechet"} == {"reconstruction", "copy"}
     (distance,) = [r for r in rows if r["metric"] == "feature distance"]
     assert distance in found and distance["low"] < distance["value"] < distance["high"]
@@ -323,7 +323,7 @@ def test_every_judge_gives_its_own_rows(model):
     rows = evaluation.evaluate(model, films(12), model.cfg, films(12, seed=1),
                             judges=("pixels", judge))  # fmt: skip
     found = [r["network"] for r in rows if r["metric"] == "kernel"]
-    trained_with = f"; trained with {vaekit.features.trunk_name(model.cfg)}"
+    trained_with = f"; model trained with {vaekit.features.trunk_name(model.cfg)}"
     assert found == ["pixels 32x32" + trained_with, "CNN on 2 labels" + trained_with]
 
 
@@ -344,7 +344,7 @@ def test_a_linear_vae_listened_to_no_network():
     pca, test = vaekit.linear_vae(films(40), 8), films(12, seed=1)
     rows = evaluation.evaluate(pca, test, vaekit.preset(**CFG), judges=("pixels",))
     networks = {r["network"] for r in rows if r["metric"] == "kernel"}
-    assert networks == {"pixels 32x32; trained with none"}
+    assert networks == {"pixels 32x32; model trained with none"}
     assert {"psnr", "power 1/4-1/2", "frechet"} <= {r["metric"] for r in rows}
     best, *_ = evaluation.rank_cases(pca, test, k=2)
     assert len(best) == 2

@@ -181,7 +181,7 @@ def say_heard(rows: list[dict], *names: str) -> list[dict]:
     heard = " and ".join(dict.fromkeys(names))
     for r in rows:
         if r["network"]:
-            r["network"] += f"; trained with {heard}"
+            r["network"] += f"; model trained with {heard}"
     return rows
 
 

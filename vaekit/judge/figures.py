@@ -36,7 +36,8 @@ def show_cases(model, split, cases: Cases) -> Figure:
 def plot_rows(rows: list[dict], title: str = "", metrics=("frechet", "sharpness ratio")) -> Figure:
     """Rows of `evaluate`: a panel for each of `metrics`, of any that are there, and judge.
 
-    A tick marks the floor, real images against real images at the same N: no more can be expected.
+    A tick marks what real images score against real images at the same N: the floor of a distance,
+    the ceiling of precision and coverage.
     The grey band is a sharpness ratio of 0.9 to 1.1. ValueError where no row is of these metrics.
     """
     groups: dict[tuple, list[dict]] = {}
@@ -105,7 +106,7 @@ def _draw_group(axis, rows: list[dict]) -> None:
         if row["low"] is not None:
             axis.plot([row["low"], row["high"]], [y, y], color=COLOURS[0], lw=1.4)
         if row["floor"] is not None:
-            name = "floor: real against real" if y == 0 else None
+            name = "real against real" if y == 0 else None
             ends = [y - 0.3, y + 0.3]
             axis.plot([row["floor"]] * 2, ends, color=COLOURS[1], lw=2, label=name)
     axis.set_yticks(range(len(rows)), [f"{row['subject']}\nN={row['n']}" for row in rows])
