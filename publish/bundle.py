@@ -49,6 +49,10 @@ from vaekit.files import phantom
 if not sources.BUNDLE.is_dir():
     phantom.write_bundle(sources.BUNDLE, films=phantom.SAMPLE)"""
 
+SET_UP = """\
+import vaekit
+
+print(vaekit.set_up())"""
 RESULTS = """\
 import base64
 import zlib
@@ -88,6 +92,7 @@ def bundle(notebook: nbformat.NotebookNode, outputs: bool = False) -> nbformat.N
         cell.id = f"package-{i:02}"
     made = blank(notebook, outputs)
     first = made.cells.index(stamp.first_code(made))
+    made.cells[first].source = SET_UP
     made.cells[first:first] = cells
     return made
 
