@@ -150,7 +150,8 @@ class Sweep:
         """(2 * SHOWN, C, H, W) in [0, 1]: seed 0's reconstructions, then its prior samples.
 
         ValueError for a case that is not among `about["pictured"]`."""
-        sheet = np.asarray(Image.open(RESULTS / f"{self.name}.webp"))
+        mode = "L" if self.config(case).in_channels == 1 else "RGB"  # WebP has no grey
+        sheet = np.asarray(Image.open(RESULTS / f"{self.name}.webp").convert(mode))
         side = sheet.shape[1] // (2 * SHOWN)
         row = self.about["pictured"].index(case) * side
         strip = torch.from_numpy(sheet[row : row + side].copy()).float() / 255
