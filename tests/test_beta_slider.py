@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from vaekit.data import Data
-from vaekit.lessons.beta_slider import BetaSlider, SliderModels
+from vaekit.lessons.beta_slider import BetaSlider, SliderModels, slider_config
 from vaekit.lessons.sweeps import bundled_data
 
 
