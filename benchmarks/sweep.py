@@ -97,20 +97,22 @@ def write(sweep: sweeps.Sweep, row: dict, pictures) -> None:
             {"name": sweep.name, "about": sweep.about, "cases": sweep.cases}, indent=1
         )
         path.write_text(f'{head[:-2]},\n "rows": [\n{lines}\n ]\n}}\n')
-        if row["seed"] == 0 and pictures is not None:
+        pictured = row["case"] in sweep.about["pictured"]
+        if row["seed"] == 0 and pictured and pictures is not None:
             paste(sweep, row["case"], pictures)
 
 
 def paste(sweep: sweeps.Sweep, case: str, pictures: torch.Tensor) -> None:
-    """The case's row of the sheet: one line of pictures a case."""
-    path, (n, channels, side, _) = sweeps.RESULTS / f"{sweep.name}.png", pictures.shape
-    size = n * side, len(sweep.cases) * side
+    """The case's row of the sheet: one line of pictures for each case that is pictured."""
+    path, (n, channels, side, _) = sweeps.RESULTS / f"{sweep.name}.webp", pictures.shape
+    pictured = sweep.about["pictured"]
+    size = n * side, len(pictured) * side
     sheet = Image.new("L" if channels == 1 else "RGB", size)
     if path.exists():
         sheet.paste(Image.open(path).convert(sheet.mode).crop((0, 0, *size)))
     strip = (255 * torch.cat(list(pictures), dim=2)).round().byte().permute(1, 2, 0).squeeze(-1)
-    sheet.paste(Image.fromarray(strip.numpy()), (0, list(sweep.cases).index(case) * side))
-    sheet.save(path, optimize=True)
+    sheet.paste(Image.fromarray(strip.numpy()), (0, pictured.index(case) * side))
+    sheet.save(path, lossless=True, quality=100, method=6)
 
 
 def main() -> None:
@@ -125,7 +127,7 @@ def main() -> None:
     about = {
         "command": f"python benchmarks/sweep.py {given.name}", "preset": spec["preset"],
         "base": spec["base"], "seeds": spec["seeds"], "torch": torch.__version__, "curve": CURVE,
-        "five": list(five),
+        "five": list(five), "pictured": spec.get("pictured", []),
     }  # fmt: skip
     sweep, data, key = sweeps.Sweep(given.name, about, cases, []), None, None
     path = sweeps.RESULTS / f"{given.name}.json"
@@ -141,7 +143,7 @@ def main() -> None:
                 data = load(cfg, spec.get("judged"))
                 about |= {"train": len(data.train), "test": len(data.test), "data": data.source}
             row, pictures = one(sweep, case, seed, data)
-            write(sweep, row, pictures if spec.get("pictures", True) else None)
+            write(sweep, row, pictures)
             shown = {k: rounded(row.get(k)) for k in ("psnr", "sharpness", "kl", "verdict")}
             print(f"seed {seed}  {case:28} {shown}", flush=True)
 

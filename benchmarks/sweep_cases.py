@@ -3,7 +3,8 @@
 A case is a change of config values on top of those. "select": "recon" keeps the weights of the
 epoch with the best reconstruction, where else the best ELBO counts. "judged": validation and test
 images at most, where a data set has thousands. "five": cases with five seeds, not `seeds` of them.
-"pictures": whether any are kept.
+"pictured": cases whose pictures are kept, because a notebook shows them: each case more makes the
+file larger that people upload.
 """
 
 # The system of the preset `medical256` at a quarter of its side, in three halvings instead of five
@@ -142,9 +143,26 @@ FACES_CASES = {
     "beta 0.9 at once": STEEP,
     "beta 0.9, two epochs of warm-up": STEEP | {"beta_schedule": "warmup", "beta_warmup": 2},
 }  # fmt: skip
+SHARP_PICTURED = [
+    "original",
+    "low beta",
+    "low beta, L1",
+    "low beta, L1 + SSIM",
+    "low beta, L1 + SSIM + features + LPIPS",
+    "optimised",
+]
+SHARP_PICTURED += [f"original, new {row}" for row in ("latent", "loss", "phases")]
+SHARP_PICTURED += [
+    f"low beta, new {row}" for row in ("latent", "normalisation", "loss", "upsampling")
+]
+SHARP_PICTURED += [f"optimised, old {row}" for row in ("latent", "normalisation", "loss", "beta")]
+CLINIC_PICTURED = ["as it ended", "sums, beta 0.001", "64 latent channels", "transposed, one conv",
+                   "transposed, two convs", "upsample, one conv", "beta 16, no free bits",
+                   "beta 16, 0.25 an element", "beta 16, 0.25 a batch", "as it ghosted",
+                   "one scale", "all five undone", "beta 8"]  # fmt: skip
 SWEEPS = {
     "clinic": {
-        "preset": "medical256", "base": CLINIC, "seeds": 5,
+        "preset": "medical256", "base": CLINIC, "seeds": 5, "pictured": CLINIC_PICTURED,
         "cases": {
             "as it ended": {},
             # in disguise
@@ -184,14 +202,17 @@ SWEEPS = {
             "beta 8": {"beta": 8.0},
         },
     },
-    "sharp": {"preset": "chest_xray", "base": OPTIMISED, "seeds": 3, "cases": SHARP, "five": FIVE},
-    "beta": {"preset": "fashion_mnist", "base": FASHION, "seeds": 5, "cases": BETA, "judged": 500},
-    "cifar": {"preset": "cifar10", "base": CIFAR, "seeds": 3, "cases": CIFAR_CASES, "judged": 500},
+    "sharp": {"preset": "chest_xray", "base": OPTIMISED, "seeds": 3, "cases": SHARP, "five": FIVE,
+              "pictured": SHARP_PICTURED},
+    "beta": {"preset": "fashion_mnist", "base": FASHION, "seeds": 5, "cases": BETA, "judged": 500,
+             "pictured": [case for case in BETA if case.startswith("beta ")]},
+    "cifar": {"preset": "cifar10", "base": CIFAR, "seeds": 3, "cases": CIFAR_CASES, "judged": 500,
+              "pictured": list(CIFAR_CASES)},
     # what some choices of the loop cost after equal steps, for the benchmarks' README
-    "loop": {"preset": "chest_xray", "base": OPTIMISED, "seeds": 3, "pictures": False,
+    "loop": {"preset": "chest_xray", "base": OPTIMISED, "seeds": 3,
              "cases": {"bfloat16": {"precision": "bf16"}, "float32": {"precision": "fp32"},
                        "no clipping": {"grad_clip": 0.0}, "no mirroring": {"flip": False}}},
     # real people: numbers only
     "faces": {"preset": "celeba64_original", "base": FACES, "seeds": 3, "cases": FACES_CASES,
-              "judged": 300, "pictures": False},
+              "judged": 300},
 }  # fmt: skip

@@ -12,6 +12,7 @@ import argparse
 import base64
 import json
 import re
+import shutil
 import zlib
 from pathlib import Path
 
@@ -22,6 +23,7 @@ import stamp
 from nbformat.v4 import new_code_cell, new_markdown_cell
 
 FOLDER = "bundled"  # where a bundle writes the package; never `vaekit`: that may be a checkout
+MAX_BYTES = 900_000  # Kaggle refuses a notebook of 1,000,000
 KERMANY = "paultimothymooney/chest-xray-pneumonia"
 NOBODY = "INSERT_KAGGLE_USERNAME_HERE"
 FOLDED = {"jupyter": {"source_hidden": True}, "_kg_hide-input": True, "tags": ["package"]}
@@ -49,6 +51,10 @@ from vaekit.files import phantom
 if not sources.BUNDLE.is_dir():
     phantom.write_bundle(sources.BUNDLE, films=phantom.SAMPLE)"""
 
+SET_UP = """\
+import vaekit
+
+print(vaekit.set_up())"""
 RESULTS = """\
 import base64
 import zlib
@@ -60,9 +66,8 @@ for name, text in {files!r}.items():
     path.write_bytes(zlib.decompress(base64.b85decode(text)))"""
 
 
-def bundle(notebook: nbformat.NotebookNode, outputs: bool = False) -> nbformat.NotebookNode:
-    """The notebook with the whole package in cells before the set-up cell; outputs cleared, or
-    kept where `outputs`."""
+def bundle(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """The notebook with the whole package in cells before the set-up cell, without outputs."""
     names = package.reading_order()
     paths = {name: package.path_of(name).as_posix() for name in names}
     table = "\n".join(f"- `{paths[name]}`: {package.summary(name)}" for name in names)
@@ -86,18 +91,19 @@ def bundle(notebook: nbformat.NotebookNode, outputs: bool = False) -> nbformat.N
         cells.append(new_code_cell(PHANTOMS))
     for i, cell in enumerate(cells):
         cell.id = f"package-{i:02}"
-    made = blank(notebook, outputs)
+    made = blank(notebook)
     first = made.cells.index(stamp.first_code(made))
+    made.cells[first].source = SET_UP
     made.cells[first:first] = cells
     return made
 
 
-def blank(notebook: nbformat.NotebookNode, outputs: bool = False) -> nbformat.NotebookNode:
-    """A copy, without outputs if not `outputs`; links to other notebooks become addresses, or
+def blank(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """A copy without outputs; links to other notebooks become addresses, or
     plain words where no address was stamped."""
     copy, repo = nbformat.from_dict(json.loads(json.dumps(notebook))), stamp.stamped_repo(notebook)
     for cell in copy.cells:
-        if cell.cell_type == "code" and not outputs:
+        if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
             cell.metadata.pop("seconds", None)  # of the run whose outputs these were
         elif cell.cell_type == "markdown":
@@ -142,13 +148,21 @@ def kernel_metadata(name: str, user: str, before: str | None) -> dict:
     }
 
 
+def save(notebook: nbformat.NotebookNode, path: Path) -> None:
+    """Without line breaks in the JSON, and print its size."""
+    nbformat.validate(notebook)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(notebook, ensure_ascii=False, separators=(",", ":")))
+    size = path.stat().st_size
+    print(f"{size:>9,} bytes  {path}" + "  TOO LARGE for Kaggle" * (size >= MAX_BYTES))
+
+
 def write(notebook: nbformat.NotebookNode, out: Path, name: str, metadata: dict) -> None:
-    for folder in (out, out / "kaggle" / name):
-        folder.mkdir(parents=True, exist_ok=True)
-        nbformat.validate(notebook)
-        nbformat.write(notebook, folder / f"{name}.ipynb")
-    text = json.dumps(metadata, indent=2)
-    (out / "kaggle" / name / "kernel-metadata.json").write_text(text + "\n")
+    save(notebook, out / f"{name}.ipynb")
+    folder = out / "kaggle" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copy(out / f"{name}.ipynb", folder)
+    (folder / "kernel-metadata.json").write_text(json.dumps(metadata, indent=2) + "\n")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -166,7 +180,7 @@ def main(arguments: list[str] | None = None) -> None:
     one = onefile.build()
     write(one, args.out, onefile.NAME, kernel_metadata(onefile.NAME, user, None))
     if args.images:
-        nbformat.write(onefile.build(args.images), args.out / f"{onefile.OWN}.ipynb")
+        save(onefile.build(args.images), args.out / f"{onefile.OWN}.ipynb")
     print(
         f"{len(package.notebooks())} bundles and {onefile.NAME}.ipynb in {args.out};"
         f" for Kaggle: kaggle kernels push -p {args.out}/kaggle/<name>"

@@ -3,8 +3,8 @@
     python publish/editions.py [--out dist]
 
 DIR/student/   no outputs, no solutions; a hint at every stub, room for answers; runs unfilled
-DIR/teacher/   stored figures, solutions filled in and open, minutes a section (with what the stored
-               run measured), a marking rubric
+DIR/teacher/   solutions filled in and open, minutes a section (with what the stored run measured),
+               a marking rubric
 
 Both come from the notebooks: the solution is the <details> cell tagged `solution`, the stub the
 cell before it, tagged `exercise`, whose metadata holds the hint. Each is one file (see bundle.py).
@@ -86,10 +86,10 @@ def student(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
 
 
 def teacher(notebook: nbformat.NotebookNode, name: str) -> nbformat.NotebookNode:
-    """With outputs, the stub filled in, minutes under every heading, and the rubric at the end."""
-    made = bundle.blank(notebook, outputs=True)
+    """The stub filled in, minutes under every heading, and the rubric at the end."""
+    made = bundle.blank(notebook)
     stub, solution = tagged(made, "exercise"), tagged(made, "solution")
-    stub.source, stub.outputs = filled(stub.source, solution.source), []
+    stub.source = filled(stub.source, solution.source)
     solution.source = solution.source.replace("<details>", "<details open>")
     for cell, heading, minutes, seconds in sections(notebook):
         where = made.cells[cell]
@@ -160,9 +160,7 @@ def rubric(notebook: nbformat.NotebookNode, name: str) -> str:
         f"{name}: {minutes} minutes in all, reckoned at {READS} words and {READS_CODE} lines"
         f" of code a minute, {LOOKS} minutes a figure, {EXERCISE} an exercise; where an"
         f" exercise trains, its training comes on top.{measured} What to expect of the"
-        " exercises stands beside the solution. The figures are those of a stored run in the"
-        " quick profile; expect the same shapes on other images, not the same"
-        " numbers.",
+        " exercises stands beside the solution; on other images the numbers differ.",
     ]
     return "\n".join(lines)
 
@@ -174,20 +172,17 @@ def found_finished(notebook: nbformat.NotebookNode) -> str:
     return f"{found} training{'s' * (found > 1)}" if found else ""
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("dist"))
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     for path in package.notebooks():
         notebook = nbformat.read(path, as_version=4)
         for edition, made in (
             ("student", student(notebook)),
             ("teacher", teacher(notebook, path.stem)),
         ):
-            (args.out / edition).mkdir(parents=True, exist_ok=True)
-            whole = bundle.bundle(made, outputs=True)
-            nbformat.validate(whole)
-            nbformat.write(whole, args.out / edition / path.name)
+            bundle.save(bundle.bundle(made), args.out / edition / path.name)
     print(f"{len(package.notebooks())} notebooks in {args.out}/student and {args.out}/teacher")
 
 

@@ -5,13 +5,13 @@ makes a folder a package is its `__init__`: "__init__", "files.__init__".
 """
 
 import ast
+import json
 import re
-from fnmatch import fnmatch
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE, NOTEBOOKS = ROOT / "vaekit", ROOT / "notebooks"
-RESULTS, KINDS = PACKAGE / "lessons" / "results", ("json", "png", "safetensors")
+RESULTS = PACKAGE / "lessons" / "results"
 
 
 def file_names() -> list[str]:
@@ -81,25 +81,30 @@ def notebooks() -> list[Path]:
     return sorted(NOTEBOOKS.glob("[0-9]*.ipynb"))
 
 
-def files_used(code: str) -> set[str]:
-    """The package's files that `code` imports, or reaches as attributes of `vaekit`."""
-    nodes = list(ast.walk(ast.parse(code)))
-    attributes = {ast.unparse(node) for node in nodes if isinstance(node, ast.Attribute)}
-    return files_imported(nodes) | {
-        text.removeprefix("vaekit.") for text in attributes if text.startswith("vaekit.")
-    }
-
-
 def results(code: str) -> dict[str, bytes]:
     """{file name: content} of the measured results in vaekit/lessons/results that `code` draws.
 
-    Wanted is what the code, or a file of the package that it imports, loads by a name in quotes:
-    Sweep.load("clinic"), RESULTS / "betas.json", RESULTS.glob("slider_*.safetensors").
+    Wanted is what it loads by a name in quotes: Sweep.load("clinic"), RESULTS / "betas.json"; a
+    sweep's pictures where it is given a name that `.pictures` is asked of. Of a sweep's rows the
+    lists that the code does not name, such as "spectrum", are left out.
     """
-    used = files_used(code)
-    texts = [code, *(source(name) for name in file_names() if name in used)]
-    loads = r'Sweep\.load\("(\w+)"\)|RESULTS(?: / |\.glob\()"([\w.*]+)"'
-    quoted = {"".join(found) for text in texts for found in re.findall(loads, text)}
-    wanted = quoted | {f"{word}.{ending}" for word in quoted for ending in KINDS}
-    found = sorted(f for f in RESULTS.iterdir() if f.suffix.removeprefix(".") in KINDS)
-    return {f.name: f.read_bytes() for f in found if any(fnmatch(f.name, w) for w in wanted)}
+    names = re.findall(r'Sweep\.load\("(\w+)"\)|RESULTS / "(\w+)\.json"', code)
+    loaded = dict(re.findall(r'(\w+) = (?:sweeps\.)?Sweep\.load\("(\w+)"\)', code))
+    pictured = {name for variable, name in loaded.items() if f"{variable}.pictures(" in code}
+    files = {}
+    for name in sorted({sweep or other for sweep, other in names}):
+        text = (RESULTS / f"{name}.json").read_text()
+        files[f"{name}.json"] = drawn(json.loads(text), code).encode()
+    for name in sorted(pictured):
+        files[f"{name}.webp"] = (RESULTS / f"{name}.webp").read_bytes()
+    return files
+
+
+def drawn(measured, code: str) -> str:
+    """JSON of `measured`, its rows without the lists that the code does not name."""
+    rows = measured.get("rows", []) if isinstance(measured, dict) else []
+    for row in rows:
+        for key in [key for key, value in row.items() if isinstance(value, list)]:
+            if f'"{key}"' not in code and f"'{key}'" not in code:
+                del row[key]
+    return json.dumps(measured)

@@ -16,35 +16,19 @@ NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
 # The first code cell of every notebook: all that it knows about where vaekit may be. What else is
 # missing is the business of `vaekit.set_up`.
 SETUP = """\
-# Set-up: finds the package vaekit, and installs what else is missing (never torch, numpy or cv2)
-import glob
-import os
-import sys
-
-places = [".", "*", "..", "../.."]  # beside this notebook, or the repository around it
-for attached in ("input/*", "input/datasets/*/*", "input/notebooks/*/*",
-                 "usr/lib/*", "usr/lib/notebooks/*/*"):
-    places += [f"/kaggle/{{attached}}", f"/kaggle/{{attached}}/*"]
-for place in places:
-    for file in glob.glob(f"{{place}}/vaekit/__init__.py"):
-        sys.path.append(os.path.abspath(f"{{file}}/../.."))
+import glob, sys  # Set-up: vaekit lies in a folder above or beside this notebook, or is attached
+for place in (".", "..", "../..", "../../..", "*", "/kaggle/input/**"):
+    sys.path += glob.glob(f"{{place}}/vaekit/..", recursive=True)
+{take}
+print(vaekit.set_up())"""
+WITHOUT_ADDRESS = """\
+import vaekit  # not found? Attach the repository on Kaggle, or take a file of `make bundle`"""
+WITH_ADDRESS = """\
 try:
     import vaekit
-{otherwise}
-print(vaekit.set_up())"""
-WITH_ADDRESS = """\
-except ModuleNotFoundError:
-    # Without internet: attach the repository on Kaggle as a data set, or take the notebook from
-    # `make bundle`, which needs nothing else.
+except ModuleNotFoundError:  # no internet? Attach the repository, or see `make bundle`
     %pip install -q --retries=1 --no-deps https://github.com/{repo}/archive/HEAD.zip
     import vaekit"""
-WITHOUT_ADDRESS = """\
-except ModuleNotFoundError as error:
-    raise ModuleNotFoundError(
-        "vaekit is not here. Ways out: run this notebook inside its repository; pip install the"
-        " repository; attach it on Kaggle as a data set; or take the notebook from `make bundle`,"
-        " which needs nothing else"
-    ) from error"""
 
 OPEN = {
     "Colab": "https://colab.research.google.com/github/{repo}/blob/HEAD/notebooks/{name}",
@@ -58,8 +42,8 @@ def first_code(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
 
 def setup_cell(repo: str) -> str:
     """The set-up cell of a repository at github.com/`repo`; "" where that is not known yet."""
-    otherwise = WITH_ADDRESS.format(repo=repo) if repo else WITHOUT_ADDRESS
-    return SETUP.format(otherwise=otherwise)
+    take = WITH_ADDRESS.format(repo=repo) if repo else WITHOUT_ADDRESS
+    return SETUP.format(take=take)
 
 
 def stamped_repo(notebook: nbformat.NotebookNode) -> str:

@@ -22,18 +22,18 @@ HIDE = (
     " if not getattr(f, '__module__', getattr(f, '__name__', '')).startswith('__editable__')];"
     f"sys.path = [p for p in sys.path if p.rstrip('/') != {str(ROOT)!r}]\n"
 )
-WAYS = ("pip install", "data set", "make bundle")
+WAYS = ("ttach the repository", "make bundle")
 
 
 def set_up(cwd: Path, kaggle: Path, *, installed=False, repo="") -> subprocess.CompletedProcess:
     """Run the set-up cell in a fresh Python without the editable install of this checkout; what
     IPython would do for a line with % is printed."""
     code = TransformerManager().transform_cell(stamp.setup_cell(repo))
-    code = code.replace('f"/kaggle/', f'f"{kaggle.as_posix()}/')
+    code = code.replace('"/kaggle/', f'"{kaggle.as_posix()}/')
     code = code.replace("get_ipython().run_line_magic", "print")
     if not installed:
         code = HIDE + code.replace("print(vaekit.set_up())", "")  # seconds: once is enough
-    code += "\nprint('found in', vaekit.__file__)"
+    code += "\nimport os; print('found in', os.path.realpath(vaekit.__file__))"
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     if installed:
         environment["PYTHONPATH"] = str(ROOT)
@@ -58,7 +58,7 @@ def copy(tmp_path):
     "where",
     ["input/vaekit-repo", "input/vaekit/vaekit-main", "input/datasets/someone/vaekit-repo",
      "input/datasets/someone/vaekit/vaekit-main", "input/notebooks/someone/vaekit",
-     "usr/lib/vaekit", "usr/lib/notebooks/someone/vaekit", "working", "working/vaekit", "."],
+     "working", "working/vaekit", "."],
 )  # fmt: skip
 def test_the_set_up_cell_finds_what_is_attached_or_near(tmp_path, copy, where):
     target = copy(where)
@@ -77,8 +77,8 @@ def test_the_set_up_cell_prefers_the_installed_package(tmp_path, copy):
 
 def test_the_set_up_cell_says_what_to_do_when_there_is_nothing(tmp_path):
     done = set_up(tmp_path, tmp_path / "none")
-    message = done.stderr.splitlines()[-1]
-    assert done.returncode and all(way in message for way in WAYS) and "repository;" in message
+    assert done.returncode and "No module named 'vaekit'" in done.stderr
+    assert all(way in stamp.setup_cell("") for way in WAYS)
 
 
 def test_with_an_address_it_installs_vaekit_and_nothing_else(tmp_path):
@@ -120,12 +120,14 @@ def test_what_is_needed_is_what_is_required():
     assert required == own | here | {setup.ON_PYPI.get(name, name) for name in setup.NEEDED}
 
 
-def test_attached_folders_of_both_layouts(monkeypatch, tmp_path):
+def test_attached_folders_of_both_layouts_nearest_first(monkeypatch, tmp_path):
     monkeypatch.setattr(setup, "KAGGLE_INPUT", tmp_path)
-    for name in ("old", "datasets/someone/new", "notebooks/someone/before"):
+    for name in ("old/a/b/c/d/deeper", "notebooks/me/before"):
         (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "old/file").touch()
     names = [path.relative_to(tmp_path).as_posix() for path in setup.attached()]
-    assert names == ["datasets/someone/new", "notebooks/someone/before", "old"]
+    levels = ["notebooks", "old", "notebooks/me", "old/a", "notebooks/me/before", "old/a/b"]
+    assert names == [*levels, "old/a/b/c", "old/a/b/c/d"]
 
 
 def test_a_training_ends_before_kaggle_does(monkeypatch):

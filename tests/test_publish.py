@@ -91,34 +91,27 @@ def test_a_bundle_holds_the_results_that_its_notebook_names_and_no_others(
 ):
     notebook = read(path)
     code = code_of(notebook)
-    named = set(re.findall(r'Sweep\.load\("(\w+)"\)|RESULTS / "(\w+)\.', code))
-    named = {a or b for a, b in named}
+    named = {a or b for a, b in re.findall(r'Sweep\.load\("(\w+)"\)|RESULTS / "(\w+)\.', code)}
     cells = [c for c in bundle.bundle(notebook).cells if "zlib.decompress" in c.source]
-    assert bool(cells) == bool(package.results(code))
     (tmp_path / "bundled/vaekit/lessons").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     for cell in cells:
         exec(cell.source, {"pathlib": __import__("pathlib")})
     written = {p: p.read_bytes() for p in tmp_path.glob("bundled/vaekit/lessons/results/*")}
     assert {p.name: data for p, data in written.items()} == package.results(code)
-    measured = {p.stem for p in written if p.suffix == ".json"}
-    assert measured == named
-    assert all((p.with_suffix(".png") in written) == (package.RESULTS / f"{p.stem}.png").is_file()
-               for p in written if p.suffix == ".json")  # fmt: skip
+    assert {p.stem for p in written if p.suffix == ".json"} == named
 
 
-def test_results_that_a_file_of_the_package_reads_come_with_it(tmp_path, monkeypatch):
-    for name in ("betas.json", "slider_0.1.safetensors", "sharp.png", "sharp.lock"):
-        (tmp_path / name).write_text(name)
-    (tmp_path / "wing").mkdir()
-    (tmp_path / "wing/slider.py").write_text('paths = RESULTS.glob("slider_*.safetensors")')
+def test_results_are_cut_to_what_the_code_draws(tmp_path, monkeypatch):
+    row = {"psnr": 20.0, "curve": [1], "spectrum": [2]}
+    (tmp_path / "sharp.json").write_text(json.dumps({"name": "sharp", "rows": [row]}))
+    (tmp_path / "sharp.webp").write_bytes(b"pictures")
     monkeypatch.setattr(package, "RESULTS", tmp_path)
-    monkeypatch.setattr(package, "PACKAGE", tmp_path)
-    for code in ("from vaekit.wing import slider", "from vaekit.wing.slider import five",
-                 "import vaekit.wing.slider", "vaekit.wing.slider.five()"):  # fmt: skip
-        assert list(package.results(code)) == ["slider_0.1.safetensors"]
-    assert list(package.results('Sweep.load("sharp")\nx = "sharpness"')) == ["sharp.png"]
-    assert list(package.results('open(RESULTS / "betas.json")')) == ["betas.json"]
+    found = package.results('swept = sweeps.Sweep.load("sharp")\nx = row["curve"]')
+    assert list(found) == ["sharp.json"]
+    assert json.loads(found["sharp.json"])["rows"] == [{"psnr": 20.0, "curve": [1]}]
+    found = package.results('swept = sweeps.Sweep.load("sharp")\nswept.pictures("a")')
+    assert list(found) == ["sharp.json", "sharp.webp"]
 
 
 def test_files_come_after_what_they_import(tmp_path, monkeypatch):
@@ -148,9 +141,23 @@ def test_links_lead_somewhere_or_are_words(repo):
     assert text == (wanted if repo else "next, back, [x](#a)")
 
 
-def test_a_push_to_kaggle_says_all_that_matters(tmp_path):
-    bundle.main(["--out", str(tmp_path), "--user", "me"])
-    folders = sorted((tmp_path / "kaggle").iterdir())
+@pytest.fixture(scope="module")
+def dist(tmp_path_factory):
+    """Everything that is uploaded: what `make bundle` and `make editions` write."""
+    out = tmp_path_factory.mktemp("dist")
+    bundle.main(["--out", str(out), "--user", "me"])
+    editions.main(["--out", str(out)])
+    return out
+
+
+def test_kaggle_takes_whatever_is_uploaded(dist):
+    sizes = {str(p.relative_to(dist)): p.stat().st_size for p in dist.rglob("*.ipynb")}
+    assert len(sizes) == 4 * len(NOTEBOOKS) + 2
+    assert {name: size for name, size in sizes.items() if size >= bundle.MAX_BYTES} == {}
+
+
+def test_a_push_to_kaggle_says_all_that_matters(dist):
+    folders = sorted((dist / "kaggle").iterdir())
     assert [f.name for f in folders] == [*(p.stem for p in NOTEBOOKS), onefile.NAME]
     found = [json.loads((folder / "kernel-metadata.json").read_text()) for folder in folders]
     for folder, metadata in zip(folders, found, strict=True):
@@ -284,10 +291,10 @@ def test_a_student_gets_no_solution_and_a_hint(path):
 
 
 @each
-def test_a_teacher_gets_figures_minutes_solutions_and_a_rubric(path):
+def test_a_teacher_gets_minutes_solutions_and_a_rubric(path):
     made = editions.teacher(read(path), path.stem)
     nbformat.validate(made)
-    assert any("image/png" in o.get("data", {}) for c in made.cells for o in c.get("outputs", []))
+    assert not any(c.get("outputs") for c in made.cells)
     stub, source = editions.tagged(made, "exercise").source, editions.tagged(read(path), "exercise")
     assert stub != source.source and "yours" in stub and "your turn" not in stub
     ast.parse(stub)

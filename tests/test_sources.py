@@ -53,9 +53,9 @@ def test_both_kaggle_mounts(tmp_path, mount):
     assert sources.find_dataset(config()) == sources.Found(root, "kaggle input")
 
 
-def test_kaggle_is_not_searched_deeper_than_three(tmp_path, monkeypatch):
+def test_kaggle_is_not_searched_deeper_than_five(tmp_path, monkeypatch):
     monkeypatch.setattr(sources, "BUNDLE", make(tmp_path / "bundle"))
-    make(tmp_path / "input/slug/a/b/c")
+    make(tmp_path / "input/slug/a/b/c/d/e")
     assert sources.find_dataset(config()).source == SAMPLE
     make(tmp_path / "input/notebooks/someone/slug/a/b")
     assert sources.find_dataset(config()).source == "kaggle input"

@@ -15,7 +15,7 @@ from vaekit.data import SPLITS
 from vaekit.files.images import read_arrays
 from vaekit.files.phantom import FILMS, SAMPLE, plan, write_bundle
 from vaekit.files.weights import downloads_allowed
-from vaekit.place.setup import folders_in_attached
+from vaekit.place.setup import attached
 
 SUFFIXES = (".jpeg", ".jpg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".pgm", ".ppm")
 SUFFIXES += (".npy", ".dcm")
@@ -108,7 +108,7 @@ def _search(name: str) -> Found | None:
 
 def _attached_with(name: str) -> list[Path]:
     """Folders with the data set in what is attached on Kaggle, those of its usual name first."""
-    found = [folder for folder in folders_in_attached() if _marked(folder, name)]
+    found = [folder for folder in attached() if _marked(folder, name)]
     slug = KAGGLE[name].split("/")[1]
     return sorted(found, key=lambda folder: slug not in folder.parts)  # stable: nearest first
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vaekit.features import TRUNKS, Trunk, WeightsMissing
-from vaekit.place.setup import attached, folders_in_attached
+from vaekit.place import setup
 
 URL = "https://download.pytorch.org/models/"
 
@@ -24,7 +24,7 @@ def weight_places() -> list[Path]:
     """Folders that are searched for weight files, in order; those that do not exist left out."""
     given = os.environ.get("VAEKIT_WEIGHTS")
     places = [Path(given)] if given else []
-    places += [*folders_in_attached(), hub_folder()]
+    places += [*setup.attached(), hub_folder()]
     return [place for place in places if place.is_dir()]
 
 
@@ -59,10 +59,12 @@ def find_weights(name: str, path: str | Path | None = None, download: bool = Tru
 
 
 def _in_words(places: list[Path]) -> str:
-    """As they are below ~; of what is attached only its own folders."""
-    inputs, home = set(attached()), Path.home()
-    shown = [place for place in places if not inputs.intersection(place.parents)]
+    """As they are below ~; what is attached in one word."""
+    home = Path.home()
+    shown = [p for p in places if not p.is_relative_to(setup.KAGGLE_INPUT)]
     names = [f"~/{p.relative_to(home)}" if p.is_relative_to(home) else str(p) for p in shown]
+    if len(shown) < len(places):
+        names.append(str(setup.KAGGLE_INPUT))
     return ", ".join(names) or "no folder (none exists)"
 
 

@@ -110,7 +110,7 @@ def fetch_attached(out: Path, cfg: Config, data_hash: str, say: Callable) -> Non
         return
     found = []
     for place in attached():
-        found += find_runs(place / "runs", cfg, data_hash) + find_runs(place, cfg, data_hash)
+        found += find_runs(place, cfg, data_hash)
     if not found:
         return
     path = max(found, key=lambda path: path.name)

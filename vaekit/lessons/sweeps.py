@@ -1,6 +1,6 @@
 """Many short runs, one value changed at a time: what each measured, and what the spread allows.
 
-`benchmarks/sweep.py` trains them and writes results/<name>.json and .png; the notebooks draw
+`benchmarks/sweep.py` trains them and writes results/<name>.json and .webp; the notebooks draw
 these, and train a case again with `Sweep.config`.
 """
 
@@ -26,8 +26,8 @@ from vaekit.metrics import to_grey
 from vaekit.plots import COLOURS, label, panels
 
 RESULTS = Path(__file__).parent / "results"
-SHOWN = 6  # reconstructions, and as many prior samples, of each case in the picture
-SHOWN_FILMS = ((95, 0), (96, 0), (97, 1), (97, 0), (100, 0), (101, 1))  # patient, film
+SHOWN = 4  # reconstructions, and as many prior samples, of each case that is pictured
+SHOWN_FILMS = ((95, 0), (96, 0), (97, 1), (97, 0))  # patient, film
 
 
 def bundled_data(size: int = 64) -> Data:
@@ -147,10 +147,13 @@ class Sweep:
         return [r.get("verdict", "broke off") for r in self.rows if r["case"] == case]
 
     def pictures(self, case: str) -> Tensor:
-        """(2 * SHOWN, C, H, W) in [0, 1]: seed 0's reconstructions, then its prior samples."""
-        sheet = np.asarray(Image.open(RESULTS / f"{self.name}.png"))
+        """(2 * SHOWN, C, H, W) in [0, 1]: seed 0's reconstructions, then its prior samples.
+
+        ValueError for a case that is not among `about["pictured"]`."""
+        mode = "L" if self.config(case).in_channels == 1 else "RGB"  # WebP has no grey
+        sheet = np.asarray(Image.open(RESULTS / f"{self.name}.webp").convert(mode))
         side = sheet.shape[1] // (2 * SHOWN)
-        row = list(self.cases).index(case) * side
+        row = self.about["pictured"].index(case) * side
         strip = torch.from_numpy(sheet[row : row + side].copy()).float() / 255
         strip = strip.reshape(side, 2 * SHOWN, side, -1)  # (H, images, W, C)
         return strip.permute(1, 3, 0, 2)

@@ -78,19 +78,12 @@ def _pip_install(packages: list[str]) -> None:
 
 
 def attached() -> list[Path]:
-    """The folders of all data sets and notebook outputs attached on Kaggle, in both layouts."""
+    """Every folder of what is attached on Kaggle, nearest first, five levels down.
+
+    That is two levels inside of datasets/OWNER/NAME; deeper a million files may wait."""
     folders = []
-    for layout in ("*", "datasets/*/*", "notebooks/*/*"):
-        folders += KAGGLE_INPUT.glob(layout)
-    mounts = ("datasets", "notebooks")  # the new layout's own folders, no data set of the old one
-    return sorted(path for path in folders if path.is_dir() and path.name not in mounts)
-
-
-def folders_in_attached() -> list[Path]:
-    """The attached folders, then theirs, two levels down; deeper a million files may wait."""
-    level = attached()
-    folders = list(level)
-    for _ in range(2):
+    level = [KAGGLE_INPUT]
+    for _ in range(5):
         level = [inner for folder in level for inner in sorted(folder.glob("*/"))]
         folders += level
     return folders
