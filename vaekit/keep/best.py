@@ -15,7 +15,8 @@ class Best:
     or without a term that comes later, the loss is smaller because less is asked. Of these the
     newest is taken whose loss on validation images, at the final beta, is within TOLERANCE of the
     lowest so far: epochs that close differ by chance, and detail is still improving when the loss
-    no longer does. With a critic, whose term no loss measures, it is BROKEN. An adaptive beta moves; the kept epoch's KL is then priced at the new one.
+    no longer does. With a critic, whose term no loss measures, it may rise by BROKEN. An adaptive
+    beta moves; the kept epoch's KL is then priced at the new one.
     """
 
     def __init__(self):
