@@ -3,7 +3,7 @@
     python benchmarks/start.py                       # every case that is not measured yet
     python benchmarks/start.py films/sharp/0 ...     # these, even if it does
 
-A case is set/model/seed. Trained as the profile quick does, so both networks see as many images;
+A case is set/model/seed. Trained as the profile quick does, for about a minute of two cores;
 scored by `evaluate` on images of other patients. Resumable: results/start.json, which notebook 09
 draws, is written after each case.
 """
@@ -39,9 +39,14 @@ MODELS = {
     "pca": None,
     "published": {"preset": "chest_xray"},
     "sharp": {"preset": "sharp"},
+    "sharp, no critic": {"preset": "sharp", "critic_share": 0.0},
+    "sharp, half the critic": {"preset": "sharp", "critic_share": 0.25},
+    "sharp, twice the critic": {"preset": "sharp", "critic_share": 1.0},
     "sharp, no bands": {"preset": "sharp", "band_weight": 0.0},
     "sharp, no shifts": {"preset": "sharp", "shift": 0},
     "sharp, random start": {"preset": "sharp", "start": "random"},
+    "sharp, six minutes": {"preset": "sharp", "epochs_phase2": 125},
+    "sharp, no critic, six minutes": {"preset": "sharp", "epochs_phase2": 125, "critic_share": 0.0},
 }
 COMPARED = {  # everything on real films; elsewhere what the claims need
     "films": list(MODELS),
@@ -55,9 +60,11 @@ SCORES = ("psnr", "ssim", "lpips", "sharpness ratio", "feature distance", "frech
 def config(where: str, model: str, seed: int) -> vaekit.Config:
     changes = dict(MODELS[model] or MODELS["sharp"])
     name = changes.pop("preset")
-    values = SETS[where] | changes | {"seed": seed, "profile": "quick"}
-    values |= {"epoch_images": 320, "epochs_phase2": 10 if name == "chest_xray" else 14}
-    values |= {"epochs_phase1": 4 if name == "chest_xray" else 0, "batch_size": 8}
+    values = SETS[where] | {"seed": seed, "profile": "quick"}
+    values |= {"epoch_images": 320, "batch_size": 8, "epochs_phase1": 0}
+    values |= {"epochs_phase2": 20} | changes
+    if name == "chest_xray":
+        values |= {"epochs_phase1": 4, "epochs_phase2": 10}
     if values.get("data_path") == "bundled":
         values["data_path"] = str(bundled("quick").path)
     return vaekit.preset(name, **values)

@@ -12,7 +12,9 @@ import vaekit
 
 ROOT = Path(vaekit.__file__).parent
 WINGS = ("files", "judge", "keep", "lessons", "place", "priors")
-CORE = "config presets data linear model features losses schedules train sample metrics plots"
+CORE = (
+    "config presets data linear model features critic losses schedules train sample metrics plots"
+)
 CORE = tuple(CORE.split())
 # Lines of code and characters a line, as they are: what is added has to be made room for.
 BUDGET = {"core": (1835, 42.0), "package": (5700, 43.0)}

@@ -360,9 +360,13 @@ class VAE(nn.Module):
                 z = self.linear.decode(z)
         return self.decoder(z.to(self.encoder.mu.weight.dtype))
 
-    def forward(self, x: Tensor, sample: bool = True) -> tuple[Tensor, Tensor, Tensor]:
-        mu, logvar = self.encode(x)
-        z = self.reparameterize(mu, logvar) if sample else mu
+    def forward(
+        self, x: Tensor, sample: bool = True, decoder_only: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """`decoder_only`: no gradient for the encoder."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not decoder_only):
+            mu, logvar = self.encode(x)
+            z = self.reparameterize(mu, logvar) if sample else mu
         return self.decode(z), mu, logvar
 
     @torch.no_grad()

@@ -112,6 +112,7 @@ SHARP = (
     | dict(beta_schedule="constant", beta_start=0.0, beta_warmup=0)
     | dict(epochs_phase1=0, epochs_phase2=100, batch_size=8, optimizer="adam", weight_decay=0.0)
     | dict(lr_phase2=1e-3, lr_schedule_phase2="cosine", lr_warmup=0.02)
+    | dict(critic_share=0.5)
 )
 
 PRESETS = {
@@ -149,7 +150,7 @@ LARGE_SETS = {
 # ... and for single presets. As many pixels a number at 64 pixels as at 128.
 PRESET_CHANGES = {
     ("sharp", "smoke"): dict(latent_channels=16, widths=(8, 16, 16)),
-    ("sharp", "quick"): dict(latent_channels=256, widths=(32, 64, 128), epochs_phase2=14)
+    ("sharp", "quick"): dict(latent_channels=256, widths=(32, 64, 128), epochs_phase2=20)
     | dict(lr_phase2=1e-3),
 }
 # Of these a profile never takes more than the preset has.

@@ -29,8 +29,26 @@ def beta_at(cfg: Config, epoch: float, level: float | None = None) -> float:
     return beta
 
 
+def decoder_only(cfg: Config, epoch: float) -> bool:
+    """Whether the encoder rests and a critic learns: the end of a run that has one."""
+    return cfg.critic_share > 0 and epoch >= cfg.critic_from * cfg.num_epochs
+
+
+def critic_share_at(cfg: Config, epoch: float) -> float:
+    """The critic's pull on the decoder: nothing for the first quarter of its time, in which it
+    learns alone, then a straight rise for a quarter, then `critic_share`."""
+    if not decoder_only(cfg, epoch):
+        return 0.0
+    start = cfg.critic_from * cfg.num_epochs
+    progress = (epoch - start) / (cfg.num_epochs - start)
+    return cfg.critic_share * min(max(4 * progress - 1, 0.0), 1.0)
+
+
 def final_objective(cfg: Config, epoch: int) -> bool:
-    """Whether `epoch` trains at the full beta: only then is a validation loss comparable."""
+    """Whether `epoch` trains at the full beta, and with the full critic where there is one: only
+    then is a validation loss comparable."""
+    if critic_share_at(cfg, epoch) < cfg.critic_share:
+        return False
     if not cfg.epochs_phase2:
         return True
     return epoch >= cfg.epochs_phase1 and beta_at(cfg, epoch) == cfg.beta

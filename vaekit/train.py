@@ -9,18 +9,28 @@ import math
 from collections.abc import Callable, Iterator
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedDataParallelKwargs
 from torch import Tensor, nn
 
 from vaekit import fast
 from vaekit.config import Config
+from vaekit.critic import Critic, add_share
 from vaekit.data import Data, batches
 from vaekit.features import FeatureLoss
 from vaekit.linear import SMALL, linear_vae
 from vaekit.losses import beta_elbo, kl_share, vae_loss
 from vaekit.model import VAE
 from vaekit.place.device import choose_device, choose_precision
-from vaekit.schedules import BetaBand, Plateau, beta_at, ema_decay, final_objective, lr_factor
+from vaekit.schedules import (
+    BetaBand,
+    Plateau,
+    beta_at,
+    critic_share_at,
+    decoder_only,
+    ema_decay,
+    final_objective,
+    lr_factor,
+)
 
 OPTIMIZERS = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -49,20 +59,24 @@ class Trainer:
             fast.keep_freed_memory()
         # Accelerator brings device, processes and DDP. Precision stays here: a second Accelerator
         # with another `mixed_precision` raises, and one notebook holds many fits.
-        self.accelerator = Accelerator(cpu=device.type == "cpu")
+        rests = DistributedDataParallelKwargs(find_unused_parameters=cfg.critic_share > 0)
+        self.accelerator = Accelerator(cpu=device.type == "cpu", kwargs_handlers=[rests])
         self.device = self.accelerator.device
         self.precision = choose_precision(cfg.precision, self.device)
+        self.fused = self.device.type in ("cuda", "cpu")
         self.cfg = cfg
         self.data = data
         with torch.random.fork_rng():
             torch.manual_seed(cfg.seed)
             model = VAE(cfg)
+            critic = Critic(cfg.in_channels, self.fused) if cfg.critic_share else None
         if cfg.start == "linear":
             linear = linear_vae(data.train, cfg.latent_channels, mirror=cfg.flip, fit_size=SMALL)
             model.start_at(linear)
         layout = torch.channels_last if cfg.channels_last else torch.contiguous_format
         self.raw = model.to(self.device, memory_format=layout)
         self.ema = copy.deepcopy(self.raw).eval().requires_grad_(False)
+        self.critic = critic.to(self.device, memory_format=layout) if critic else None
         self.model = self.accelerator.prepare(self.raw)  # several processes: their gradients' mean
         self.features = features.to(self.device, memory_format=layout) if features else None
         self.optimizer = self.new_optimizer()
@@ -75,9 +89,8 @@ class Trainer:
 
     def new_optimizer(self) -> torch.optim.Optimizer:
         kind = OPTIMIZERS[self.cfg.optimizer]
-        fused = self.device.type in ("cuda", "cpu")
         weights = self.raw.parameters()
-        return kind(weights, lr=1.0, weight_decay=self.cfg.weight_decay, fused=fused)
+        return kind(weights, lr=1.0, weight_decay=self.cfg.weight_decay, fused=self.fused)
 
     # ---- a step ----------------------------------------------------------------------------------
 
@@ -89,7 +102,7 @@ class Trainer:
         self.beta = beta_at(self.cfg, epoch, self.band.level)
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate(epoch)
-        self.optimizer.zero_grad(set_to_none=True)
+        self.zero_grad()
         terms = self.gradients(x, epoch)
         self.scaler.unscale_(self.optimizer)
         longest = self.cfg.grad_clip or math.inf
@@ -100,15 +113,37 @@ class Trainer:
         update_ema(self.ema, self.raw, ema_decay(self.cfg, self.num_steps))
         return terms
 
+    def zero_grad(self) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.critic:
+            self.critic.optimizer.zero_grad(set_to_none=True)
+
     def gradients(self, x: Tensor, epoch: float, share: float = 1.0) -> dict[str, Tensor]:
         """Forward, loss, backward: adds the gradient of the mean loss of x, times `share` (of a
         batch that goes through in parts)."""
         with self.autocast():
             # phase 1 decodes the mean: a plain autoencoder, no noise to average over
-            x_hat, mu, logvar = self.model(x, sample=epoch >= self.cfg.epochs_phase1)
+            sample = epoch >= self.cfg.epochs_phase1
+            rests = decoder_only(self.cfg, epoch)
+            x_hat, mu, logvar = self.model(x, sample, rests)
             loss = vae_loss(x_hat, x, mu, logvar, self.cfg, self.beta, self.features)
+        if self.critic:
+            loss.terms["critic"] = self.meet_critic(x, x_hat, epoch, share)
         self.scaler.scale(self.objective(loss.total) * share).backward()
         return loss.terms
+
+    def meet_critic(self, x: Tensor, x_hat: Tensor, epoch: float, share: float) -> Tensor:
+        """Its own loss, whose gradient is added to its weights; its pull on the decoder joins the
+        other terms' gradient at x_hat, when the backward pass comes by. All in full precision."""
+        if not decoder_only(self.cfg, epoch):
+            return torch.zeros((), device=self.device)
+        pull = critic_share_at(self.cfg, epoch)
+        if pull:
+            other = self.critic.gradient(x_hat)
+            x_hat.register_hook(lambda gradient: add_share(gradient, other, pull))
+        loss = self.critic.loss(x, x_hat)
+        (loss * share).backward()
+        return loss.detach()
 
     def objective(self, total: Tensor) -> Tensor:
         """What is minimised: the total loss. `keep.guards` makes it NaN where it is not finite."""
@@ -117,6 +152,8 @@ class Trainer:
     def update(self, terms: dict[str, Tensor]) -> None:
         """The optimiser's step. `keep.guards` leaves it out where the gradient is not finite."""
         self.scaler.step(self.optimizer)
+        if self.critic:
+            self.critic.step(self.accelerator)
         self.scaler.update()
 
     def autocast(self):
@@ -267,6 +304,7 @@ class Trainer:
             "ema": self.ema.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
+            "critic": self.critic.training_state() if self.critic else {},
             "plateau": self.plateau.state_dict(),
             "band": self.band.state_dict(),
             "epoch": self.epoch,
@@ -280,6 +318,8 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         if state["scaler"]:  # one that is off has none
             self.scaler.load_state_dict(state["scaler"])
+        if self.critic:
+            self.critic.load_training_state(state["critic"])
         self.plateau.load_state_dict(state["plateau"])
         self.band.load_state_dict(state["band"])
         self.epoch = state["epoch"]

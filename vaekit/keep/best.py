@@ -5,6 +5,7 @@ import math
 from vaekit.losses import reduction_factors
 
 TOLERANCE = 0.02  # of the lowest loss: what an epoch may be above it
+BROKEN = 0.25  # ... with a critic, which pays with distance for what the loss does not see
 
 
 class Best:
@@ -14,7 +15,8 @@ class Best:
     or without a term that comes later, the loss is smaller because less is asked. Of these the
     newest is taken whose loss on validation images, at the final beta, is within TOLERANCE of the
     lowest so far: epochs that close differ by chance, and detail is still improving when the loss
-    no longer does. An adaptive beta moves; the kept epoch's KL is then priced at the new one.
+    no longer does. With a critic, whose term no loss measures, it may rise by BROKEN. An adaptive
+    beta moves; the kept epoch's KL is then priced at the new one.
     """
 
     def __init__(self):
@@ -25,7 +27,8 @@ class Best:
     def consider(self, trainer, row: dict[str, float]) -> None:
         loss = row["val_loss"]
         self.bad_epochs += 1
-        if math.isnan(loss) or loss > self.loss + TOLERANCE * abs(self.loss):
+        tolerance = BROKEN if trainer.cfg.critic_share else TOLERANCE
+        if math.isnan(loss) or loss > self.loss + tolerance * abs(self.loss):
             return
         if loss < self.loss:
             self.loss = loss

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 FORMAT = 1  # of the checkpoints; raise it when their keys change
-FINITE = ("model", "ema", "optimizer", "scaler")  # must hold no NaN and no infinity
+FINITE = ("model", "ema", "optimizer", "scaler", "critic")  # must hold no NaN and no infinity
 
 
 class CheckpointError(RuntimeError):

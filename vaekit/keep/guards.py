@@ -113,7 +113,7 @@ class GuardedTrainer(Trainer):
                 self.parts = more_parts(error, self.parts, len(x), self.accelerator.num_processes)
             # only now, without the error, is what it held let go
             clear_device_cache(garbage_collection=True)
-            self.optimizer.zero_grad(set_to_none=True)
+            self.zero_grad()
             for now, before in self.buffers:
                 now.copy_(before)
 
@@ -135,11 +135,16 @@ class GuardedTrainer(Trainer):
     def update(self, terms: dict[str, Tensor]) -> None:
         """An optimiser step where the gradient is finite; else weights and statistics stay."""
         finite = terms["grad_norm"].isfinite()
-        fused = self.optimizer.defaults["fused"]
-        if fused:  # it decides on the device; an enabled scaler puts its own flag in its place
+        if (
+            self.fused
+        ):  # they decide on the device; an enabled scaler puts its own flag in its place
             self.optimizer.found_inf = (~finite).float()
-        if fused or finite:  # the others (MPS) wait for the number
+            if self.critic:
+                self.critic.optimizer.found_inf = (~finite).float()
+        if self.fused or finite:  # the others (MPS) wait for the number
             self.scaler.step(self.optimizer)
+            if self.critic:
+                self.critic.step(self.accelerator)
         self.scaler.update()
         for now, before in self.buffers:
             now.copy_(torch.where(finite, now, before))
