@@ -21,7 +21,7 @@ from vaekit.train import Trainer, train
 
 BETAS = (0.001, 0.1, 1.0, 10.0, 100.0)
 WIDTHS = (12, 24, 48, 96)  # three eighths of the channels, one halving fewer: 0.4 million weights
-LENGTHS = dict(epochs_phase1=5, epochs_phase2=5, beta_warmup=1)
+LENGTHS = dict(epochs_phase1=4, epochs_phase2=4, beta_warmup=1)
 COLUMNS = 6  # films, and as many samples of each kind, in a picture
 
 
