@@ -7,6 +7,7 @@ import tempfile
 import traceback
 from collections import Counter
 from pathlib import Path
+from unittest import mock
 
 from films import assert_apart, film, load, splits, write
 
@@ -133,9 +134,10 @@ def fuzz(count: int, seed: int = 0) -> dict:
     found: Counter = Counter()
     for number in range(seed, seed + count):
         rng = random.Random(number)
+        changes = {"dataset": rng.choice(["chest_xray", "images"]), "patient_key": rng.choice(KEYS)}
         with tempfile.TemporaryDirectory() as folder:
-            os.environ["VAEKIT_CACHE"] = f"{folder}/set/cache"
-            grow(Path(folder) / "set", rng)
-            dataset = rng.choice(["chest_xray", "images"])
-            found[check(Path(folder) / "set", dataset=dataset, patient_key=rng.choice(KEYS))] += 1
+            root = Path(folder) / "set"
+            with mock.patch.dict(os.environ, {"VAEKIT_CACHE": str(root / "cache")}):
+                grow(root, rng)
+                found[check(root, **changes)] += 1
     return {"trees": count, "first seed": seed, **found}
