@@ -113,25 +113,28 @@ class BetaSlider:
     def __init__(self, models: list[VAE], data: Data):
         self.data = data
         self.films = as_float(data.test.images[:COLUMNS])
-        self.portraits: list[Portrait] = []
+        self.portraits = [Portrait.of(model, data) for model in models]
         self.drawn: dict[str, bytes] = {}  # PNG files, by the slider's value
         self.slider = widgets.SelectionSlider(options=["-"], description="β")
         self.slider.observe(self.redraw, names="value")
         self.picture = widgets.Image(format="png")
         self.box = widgets.VBox([self.slider, self.picture])
-        for model in models:
-            self.add(model)
+        self.show(self.portraits[-1])
 
     def add(self, model: VAE) -> Portrait:
         """A model more, in the place of one with the same beta; the slider moves to it."""
         made = Portrait.of(model, self.data)
-        others = [p for p in self.portraits if p.beta != made.beta]
-        self.portraits = sorted([*others, made], key=lambda p: p.beta)
-        self.drawn.clear()  # the curve in each picture has one point more
-        self.slider.options = [f"{p.beta:g}" for p in self.portraits]
-        self.slider.value = f"{made.beta:g}"
-        self.redraw()
+        self.portraits = [p for p in self.portraits if p.beta != made.beta] + [made]
+        self.show(made)
         return made
+
+    def show(self, portrait: Portrait) -> None:
+        """The slider at one of `portraits`, drawn anew: each picture has the curve of all."""
+        self.portraits.sort(key=lambda p: p.beta)
+        self.drawn.clear()
+        self.slider.options = [f"{p.beta:g}" for p in self.portraits]
+        self.slider.value = f"{portrait.beta:g}"
+        self.redraw()
 
     def redraw(self, change=None) -> None:
         """The picture of the value under the slider: drawn at its first use, then kept."""
@@ -165,7 +168,7 @@ class BetaSlider:
         axis.semilogx(*zip(*points.values(), strict=True), "o-", color="grey", ms=4)
         for beta, point in points.items():
             axis.annotate(
-                f"{beta:g}", point, textcoords="offset points", xytext=(4, -9), fontsize=7
+                f"{beta:g}", point, textcoords="offset points", xytext=(4, -11), fontsize=9
             )
         if shown is not None:
             axis.plot(*points[shown.beta], "o", ms=9, color="C3")
