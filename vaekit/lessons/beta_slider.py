@@ -22,6 +22,7 @@ from vaekit.train import Trainer, train
 BETAS = (0.001, 0.1, 1.0, 10.0, 100.0)
 WIDTHS = (12, 24, 48, 96)  # three eighths of the channels, one halving fewer: 0.4 million weights
 LENGTHS = dict(epochs_phase1=4, epochs_phase2=4, beta_warmup=1)
+JUDGED = 200  # films, at most, that a model is judged by
 COLUMNS = 6  # films, and as many samples of each kind, in a picture
 
 
@@ -65,8 +66,8 @@ class Portrait:
 
     @classmethod
     def of(cls, model: VAE, data: Data) -> "Portrait":
-        """Films are data.test, the Gaussian is fitted to the codes of data.train."""
-        cfg, films = model.cfg, as_float(data.test.images)
+        """Films are the first of data.test, the Gaussian is fitted to the codes of data.train."""
+        cfg, films = model.cfg, as_float(data.test.images[:JUDGED])
         mu, _ = encode_all(model, films)
         prior = sample_latents(model, len(films))
         gaussian = sample_latents(model, len(films), "gaussian", fit_on=data.train)
