@@ -171,9 +171,7 @@ class Config:
         if set(changed.attention) <= set(sizes):
             return changed
         listed = ", ".join(map(str, sizes))
-        said = (
-            f"attention={changed.attention}: at image_size={changed.image_size} there are {listed}"
-        )
+        said = f"attention={changed.attention}: of {changed.image_size} pixels there are {listed}"
         if "attention" in changes:
             raise ValueError(said)
         nearest = [min(sizes, key=lambda size: abs(size - wanted)) for wanted in self.attention]

@@ -230,15 +230,13 @@ def being_traced() -> bool:
 
 
 def check_shape(name: str, x: Tensor, shape: tuple) -> None:
-    """ValueError unless x is a tensor (N, *shape), N > 0; a letter in `shape` is any number."""
+    """ValueError, with the numbers, unless x is a tensor (N, *shape), N > 0."""
     if being_traced():
         return
-    fits = isinstance(x, Tensor) and x.dim() == len(shape) + 1 and len(x) > 0
-    pairs = zip(shape, x.shape[1:], strict=True) if fits else ()
-    if not fits or any(isinstance(n, int) and n != m for n, m in pairs):
-        wanted = ", ".join(map(str, ("N", *shape)))
-        found = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
-        raise ValueError(f"{name} should be a tensor ({wanted}), N > 0, not {found}")
+    if not isinstance(x, Tensor) or not x.numel() or x.shape[1:] != shape:
+        wanted = ", ".join(map(str, shape))
+        found = tuple(x.shape) if isinstance(x, Tensor) else type(x)
+        raise ValueError(f"{name} should be a tensor (N, {wanted}), N > 0, not {found}")
 
 
 def pixels_of(images, shape: tuple = ("C", "H", "W"), look: bool = False) -> Tensor:
@@ -248,9 +246,11 @@ def pixels_of(images, shape: tuple = ("C", "H", "W"), look: bool = False) -> Ten
     between 0 and 1.
     """
     images = getattr(images, "images", images)
+    if "C" in shape and isinstance(images, Tensor) and images.dim() == 4:
+        shape = images.shape[1:]  # any will do
     check_shape("images", images, shape)
     if look and images.dtype != torch.uint8 and not being_traced():
-        low, high = (value.item() for value in images.detach().aminmax())
+        low, high = images.aminmax()
         if not (low >= -ROUNDING and high <= 1 + ROUNDING):  # nor where one is NaN
             found = f"{images.dtype} from {low:.4g} to {high:.4g}"
             raise ValueError(f"images should be uint8, or floats from 0 to 1, not {found}")
@@ -258,12 +258,14 @@ def pixels_of(images, shape: tuple = ("C", "H", "W"), look: bool = False) -> Ten
 
 
 def model_input(model, images) -> Tensor:
-    """Images (N, *model.image_shape) as floats in [0, 1]; ValueError as `pixels_of`.
+    """Images (N, *model.image_shape) in [0, 1], floats as the weights are; ValueError for others.
 
     While a model trains on a GPU its pixels are not looked at: each step would wait for it.
     """
-    look = not model.training or next(model.parameters()).is_cpu
-    return as_float(pixels_of(images, model.image_shape, look))
+    weight = next(model.parameters())
+    look = not model.training or weight.is_cpu
+    images = pixels_of(images, model.image_shape, look)
+    return as_float(images).to(weight.dtype)
 
 
 def as_float(images: Tensor) -> Tensor:

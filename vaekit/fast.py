@@ -98,7 +98,8 @@ class GroupNorm(nn.GroupNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         last = x.device.type == "cpu" and x.is_contiguous(memory_format=torch.channels_last)
-        if not (ENABLED and self.training and last) or self.num_channels // self.num_groups >= 16:
+        wide = self.num_channels // self.num_groups >= 16
+        if not ENABLED or not self.training or not last or wide:
             return super().forward(x)
         return GroupNormChannelsLast.apply(x, self.weight, self.bias, self.num_groups, self.eps)
 

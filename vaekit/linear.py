@@ -63,7 +63,7 @@ class LinearVAE(nn.Module):
         """Along the basis (B, k), and the centred images (B, D) themselves."""
         if x.shape[-1] != self.mean.shape[-1]:
             x = shrink(x, self.mean.shape[-1])
-        centred = (x.to(self.mean.dtype) - self.mean).flatten(1)
+        centred = (x - self.mean).flatten(1)
         return centred @ self.basis.T, centred
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -81,7 +81,8 @@ class LinearVAE(nn.Module):
         """z (B, k) -> images float32 (B, C, S, S), cut off at 0 and 1. ValueError for others."""
         check_shape("codes", z, self.latent_shape)
         weights = (self.variances - self.sigma2).clamp(min=0).sqrt()
-        x = (z.to(weights.dtype) * weights @ self.basis).view(-1, *self.mean.shape) + self.mean
+        z = z.to(weights.dtype)
+        x = (z * weights @ self.basis).view(-1, *self.mean.shape) + self.mean
         if x.shape[-1] != self.size:
             x = F.interpolate(x, size=self.size, mode="bilinear", align_corners=False)
         return x.clamp(0, 1).float()

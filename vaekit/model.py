@@ -339,7 +339,7 @@ class VAE(nn.Module):
         x: uint8, or floats in [0, 1], else ValueError (see `data.pixels_of`).
         """
         x = model_input(self, x)
-        mu, logvar = self.encoder(x.to(self.encoder.mu.weight.dtype))
+        mu, logvar = self.encoder(x)
         mu, logvar = mu.float(), logvar.float()
         if self.linear is not None:
             with full_precision(x.device):
@@ -358,7 +358,7 @@ class VAE(nn.Module):
         if self.linear is not None:
             with full_precision(z.device):
                 z = self.linear.decode(z)
-        return self.decoder(z.to(self.encoder.mu.weight.dtype))
+        return self.decoder(z.to(next(self.parameters()).dtype))
 
     def forward(
         self, x: Tensor, sample: bool = True, decoder_only: bool = False
