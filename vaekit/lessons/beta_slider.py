@@ -49,7 +49,8 @@ class SliderModels:
 
     def train(self, beta: float) -> VAE:
         trainer = Trainer(slider_config(beta), self.data)
-        trainer.load_state_dict(self.copying)
+        own_level = {"band": trainer.band.state_dict()}  # of beta: the copier's is 0
+        trainer.load_state_dict(self.copying | own_level)
         train(trainer)
         return trainer.ema
 
