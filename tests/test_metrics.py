@@ -185,6 +185,8 @@ def test_distance_rows_of_a_handful_of_images():
     rows = tables.distance_rows({"s": rng.random((4, 6))}, *rng.random((2, 4, 6)), "net")
     assert all(np.isfinite(r["value"]) for r in rows)
     assert {r["network"] for r in rows} == {"net", "net, 1 PCs", "net, k=1"}
+    few = tables.distance_rows({"s": rng.random((4, 6))}, *rng.random((2, 3, 6)), "net")
+    assert len(few) == len(rows) and all(np.isnan(r["value"]) for r in few)
 
 
 def test_mean_and_ratio_rows():
@@ -247,7 +249,27 @@ def test_evaluate_halves_the_test_films_when_there_are_no_others(model, monkeypa
     no_weights(monkeypatch, tmp_path)
     rows = evaluation.evaluate(model, films(21), model.cfg)
     assert [r["n"] for r in rows if r["metric"] == "frechet"] == [10]
-    assert "frechet" not in {r["metric"] for r in evaluation.evaluate(model, films(6), model.cfg)}
+    few = evaluation.evaluate(model, films(6), model.cfg)
+    assert [np.isnan(r["value"]).item() for r in few if r["metric"] == "frechet"] == [True]
+
+
+def test_evaluate_goes_on_in_smaller_batches_where_memory_runs_out(model, monkeypatch, tmp_path):
+    no_weights(monkeypatch, tmp_path)
+    expected = evaluation.evaluate(model, films(20), model.cfg)
+    encode = VAE.encode
+
+    def small(self, x):
+        if len(x) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return encode(self, x)
+
+    monkeypatch.setattr(VAE, "encode", small)
+    found = evaluation.evaluate(model, films(20), model.cfg)
+    for a, b in zip(expected, found, strict=True):
+        assert a["value"] == pytest.approx(b["value"], rel=1e-3, abs=1e-5)
+    monkeypatch.setattr(VAE, "encode", lambda self, x: torch.ones(2) @ torch.ones(3))
+    with pytest.raises(RuntimeError, match="inconsistent|size"):
+        evaluation.evaluate(model, films(20), model.cfg)
     real, others = evaluation._reference(films(21), None, seed=0)
     assert not {t.numpy().tobytes() for t in real} & {t.numpy().tobytes() for t in others}
 

@@ -134,16 +134,16 @@ PROFILE_CHANGES = {
     | dict(lr_phase1=1e-3, lr_phase2=1e-3, sample_every=1),
     # a short run needs large steps, and an average over fewer of them
     "quick": dict(image_size=64, epochs_phase1=4, epochs_phase2=10, batch_size=8, ema=0.99)
-    | dict(epoch_images=320)
+    | dict(max_images=4000, epoch_images=320)
     | dict(lr_phase1=2e-3, lr_phase2=2e-3, lr_warmup=0.02)
     | dict(lr_schedule_phase1="constant", lr_schedule_phase2="cosine"),
     "full": {},
 }
-# ... and for every data set but chest_xray, whose bundled stand-in has 2,180 images: a part
-# of the thousands, a few epochs, a network with at most so many channels a stage.
+# ... and for every data set but chest_xray: larger batches, longer epochs, and a network with at
+# most so many channels a stage.
 LARGE_SETS = {
     "smoke": dict(widths=64),
-    "quick": dict(max_images=4000, epoch_images=0, epochs_phase1=5, epochs_phase2=10, batch_size=32)
+    "quick": dict(epoch_images=0, epochs_phase1=5, epochs_phase2=10, batch_size=32)
     | dict(lr_phase1=1e-3, lr_phase2=1e-3, widths=64),
     "full": {},
 }

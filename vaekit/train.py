@@ -83,6 +83,7 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
         self.plateau = Plateau(cfg.plateau_patience)
         self.band = BetaBand(cfg)
+        self.parts = 1  # of a batch; `keep.guards` cuts it where memory runs out
         self.epoch = 0
         self.num_steps = 0
         self.history = []  # a row an epoch
@@ -225,7 +226,8 @@ class Trainer:
         scale = 0.0 if self.phase == 1 else 1.0
         no_floor = cfg.replace(free_bits=0.0)
         sums = 0
-        for x in batches(split, cfg.batch_size, self.device, channels_last=cfg.channels_last):
+        size = cfg.batch_size // self.parts
+        for x in batches(split, size, self.device, channels_last=cfg.channels_last):
             eps = scale * torch.randn(len(x), *self.raw.latent_shape, generator=noise)
             with self.autocast():
                 mu, logvar = self.ema.encode(x)
@@ -243,7 +245,7 @@ class Trainer:
         self.raw.eval()
         squares = 0
         count = 0
-        for x in batches(self.data.train, self.cfg.batch_size, self.device):
+        for x in batches(self.data.train, self.cfg.batch_size // self.parts, self.device):
             mu = self.raw.encode(x)[0].transpose(0, 1).flatten(1)  # (latent_channels, ...)
             squares = squares + mu.square().sum(1)
             count += mu.shape[1]

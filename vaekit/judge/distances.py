@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 FRECHET_DIMS = 64
+LEAST = 4  # images that a distance between sets takes
 NEAREST = 5  # k of precision, recall, density, coverage, as Naeem et al. recommend
 
 
@@ -19,13 +20,13 @@ class Frechet(NamedTuple):
 
 
 def principal_axes(real: np.ndarray, n: int, dims: int = FRECHET_DIMS) -> np.ndarray:
-    """(D, dims): the leading principal directions of real (N, D), at most n / 4 of them.
+    """(D, dims): the leading principal directions of real (N, D), at most n / 4 of them, or one.
 
-    Four images a direction keep covariances of n images regular. ValueError below 4 images.
+    Four images a direction keep covariances of n images regular. ValueError below 2 images.
     """
-    dims = min(dims, n // 4, *real.shape)
-    if dims < 1:
-        raise ValueError(f"a Fréchet distance of {n} images says nothing")
+    dims = min(dims, max(n // LEAST, 1), *real.shape)
+    if n < 2:
+        raise ValueError(f"a Fréchet distance of {n} image says nothing")
     _, _, axes = np.linalg.svd(real - real.mean(0), full_matrices=False)
     return axes[:dims].T
 
@@ -34,7 +35,7 @@ def frechet_distance(real: np.ndarray, other: np.ndarray, dims: int = FRECHET_DI
     """Fréchet distance of feature sets (N, D), (M, D) along `real`'s principal directions.
 
     Returned with how many: `dims`, at most min(N, M) / 4. Falls with N: compare at equal N only,
-    beside real against real. ValueError below 4 images.
+    beside real against real. ValueError below 2 images.
     """
     axes = principal_axes(real, min(len(real), len(other)), dims)
     return Frechet(gaussian_frechet(real @ axes, other @ axes), axes.shape[1])
@@ -185,13 +186,15 @@ def memorisation(samples: np.ndarray, train: np.ndarray, test: np.ndarray) -> Me
     if len(train) < 2:
         raise ValueError("memorisation needs 2 training images at least")
     search = NearestNeighbors(n_neighbors=2, algorithm="brute").fit(train)
-    among, _ = search.kneighbors(n_neighbors=1)  # of training images: itself does not count
     d, nearest = search.kneighbors(samples)  # (S, 2), the nearer one first
     d_test, nearest_test = search.kneighbors(test)  # (T, 2)
+    found = np.union1d(nearest[:, 0], nearest_test[:, 0])  # not all N: that would be N x N
+    among = np.zeros(len(train))
+    among[found] = search.kneighbors(train[found])[0][:, 1]  # the nearest is the image itself
     closer, p_closer = _chance_below(d[:, 0], d_test[:, 0])
     stands_out, p_out = _chance_below(_ratio(d), _ratio(d_test))
-    authentic = (d[:, 0] > among[nearest[:, 0], 0]).mean()
-    expected = (d_test[:, 0] > among[nearest_test[:, 0], 0]).mean()
+    authentic = (d[:, 0] > among[nearest[:, 0]]).mean()
+    expected = (d_test[:, 0] > among[nearest_test[:, 0]]).mean()
     chances = closer, stands_out, max(p_closer, p_out), float(authentic), float(expected)
     order = d[:, 0].argsort()
     pairs = np.stack([order, nearest[order, 0]], axis=1)

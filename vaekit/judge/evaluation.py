@@ -7,11 +7,12 @@ import torch
 from torch import Tensor
 
 from vaekit.config import Config
-from vaekit.data import chunks, pixels_of
+from vaekit.data import pixels_of
 from vaekit.features import FeatureLoss, trunk_name
 from vaekit.files.weights import downloads_allowed
 from vaekit.judge import networks
-from vaekit.judge.rows import MAX_IMAGES, collect, distance_rows, mean_row, ratio_row, row
+from vaekit.judge.distances import LEAST
+from vaekit.judge.rows import MAX_IMAGES, collect, distance_rows, mapped, mean_row, ratio_row, row
 from vaekit.linear import LinearVAE
 from vaekit.losses import l1_per_image
 from vaekit.metrics import LPIPS, appearance, at_least, compare_images, octave_name, octave_powers
@@ -34,7 +35,7 @@ def measure(model, images, judge: FeatureLoss | None = None, batch_size: int = 6
     with evaluating(model) as device:
         if judge is not None:
             judge = judge.to(device)
-        return collect(map(measured, chunks(images, batch_size, device)))
+        return collect(mapped(measured, pixels_of(images), batch_size, device))
 
 
 def looks(x: Tensor) -> dict[str, Tensor]:
@@ -75,20 +76,18 @@ def evaluate(
             part = _shuffled(test, SECOND_IMAGES, cfg.seed)
             rows.append(_feature_row(model, part, second, cfg.batch_size))
         real, others = _reference(test, val, cfg.seed)
-        large = {k: _shuffled(s, MAX_IMAGES, cfg.seed) for k, s in samples.items() if len(s) > 3}
-        few = [name for name in samples if name not in large]
-        enough = min(len(real), len(others)) > 3
-        if few or not enough:
-            print(f"no distances of {', '.join(few) if enough else 'anything'}: below 4 images")
-        if enough:
-            for judge in networks.load_judges(judges, device, download):
-                rows += _judged_rows(model, large, real, others, judge, cfg)
-            if fid:
-                rows += _inception_rows(large, real, others, device)
-            if second is not None:
-                large = {k: s[:SECOND_IMAGES] for k, s in large.items()}
-                real, others = real[:SECOND_IMAGES], others[:SECOND_IMAGES]
-                rows += _judged_rows(model, large, real, others, second.trunk, cfg)
+        few = [name for name, images in samples.items() if len(images) < LEAST]
+        large = {k: _shuffled(s, MAX_IMAGES, cfg.seed) for k, s in samples.items() if k not in few}
+        if few:
+            print(f"no distances of {', '.join(few)}: below {LEAST} images")
+        for judge in networks.load_judges(judges, device, download):
+            rows += _judged_rows(model, large, real, others, judge, cfg)
+        if fid and min(len(real), len(others)) >= LEAST:
+            rows += _inception_rows(large, real, others, device)
+        if second is not None:
+            large = {k: s[:SECOND_IMAGES] for k, s in large.items()}
+            real, others = real[:SECOND_IMAGES], others[:SECOND_IMAGES]
+            rows += _judged_rows(model, large, real, others, second.trunk, cfg)
     return say_heard(rows, heard_by(model, cfg))
 
 
@@ -96,7 +95,7 @@ def _image_rows(model, test: Tensor, samples: dict, judge, batch_size: int) -> l
     """Rows of what is measured image by image."""
 
     def seen(images: Tensor) -> dict[str, Tensor]:
-        return collect(map(looks, chunks(images, batch_size)))
+        return collect(mapped(looks, images, batch_size))
 
     found, real = measure(model, test, judge, batch_size), seen(test)
     octaves = [name for name in real if name.startswith("power")]
@@ -123,7 +122,7 @@ def _feature_row(model, test: Tensor, judge: FeatureLoss, batch_size: int) -> di
         return judge(at_least(model.reconstruct(x), 64), at_least(x, 64))
 
     device = next(model.parameters()).device
-    found = collect(map(measured, chunks(test, batch_size, device)))
+    found = collect(mapped(measured, test, batch_size, device))
     name = networks.network_name(judge.trunk)
     return mean_row("feature distance", "reconstruction", found["perceptual"], name)
 
@@ -144,12 +143,18 @@ def _shuffled(images: Tensor, n: int, seed: int) -> Tensor:
 def _judged_rows(model, samples: dict, real: Tensor, others: Tensor, judge, cfg) -> list[dict]:
     """Distances, in one judge's eyes, of reconstructions of `others` and of `samples`."""
     device, size = next(model.parameters()).device, cfg.batch_size
-    remade = map(model.reconstruct, chunks(others, size, device))
-    fakes = {"reconstruction": networks.features_by(judge, remade)}
+    network = networks.network_name(judge)
+    if min(len(real), len(others)) < LEAST:
+        return distance_rows({"reconstruction": others} | samples, real, others, network)
+
+    def remade(x: Tensor) -> Tensor:
+        return model.reconstruct(x.to(device))
+
+    fakes = {"reconstruction": networks.feature_vectors(others, judge, size, remade)}
     for name, images in samples.items():
         fakes[name] = networks.feature_vectors(images, judge, size)
     real, others = (networks.feature_vectors(s, judge, size) for s in (real, others))
-    return distance_rows(fakes, real, others, networks.network_name(judge), cfg.seed)
+    return distance_rows(fakes, real, others, network, cfg.seed)
 
 
 def _inception_rows(samples: dict, real: Tensor, others: Tensor, device) -> list[dict]:

@@ -2,7 +2,7 @@
 
 import time
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
@@ -10,9 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vaekit.config import profile
-from vaekit.data import as_float, chunks
+from vaekit.data import as_float, pixels_of
 from vaekit.features import FeatureLoss, Trunk, WeightsMissing
 from vaekit.files.weights import downloads_allowed, load_trunk, weight_places
+from vaekit.judge.rows import mapped
 from vaekit.metrics import at_least
 
 PIXELS = "pixels 32x32"  # the judge where no network is to be had
@@ -95,28 +96,27 @@ def network_name(judge: nn.Module | None) -> str:
     return f"{judge.name}{cut} (ImageNet)"
 
 
-def feature_vectors(images, trunk: nn.Module | None = None, batch_size: int = 64) -> np.ndarray:
+@torch.no_grad()
+def feature_vectors(
+    images, trunk: nn.Module | None = None, batch_size: int = 64, make: Callable | None = None
+) -> np.ndarray:
     """(N, D) float64: the trunk's last layer averaged over space, SqueezeNet's D = 512.
 
     Images at their own size, at least 64 px (smaller ones enlarged bilinearly), streamed from
-    uint8. trunk: one of `load_judges`; None: the pixels themselves at 32x32, no network.
+    uint8. trunk: one of `load_judges`; None: the pixels themselves at 32x32, no network. make(x):
+    what is looked at in the place of a batch x of images.
     """
-    return features_by(trunk, chunks(images, batch_size))
+    device = "cpu" if trunk is None else next(trunk.parameters()).device
 
+    def seen(x: Tensor) -> np.ndarray:
+        x = (make(x) if make else x).to(device)
+        if trunk is None:
+            small = F.interpolate(x, (32, 32), mode="bilinear", antialias=True)
+            return small.flatten(1).double().numpy()
+        x = at_least(x, 64) if isinstance(trunk, Trunk) else x
+        return trunk.pooled(x).cpu().double().numpy()
 
-@torch.no_grad()
-def features_by(judge: nn.Module | None, batches: Iterable[Tensor]) -> np.ndarray:
-    """`feature_vectors` of images that come in batches, float (B, C, H, W) in [0, 1]."""
-    return np.concatenate([_seen_by(judge, x).cpu().double().numpy() for x in batches])
-
-
-def _seen_by(judge: nn.Module | None, x: Tensor) -> Tensor:
-    """(B, D) of a batch."""
-    if judge is None:
-        small = F.interpolate(x.cpu(), (32, 32), mode="bilinear", antialias=True)
-        return small.flatten(1)
-    x = x.to(next(judge.parameters()).device)
-    return judge.pooled(at_least(x, 64) if isinstance(judge, Trunk) else x)
+    return np.concatenate(list(mapped(seen, pixels_of(images), batch_size)))
 
 
 class LabelJudge(nn.Module):
@@ -194,11 +194,13 @@ def inception_vectors(images, network: nn.Module | None = None) -> Tensor:
     if isinstance(images, Tensor) and images.dim() == 2:
         return images
     network = network or load_inception()
-    vectors = []
-    for x in chunks(images, device=next(network.parameters()).device):
+
+    def seen(x: Tensor) -> Tensor:
         rgb = (255 * x).round().byte().expand(-1, 3, -1, -1)
-        vectors.append(network(rgb).cpu().double())
-    return torch.cat(vectors)
+        return network(rgb).cpu().double()
+
+    device = next(network.parameters()).device
+    return torch.cat(list(mapped(seen, pixels_of(images), 64, device)))
 
 
 def _by_torchmetrics(metric, real: Tensor, fake: Tensor):

@@ -1,12 +1,14 @@
 """Rows of a table: a number, its interval, its N, its network, its floor."""
 
-from collections.abc import Iterable
-from math import inf
+from collections.abc import Callable, Iterable, Iterator
+from math import inf, nan
 
 import numpy as np
 import torch
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from torch import Tensor
 
+from vaekit.data import as_float
 from vaekit.judge import distances
 
 COLUMNS = ("metric", "subject", "value", "low", "high", "n", "network", "floor")
@@ -19,6 +21,23 @@ def row(metric, subject, value, low=None, high=None, n=0, network="", floor=None
     """One row of the evaluation, keys as in COLUMNS; None where there is no such number."""
     what = dict(metric=metric, subject=subject, value=value, low=low, high=high)
     return what | dict(n=n, network=network, floor=floor)
+
+
+def mapped(function: Callable, images: Tensor, batch_size: int, device="cpu") -> Iterator:
+    """`function` of float batches of images (N, C, H, W) on `device`, in order: of `batch_size`
+    or, from where memory runs out, of half as many, and so on."""
+    start = 0
+    while start < len(images):
+        x = as_float(images[start : start + batch_size].to(device))
+        try:
+            yield function(x)
+            start += len(x)
+            continue
+        except RuntimeError as error:
+            if len(x) < 2 or not should_reduce_batch_size(error):
+                raise
+            batch_size = len(x) // 2
+        clear_device_cache(garbage_collection=True)  # without the error, which holds what failed
 
 
 def collect(results: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -67,11 +86,16 @@ def distance_rows(
     All sets are cut at random to the smallest (and to 2,000), so that every value and floor has
     the same N, directions and bias. Rows: see METRICS, the excess being a value less its floor.
     low, high: 1.96 standard errors (jackknife) either side, within what the metric can be; shares
-    at least Wilson's interval (1927) of that many images. ValueError below 4 images.
+    at least Wilson's interval (1927) of that many images. Below 4 images all is NaN, and a line
+    says so.
     """
     rng = np.random.default_rng(seed)
     sets = [real, others, *fakes.values()]
     n = min(MAX_IMAGES, *map(len, sets))
+    if n < distances.LEAST:
+        print(f"distances take {distances.LEAST} images of each set: there are {n}")
+        pairs = [(metric, subject) for metric in METRICS for subject in fakes]
+        return [row(*pair, nan, n=n, network=network, floor=nan) for pair in pairs]
     real, others, *cut = (s[rng.permutation(len(s))[:n]] for s in sets)
     axes = distances.principal_axes(real, n)
     k = min(distances.NEAREST, n // 4)

@@ -13,8 +13,9 @@ from typing import NamedTuple
 from filelock import FileLock, Timeout
 
 from vaekit.config import Config
-from vaekit.keep.resume import differences
+from vaekit.keep.resume import differences, in_words
 from vaekit.place.setup import attached
+from vaekit.presets import DURATIONS
 
 
 def runs_dir() -> Path:
@@ -33,8 +34,10 @@ def read_info(path: Path) -> dict:
 
 class Candidate(NamedTuple):
     path: Path
-    preset: str
-    differs: str  # from the config and data asked for, in words; "" where nothing does
+    cfg: Config
+    changed: dict  # {field: (its own, what is asked for)}
+    same_data: bool
+    finished: bool
 
 
 def candidates(out: str | Path, cfg: Config, data_hash: str) -> Iterator[Candidate]:
@@ -42,15 +45,35 @@ def candidates(out: str | Path, cfg: Config, data_hash: str) -> Iterator[Candida
     for file in sorted(Path(out).glob("*/run.json"), reverse=True):
         with contextlib.suppress(OSError, ValueError):
             theirs = Config.load(file.parent / "config.json")
-            reasons = [differences(theirs, cfg)]
-            if read_info(file.parent).get("data", {}).get("hash") != data_hash:
-                reasons.append("other data")
-            yield Candidate(file.parent, theirs.preset, "; ".join(filter(None, reasons)))
+            info = read_info(file.parent)
+            same_data = info.get("data", {}).get("hash") == data_hash
+            finished = bool(info.get("finished"))
+            changed = differences(theirs, cfg)
+            yield Candidate(file.parent, theirs, changed, same_data, finished)
 
 
 def find_runs(out: str | Path, cfg: Config, data_hash: str) -> list[Path]:
     """Folders below `out` with a run of exactly this config and data, newest first."""
-    return [run.path for run in candidates(out, cfg, data_hash) if not run.differs]
+    found = candidates(out, cfg, data_hash)
+    return [run.path for run in found if run.same_data and not run.changed]
+
+
+def find_finished(out: Path, cfg: Config, data_hash: str, say: Callable) -> Path | None:
+    """The newest such run, also from what is attached, where it has finished."""
+    fetch_attached(out, cfg, data_hash, say)
+    newest = find_runs(out, cfg, data_hash)[:1]
+    return newest[0] if newest and read_info(newest[0]).get("finished") else None
+
+
+def find_shorter(out: Path, cfg: Config, data_hash: str) -> Candidate | None:
+    """The newest finished run that `cfg` asks for more epochs of; durations may follow them."""
+    for place in (out, *attached()):
+        for run in candidates(place, cfg, data_hash):
+            before, after = run.changed.get("epochs_phase2", (0, 0))
+            longer = before < after and run.changed.keys() <= {"epochs_phase2", *DURATIONS}
+            if longer and run.same_data and run.finished and (run.path / "last.pt").exists():
+                return run
+    return None
 
 
 @contextlib.contextmanager
@@ -87,8 +110,10 @@ def claim(path: Path) -> contextlib.AbstractContextManager:
 def say_what_differs(out: Path, cfg: Config, data_hash: str, say: Callable) -> None:
     """Against the newest run of the same preset."""
     for run in candidates(out, cfg, data_hash):
-        if run.preset == cfg.preset:
-            say(f"new run; against {run.path.name}: {run.differs}")
+        if run.cfg.preset == cfg.preset:
+            data = [] if run.same_data else ["other data"]
+            differs = "; ".join(filter(None, [in_words(run.changed), *data]))
+            say(f"new run; against {run.path.name}: {differs}")
             return
 
 
@@ -108,9 +133,7 @@ def fetch_attached(out: Path, cfg: Config, data_hash: str, say: Callable) -> Non
     """Copy the newest such run of an attached notebook's output to `out`: inputs are read-only."""
     if find_runs(out, cfg, data_hash):
         return
-    found = []
-    for place in attached():
-        found += find_runs(place, cfg, data_hash)
+    found = [path for place in attached() for path in find_runs(place, cfg, data_hash)]
     if not found:
         return
     path = max(found, key=lambda path: path.name)

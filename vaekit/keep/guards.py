@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
@@ -23,7 +23,6 @@ MAX_SKIPPED = 25  # steps in a row; fp16 may rightly skip 16, until its scale ha
 LOOK_EVERY = 50  # steps between two looks at that number, each of which waits for the device
 MAX_SETBACKS = 3  # times that a run goes back, each time with half the learning rate
 MAX_PARTS = 8  # of a batch: memory may run out three times
-LEAST_SECONDS = 30  # that a call trains before the clock may cut an epoch short
 
 
 class NotFinite(FloatingPointError):
@@ -31,7 +30,11 @@ class NotFinite(FloatingPointError):
 
 
 class Stopped(Exception):
-    """Training has to end here, between two steps or two epochs."""
+    """Training has to end here, between two epochs."""
+
+
+class Interrupted(Stopped):
+    """It has to end between two steps; the epoch under way is trained again later."""
 
 
 class Stop:
@@ -65,14 +68,14 @@ class Stop:
             sys.stdout.flush()  # SIGTERM ends the process on the spot
             signal.raise_signal(self.signal)
 
-    def now(self, ahead: float = 0.0, least: float = LEAST_SECONDS) -> bool:
+    def now(self, ahead: float) -> bool:
         """Whether to stop: asked to, or `ahead` more seconds and a checkpoint would be too late."""
         if self.signal:
             return True
         if self.minutes is None:
             return False
         used = time.perf_counter() - self.start + ahead + self.reserve
-        return used > max(60 * self.minutes, least)
+        return used > 60 * self.minutes
 
     def __str__(self) -> str:
         if self.signal:
@@ -84,16 +87,14 @@ class Stop:
 
 class GuardedTrainer(Trainer):
     """A Trainer that skips steps that are not finite, splits a batch when memory runs out, stops
-    in the middle of an epoch and goes on from there, and remembers the best epoch."""
+    between two steps, and remembers the best epoch."""
 
     def __init__(self, cfg: Config, data, features=None, stop: Stop | None = None):
         super().__init__(cfg, data, features)
         self.stop = stop or Stop()
         self.best = Best()
         self.setbacks = 0  # times gone back
-        self.parts = 1  # of a batch
         self.streak = 0  # steps skipped in a row
-        self.partial = None  # how far an epoch had come that was stopped
 
     # ---- steps -----------------------------------------------------------------------------------
 
@@ -105,19 +106,13 @@ class GuardedTrainer(Trainer):
         return terms
 
     def gradients(self, x: Tensor, epoch: float, share: float = 1.0) -> dict[str, Tensor]:
-        """As `Trainer.gradients`, in twice the parts where memory runs out."""
-        while True:
-            try:
-                return self.gradients_in_parts(x, epoch)
-            except RuntimeError as error:
-                self.parts = more_parts(error, self.parts, len(x), self.accelerator.num_processes)
-            # only now, without the error, is what it held let go
-            clear_device_cache(garbage_collection=True)
-            self.zero_grad()
-            for now, before in self.buffers:
-                now.copy_(before)
+        """As `Trainer.gradients`, in parts where memory runs out."""
+        return self.in_memory(self.gradients_in_parts, x, epoch)
 
     def gradients_in_parts(self, x: Tensor, epoch: float) -> dict[str, Tensor]:
+        self.zero_grad()  # of an attempt that memory did not do for
+        for now, before in self.buffers:
+            now.copy_(before)
         means = {}
         for part in x.tensor_split(self.parts):
             share = len(part) / len(x)
@@ -125,6 +120,17 @@ class GuardedTrainer(Trainer):
             for name, value in terms.items():
                 means[name] = means.get(name, 0) + value * share
         return means
+
+    def in_memory(self, work: Callable, *args):
+        """work(*args), again with twice the parts a batch where memory runs out."""
+        while True:
+            try:
+                return work(*args)
+            except RuntimeError as error:
+                batch = min(self.cfg.batch_size, len(self.data.train))
+                self.parts = more_parts(error, self.parts, batch, self.accelerator.num_processes)
+            # only now, without the error, is what it held let go
+            clear_device_cache(garbage_collection=True)
 
     def objective(self, total: Tensor) -> Tensor:
         """NaN for a loss that is not finite: as a factor it reaches every gradient, also those of
@@ -135,9 +141,7 @@ class GuardedTrainer(Trainer):
     def update(self, terms: dict[str, Tensor]) -> None:
         """An optimiser step where the gradient is finite; else weights and statistics stay."""
         finite = terms["grad_norm"].isfinite()
-        if (
-            self.fused
-        ):  # they decide on the device; an enabled scaler puts its own flag in its place
+        if self.fused:  # decides on the device; an enabled scaler puts its own flag in its place
             self.optimizer.found_inf = (~finite).float()
             if self.critic:
                 self.critic.optimizer.found_inf = (~finite).float()
@@ -155,55 +159,30 @@ class GuardedTrainer(Trainer):
     # ---- epochs ----------------------------------------------------------------------------------
 
     def run_epoch(self) -> dict[str, float]:
-        """As `Trainer.run_epoch`; raises Stopped within it, NotFinite where it cannot go on."""
+        """As `Trainer.run_epoch`; raises Interrupted, or NotFinite where it cannot go on."""
         start = time.perf_counter()
         row = super().run_epoch()
         row["seconds"] = round(time.perf_counter() - start, 3)
         return row
 
     def epoch_batches(self) -> Iterator[tuple[Tensor, float]]:
-        done = self.go_on_within_epoch() if self.partial else 0
         for i, batch in enumerate(super().epoch_batches()):
-            if i < done:
-                continue
-            if i > done:
-                self.look_up(i)
+            if i % LOOK_EVERY == 0:
+                self.check_streak()
+            if self.stop.signal and self.accelerator.num_processes == 1:
+                raise Interrupted
             yield batch
         self.check_streak()
-
-    def look_up(self, done: int) -> None:
-        """Between two steps: whether to stop, `done` steps into the epoch."""
-        if done % LOOK_EVERY == 0:
-            self.check_streak()
-        if self.accelerator.num_processes == 1 and self.stop.now():
-            states = [generator.get_rng_state() for generator in self.generators]
-            sums = [self.streak, self.means.sums, self.means.finite]
-            self.partial = {"steps": done, "rng": states, "sums": sums}
-            raise Stopped
-
-    def go_on_within_epoch(self) -> int:
-        """Noise and means as they were where the epoch was stopped; the steps that were done."""
-        for generator, state in zip(self.generators, self.partial["rng"], strict=False):
-            generator.set_rng_state(state)
-        streak, sums, finite = self.partial["sums"]
-        self.streak = torch.as_tensor(streak).to(self.device)
-        self.means.sums = sums.to(self.device)
-        self.means.finite = finite.to(self.device)
-        self.means.count = self.partial["steps"]
-        self.partial = None
-        return self.means.count
-
-    @property
-    def generators(self) -> list:
-        return [torch, torch.cuda] if self.device.type == "cuda" else [torch]
 
     def check_streak(self) -> None:
         if self.streak >= MAX_SKIPPED:
             raise NotFinite(f"{MAX_SKIPPED} steps in a row were not finite")
 
     def begin_phase2(self) -> None:
-        if not self.partial:
-            super().begin_phase2()
+        self.in_memory(super().begin_phase2)
+
+    def validate(self) -> dict[str, float]:
+        return self.in_memory(super().validate)
 
     def train_epoch(self) -> dict[str, float]:
         means = super().train_epoch()
@@ -239,14 +218,12 @@ class GuardedTrainer(Trainer):
     # ---- what is in a checkpoint -----------------------------------------------------------------
 
     def state_dict(self) -> dict:
-        """Complete between any two steps; the best epoch's weights have a file of their own."""
+        """Complete between two epochs; the best epoch's weights have a file of their own."""
         return super().state_dict() | {
             "best_loss": self.best.loss,
             "bad_epochs": self.best.bad_epochs,
             "setbacks": self.setbacks,
             "parts": self.parts,
-            "streak": self.streak,
-            "partial": self.partial,
         }
 
     def load_state_dict(self, state: dict) -> None:
@@ -255,8 +232,7 @@ class GuardedTrainer(Trainer):
         self.best.bad_epochs = state["bad_epochs"]
         self.setbacks = state.get("setbacks", 0)  # these are younger than the format
         self.parts = state.get("parts", 1)
-        self.streak = state.get("streak", 0)
-        self.partial = state.get("partial")
+        self.streak = 0
 
 
 def more_parts(error: RuntimeError, parts: int, batch: int, processes: int) -> int:

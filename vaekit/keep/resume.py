@@ -5,50 +5,61 @@ from functools import partial
 from pathlib import Path
 
 from vaekit.config import Config
+from vaekit.keep.best import Best
 from vaekit.keep.checkpoint import newest_valid
 from vaekit.keep.guards import MAX_SETBACKS, GuardedTrainer, NotFinite
+from vaekit.schedules import final_objective
 
 
-def differences(mine: Config, theirs: Config) -> str:
-    """Those that matter, in words: where the data lies does not, its hash says what it is."""
+def differences(mine: Config, theirs: Config) -> dict:
+    """{field: (mine, theirs)}; not where the data lies, its hash says what it is."""
     changed = mine.differences(theirs)
-    return ", ".join(f"{k} {a!r} -> {b!r}" for k, (a, b) in changed.items() if k != "data_path")
+    changed.pop("data_path", None)
+    return changed
+
+
+def in_words(changed: dict) -> str:
+    return ", ".join(f"{k} {a!r} -> {b!r}" for k, (a, b) in changed.items())
 
 
 def check_config(state: dict, cfg: Config) -> None:
     """ValueError unless a checkpoint was trained with `cfg` (the oldest best.pt do not say)."""
     changed = differences(Config.from_dict(state.get("config", cfg.to_dict())), cfg)
     if changed:
-        raise ValueError(f"it was trained with another config: {changed}")
+        raise ValueError(f"it was trained with another config: {in_words(changed)}")
 
 
-def use_best(trainer: GuardedTrainer, state: dict) -> None:
-    check_config(state, trainer.cfg)
+def use_best(trainer: GuardedTrainer, cfg: Config, state: dict) -> None:
+    check_config(state, cfg)
     trainer.ema.load_state_dict(state["model"])  # raises where they do not fit
-    trainer.best.state = state
+    trainer.best.state = state | {"config": trainer.cfg.to_dict()}
 
 
-def use_last(trainer: GuardedTrainer, state: dict) -> None:
-    check_config(state, trainer.cfg)
+def use_last(trainer: GuardedTrainer, cfg: Config, state: dict) -> None:
+    check_config(state, cfg)
     trainer.load_state_dict(state)
 
 
-def go_on_from(trainer: GuardedTrainer, path: Path) -> bool:
+def go_on_from(trainer: GuardedTrainer, path: Path, shorter: Config | None = None) -> bool:
     """Put the trainer where the newest good checkpoints in `path` are; False where there is none.
 
-    Raises CheckpointError where there are some, but of another config or damaged.
+    shorter: the config of the run in `path`, where it is another that had fewer epochs. Raises
+    CheckpointError where there are some, but of another config or damaged.
     """
-    repair = trainer.accelerator.is_main_process
-    newest_valid(path, "best.pt", partial(use_best, trainer), repair)
-    found = newest_valid(path, "last.pt", partial(use_last, trainer), repair)
+    cfg = shorter or trainer.cfg
+    repair = trainer.accelerator.is_main_process and not shorter
+    newest_valid(path, "best.pt", partial(use_best, trainer, cfg), repair)
+    found = newest_valid(path, "last.pt", partial(use_last, trainer, cfg), repair)
     best = trainer.best
     if best.state and best.state.get("epoch", 0) > trainer.epoch:
         # killed between the two files: that epoch is trained again, and the best is the one before
         best.state = None
-        newest_valid(path, "previous.best.pt", partial(use_best, trainer))
-        newest_valid(path, "last.pt", partial(use_last, trainer))
+        newest_valid(path, "previous.best.pt", partial(use_best, trainer, cfg))
+        newest_valid(path, "last.pt", partial(use_last, trainer, cfg))
     # where best.pt was lost, or is the one before, a worse epoch may become the best
     best.loss = max(best.loss, best.loss_at(trainer.final_beta))
+    if shorter and best.state and not final_objective(trainer.cfg, best.state["epoch"] - 1):
+        trainer.best = Best()  # its epochs are now in a warm-up, and do not compete
     return found is not None
 
 

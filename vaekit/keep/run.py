@@ -9,15 +9,16 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from vaekit.config import Config
 from vaekit.data import Data
-from vaekit.features import feature_loss
+from vaekit.features import feature_loss, trunk_name
 from vaekit.keep.checkpoint import CheckpointError, newest_valid
-from vaekit.keep.folder import open_run, read_info, runs_dir
-from vaekit.keep.guards import GuardedTrainer, NotFinite, Stop, Stopped
-from vaekit.keep.resume import check_config, go_back, go_on_from
+from vaekit.keep.folder import find_finished, find_shorter, open_run, read_info, runs_dir
+from vaekit.keep.guards import GuardedTrainer, Interrupted, NotFinite, Stop, Stopped
+from vaekit.keep.resume import check_config, go_back, go_on_from, in_words
 from vaekit.keep.writer import RunWriter
 from vaekit.model import VAE
 from vaekit.place.device import choose_device
@@ -62,7 +63,8 @@ def fit(
     """Train `cfg` on `data` in two phases and return the Run.
 
     out: folder of runs (default `VAEKIT_RUNS` or "runs"). resume: "auto" continues an unfinished
-    run of the same config and data, or loads a finished one, and says so; "never" starts anew.
+    run of the same config and data, or loads a finished one, and says so; of a finished run that
+    only had fewer epochs of phase 2 it takes the end as its beginning. "never" starts anew.
     max_minutes: stop before the epoch that would not fit, saved and ready to go on; on Kaggle the
     session's end is the limit where none is given.
     on_epoch_end(run): called after every epoch with the run so far, `run.model` the averaged
@@ -73,23 +75,34 @@ def fit(
         raise ValueError(f"resume={resume!r} is not one of auto, never")
     data.check(cfg)
     minutes = minutes_left() if max_minutes is None else max_minutes
+    out = Path(out) if out else runs_dir()
+    main = Accelerator(cpu=choose_device().type == "cpu").is_main_process
+    say = print if verbose and main else say_nothing
     with Stop(minutes) as stop, contextlib.ExitStack() as stack:
+        path = shorter = None
+        if main and resume == "auto":  # one that has finished needs no feature network
+            wanted = cfg.replace(features=trunk_name(cfg))
+            path = find_finished(out, wanted, data.hash, say)
+        (path,) = broadcast_object_list([path])  # the main process tells the others
+        if path:
+            return load_finished(path, say)
         features = feature_loss(cfg, verbose)
         cfg = cfg.replace(features=features.name if features else "none")
-        trainer = GuardedTrainer(cfg, data, features, stop)
-        main = trainer.accelerator.is_main_process
-        say = print if verbose and main else say_nothing
-        path = None
         if main:
-            out = Path(out) if out else runs_dir()
             path = stack.enter_context(open_run(out, cfg, data.hash, resume, say))
-        path = Path(broadcast_object_list([str(path)])[0])  # the main process tells the others
+            if resume == "auto":
+                shorter = find_shorter(out, cfg, data.hash)
+        path, shorter = broadcast_object_list([path, shorter])
         if read_info(path).get("finished"):
-            run = load_run(path)
-            say(f"finished run found: {path.name}, {len(run.history)} epochs; loaded, not trained")
-            return run
+            return load_finished(path, say)
+        trainer = GuardedTrainer(cfg, data, features, stop)
         if go_on_from(trainer, path):
             say(f"going on with {path.name} after epoch {trainer.epoch} of {cfg.num_epochs}")
+        elif shorter and go_on_from(trainer, shorter.path, shorter.cfg):
+            say(
+                f"it goes on where the finished {shorter.path.name} ended, after epoch"
+                f" {trainer.epoch} of {cfg.num_epochs}: {in_words(shorter.changed)}"
+            )
         run = Run(trainer.ema, trainer.history, path, cfg, run_info(cfg, data, trainer))
         finished = False
         while not finished:
@@ -99,6 +112,12 @@ def fit(
 
 def say_nothing(*_) -> None:
     pass
+
+
+def load_finished(path: Path, say: Callable) -> Run:
+    run = load_run(path)
+    say(f"finished run found: {path.name}, {len(run.history)} epochs; loaded, not trained")
+    return run
 
 
 def attempt(trainer: GuardedTrainer, run: Run, main: bool, on_epoch_end, say: Callable) -> bool:
@@ -111,6 +130,8 @@ def attempt(trainer: GuardedTrainer, run: Run, main: bool, on_epoch_end, say: Ca
         )
         try:
             train(trainer, partial(after_epoch, run, writer, bar, on_epoch_end))
+        except Interrupted:
+            go_on_from(trainer, run.path)
         except Stopped:
             pass
         except NotFinite as error:
@@ -119,10 +140,9 @@ def attempt(trainer: GuardedTrainer, run: Run, main: bool, on_epoch_end, say: Ca
         run.model = trainer.result()
         writer.finish()
     if not trainer.done:
-        steps = f" and {trainer.partial['steps']} steps" if trainer.partial else ""
         say(
-            f"{trainer.stop} after epoch {trainer.epoch}{steps} of {cfg.num_epochs}: saved in"
-            f" {run.path}; the same call goes on from here"
+            f"{trainer.stop} after epoch {trainer.epoch} of {cfg.num_epochs}: saved in {run.path};"
+            " the same call goes on from here"
         )
     return True
 
@@ -137,7 +157,7 @@ def after_epoch(
         on_epoch_end(run)
     ahead = 1.2 * max(past["seconds"] for past in trainer.history[-3:])
     # all processes have to leave the loop together
-    stop = torch.tensor(float(trainer.stop.now(ahead, least=0)), device=trainer.device)
+    stop = torch.tensor(float(trainer.stop.now(ahead)), device=trainer.device)
     if trainer.accelerator.reduce(stop) > 0:
         raise Stopped
 

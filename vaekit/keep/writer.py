@@ -7,8 +7,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from vaekit.data import batches
+from vaekit.data import as_float
 from vaekit.keep import checkpoint
+from vaekit.sample import decode_all, encode_all
 
 SAVE_SECONDS = 30  # between checkpoints of short epochs; the end of a phase always saves
 
@@ -26,8 +27,8 @@ class RunWriter:
         self.trainer = trainer
         self.main = main
         self.board = None
-        self.best = trainer.best.state  # as it lies on disk
         self.good = trainer.epoch if (run.path / "last.pt").exists() else None
+        self.best = None if self.good is None else trainer.best.state  # as it lies on disk
         self.saved = time.perf_counter()
         if main:
             with self.disk():
@@ -67,21 +68,21 @@ class RunWriter:
         if late or self.trainer.done or epoch == cfg.epochs_phase1:
             self.save()
 
-    @torch.no_grad()
     def draw_samples(self, epoch: int) -> Tensor:
         """Eight images, their reconstructions and eight prior samples, also as a PNG."""
         from torchvision.utils import make_grid, save_image
 
         model = self.trainer.ema
-        split = self.trainer.data.val
-        x = next(batches(split, min(8, len(split)), self.trainer.device))
+        x = as_float(self.trainer.data.val.images[:8])
         noise = torch.Generator().manual_seed(self.run.cfg.seed)
-        z = torch.randn(8, *model.latent_shape, generator=noise).to(x.device)
-        grid = make_grid(torch.cat([x, model.reconstruct(x), model.decode(z)]), nrow=8)
+        z = torch.randn(8, *model.latent_shape, generator=noise)
+        size = self.run.cfg.batch_size // self.trainer.parts
+        copies = decode_all(model, encode_all(model, x, size)[0], size)
+        grid = make_grid(torch.cat([x, copies, decode_all(model, z, size)]), nrow=8)
         folder = self.run.path / "samples"
         folder.mkdir(exist_ok=True)
         save_image(grid, folder / f"epoch_{epoch:04d}.png")
-        return grid.cpu()
+        return grid
 
     def save(self) -> None:
         path = self.run.path
@@ -103,7 +104,7 @@ class RunWriter:
 
         if not self.main:
             return
-        if self.good < self.trainer.epoch or self.trainer.partial:
+        if self.good < self.trainer.epoch:
             self.save()
         weights = {k: v.contiguous() for k, v in self.run.model.state_dict().items()}
         with self.disk():
