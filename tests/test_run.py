@@ -315,7 +315,7 @@ def test_a_checkpoint_of_the_flat_package_is_read(data, whole):
     """The keys of its state_dict."""
     state = torch.load(whole.path / "last.pt", weights_only=True)
     kept = {"model", "ema", "optimizer", "scaler", "plateau", "band", "epoch", "step", "history"}
-    kept |= {"best_loss", "bad_epochs", "setbacks", "parts", "config"}
+    kept |= {"best_loss", "bad_epochs", "setbacks", "parts", "config", "critic"}
     assert state.keys() == kept | {"format"}
     for name in ("setbacks", "parts"):  # the first ones had none of these
         del state[name]
