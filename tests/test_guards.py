@@ -178,8 +178,9 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(data, value, c
             patch.setattr(train, "vae_loss", planted(value, {1}, inside))
             trainer.step(x, 2.0)
         if change.get("norm") == "batch" and not inside:
-            monkeypatch.setattr(model_module, "model_input", lambda _, x: x)  # which would refuse it
-            trainer.step(x * value, 2.0)  # in the image: it reaches the running statistics
+            # in the image: it reaches the running statistics
+            monkeypatch.setattr(model_module, "model_input", lambda _, x: x)
+            trainer.step(x * value, 2.0)
         assert all(torch.equal(before[k], v) for k, v in trainer.raw.state_dict().items())
         after = [v for s in trainer.optimizer.state.values() for v in s.values()]
         assert all(map(torch.equal, moments, after))
