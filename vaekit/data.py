@@ -233,7 +233,7 @@ def check_shape(name: str, x: Tensor, shape: tuple) -> None:
     """ValueError, with the numbers, unless x is a tensor (N, *shape), N > 0."""
     if being_traced():
         return
-    if not isinstance(x, Tensor) or not x.numel() or x.shape[1:] != shape:
+    if not isinstance(x, Tensor) or 0 in x.shape[:1] or x.shape[1:] != shape:
         wanted = ", ".join(map(str, shape))
         found = tuple(x.shape) if isinstance(x, Tensor) else type(x)
         raise ValueError(f"{name} should be a tensor (N, {wanted}), N > 0, not {found}")
