@@ -158,6 +158,21 @@ def test_memorisation_by_hand():
         distances.memorisation(column[0], column[1][:1], column[2])
 
 
+def test_memorisation_does_not_compare_all_training_images_with_each_other(monkeypatch):
+    from sklearn.neighbors import NearestNeighbors
+
+    asked, search = [], NearestNeighbors.kneighbors
+    monkeypatch.setattr(
+        NearestNeighbors,
+        "kneighbors",
+        lambda self, x=None, **kwargs: asked.append(len(x)) or search(self, x, **kwargs),
+    )
+    train = normal(300)
+    train[7] = train[8]  # twice the same: its nearest neighbour is at 0
+    found = distances.memorisation(train[[7]] + 0.01, train, normal(20, seed=1))
+    assert max(asked) <= 21 and found.authentic == 1
+
+
 def test_a_sampler_that_returns_its_training_films_is_caught():
     train, test = normal(200, 16), normal(80, 16, seed=1)
     order = np.random.default_rng(2).permutation(200)[:60]

@@ -128,6 +128,46 @@ def test_finished_is_loaded_changed_is_new_and_says_what_differs(data, capsys):
     assert "other data" in capsys.readouterr().out
 
 
+def test_more_epochs_go_on_from_a_finished_run(data, tmp_path, capsys):
+    common = {"lr_schedule_phase2": "constant", "beta_warmup": 1}
+    short = fit_all(data, tmp_path, epochs_phase2=2, **common)
+    cfg = small(epochs_phase2=4, **common)
+    for how, first in (("auto", "epoch   5/6"), ("never", "epoch   1/6")):
+        more = vaekit.fit(cfg, data, out=tmp_path, resume=how)
+        said = capsys.readouterr().out
+        assert more.finished and more.path != short.path and len(more.history) == 6
+        assert rows(more.history)[:4] == rows(short.history)
+        assert vaekit.load_run(more.path).finished and first in said
+        assert ("epoch   1/6" in said) == (how == "never")
+        assert (f"{short.path.name} ended, after epoch 4 of 6" in said) == (how == "auto")
+    vaekit.fit(cfg.replace(epochs_phase2=5, beta=0.5), data, out=tmp_path)
+    assert "epoch   1/7" in capsys.readouterr().out
+
+
+def test_the_best_of_a_shorter_run_counts_only_under_the_final_objective(data, tmp_path):
+    short = fit_all(data, tmp_path, epochs_phase2=2, beta_warmup=1)
+    for warmup, kept in ((1, True), (3, False)):
+        trainer = guards.GuardedTrainer(small(epochs_phase2=4, beta_warmup=warmup), data)
+        assert resume.go_on_from(trainer, short.path, short.cfg)
+        assert trainer.epoch == 4 and (trainer.best.state is not None) == kept
+    assert (short.path / "previous.last.pt").exists()  # another run's files are left as they are
+
+
+@pytest.mark.parametrize("features", ["auto", "squeezenet"])
+def test_a_finished_run_is_found_without_the_weights_it_was_trained_with(
+    data, monkeypatch, features
+):
+    cfg = small(epochs_phase1=0, epochs_phase2=1, beta_warmup=0)
+    run = vaekit.fit(cfg, data)
+    asked = cfg.replace(perceptual_weight=0.1, features=features)
+    asked.replace(features="squeezenet").save(run.path / "config.json")
+    for file in run.path.glob("*.pt"):
+        state = torch.load(file, weights_only=True)
+        torch.save(state | {"config": asked.replace(features="squeezenet").to_dict()}, file)
+    monkeypatch.setattr(vaekit.keep.run, "feature_loss", lambda *_: pytest.fail("was loaded"))
+    assert vaekit.fit(asked, data).path == run.path
+
+
 def test_a_run_is_compared_with_one_of_its_own_preset(tmp_path, capsys):
     for name in ("celeba64_original", "celeba64"):
         cfg = vaekit.preset(name)

@@ -76,7 +76,8 @@ def evaluate(
             part = _shuffled(test, SECOND_IMAGES, cfg.seed)
             rows.append(_feature_row(model, part, second, cfg.batch_size))
         real, others = _reference(test, val, cfg.seed)
-        few = [name for name, images in samples.items() if len(images) < LEAST]
+        least = min(LEAST, len(real), len(others))
+        few = [name for name, images in samples.items() if len(images) < least]
         large = {k: _shuffled(s, MAX_IMAGES, cfg.seed) for k, s in samples.items() if k not in few}
         if few:
             print(f"no distances of {', '.join(few)}: below {LEAST} images")
