@@ -90,17 +90,17 @@ class Scene(SimpleNamespace):
         """Random numbers of their own for each patient and `stream`."""
         return np.random.default_rng([*self.key, *stream])
 
+    def pick(self, table: dict, *stream: int) -> dict:
+        rng = self.rng(*stream)
+        return {name: rng.uniform(*span) for name, span in table.items()}
+
 
 def _scene(patient: int, film: int, height: int, seed: int) -> Scene:
     s = Scene(key=(seed, patient), film=film)
+    first, again = (s.pick(TECHNIQUE, 1, k) for k in (0, film))
     # a second film is taken much as the first was
-    sources = [(ANATOMY, 1, (0,)), (TECHNIQUE, 0.6, (1, 0)), (TECHNIQUE, 0.4, (1, film))]
-    measures: Counter[str] = Counter()
-    for table, share, stream in sources:
-        rng = s.rng(*stream)
-        for name, span in table.items():
-            measures[name] += share * rng.uniform(*span)
-    vars(s).update(measures)
+    technique = {name: 0.6 * first[name] + 0.4 * again[name] for name in TECHNIQUE}
+    vars(s).update(s.pick(ANATOMY, 0) | technique)
     s.lung = 1.0 + 0.42 * s.age + 0.1 * (2.0 - s.cage)  # from the apices to the right dome
     s.base = s.lung + s.breath
     s.rib_gap = s.lung / 8.6
