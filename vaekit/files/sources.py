@@ -3,17 +3,15 @@
 import os
 import re
 import tempfile
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 from vaekit.config import Config
 from vaekit.data import SPLITS
 from vaekit.files.images import read_arrays
-from vaekit.files.phantom import FILMS, SAMPLE, plan, write_bundle
+from vaekit.files.phantom import FILMS, SAMPLE, write_bundle
 from vaekit.files.weights import downloads_allowed
 from vaekit.place.setup import attached
 
@@ -26,7 +24,6 @@ NO_CLASS = re.compile(r"(images?|imgs?|files|jpe?gs?|pngs?)([ _-]?\d+)?|p1\d", r
 NO_IMAGES = r"(.*[ _-])?masks|mask|labels?|segs?|segmentations?|annotations?|ground[ _-]?truth"
 NO_IMAGES = re.compile(rf"__MACOSX|{NO_IMAGES}", re.I)
 ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar")
-NOT_BY_NAME = "not an image by its name"
 READ_ALREADY = "read already under another name"
 BUNDLE = Path(__file__).parents[2] / "data" / "chest_xray_phantom"  # a sample
 
@@ -54,8 +51,7 @@ INSIDE = {  # in one of these, nearest first
 }
 
 
-@dataclass(frozen=True)
-class Found:
+class Found(NamedTuple):
     """Where the images are, and by which rule; `str()` of it is one line."""
 
     path: Path
@@ -136,21 +132,17 @@ def _download(name: str) -> None:
 
 
 def _expected(name: str) -> str:
-    if name in ("chest_xray", "images"):
-        return EXPECTED
-    places = [f"{inside}/" if inside else "this folder" for inside in INSIDE[name]]
-    return f"{' or '.join(MARKS[name])} in {' or '.join(places)}"
+    return EXPECTED if name in ("chest_xray", "images") else " or ".join(MARKS[name])
 
 
 def _nowhere(name: str, *more: Path | str) -> str:
     """The message where a data set is missing: what, how to get it, where it was looked for."""
     ways = "set VAEKIT_DATA or data_path to its folder"
-    places = ["data_path (empty)", "VAEKIT_DATA (not set)"]
     if name in KAGGLE:
         ways += f"; attach {KAGGLE[name]} on Kaggle; or vaekit.load_data(cfg, download=True)"
-        places += ["/kaggle/input", "the caches of kagglehub and torchvision"]
+    places = ["/kaggle/input", "the caches of kagglehub and torchvision", *map(str, more)]
     what = f"no images for dataset={name}; expected {_expected(name)}"
-    return "\n  ".join([f"{what}.\nTo get them: {ways}.\nLooked at", *places, *map(str, more)])
+    return f"{what}.\nTo get them: {ways}.\nLooked at " + ", ".join(places)
 
 
 def bundled(profile: str) -> Found:
@@ -179,9 +171,7 @@ def _drawn(films: int) -> Path:
         return folder
     cache_dir().mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".", dir=cache_dir()) as draft:
-        where = str(cache_dir()).replace(str(Path.home()), "~", 1)
-        what = f"drawing {len(list(plan(films))):,} films once into {where}"
-        print(f"{what}; it takes a minute or two at most")
+        print(f"drawing {films:,} films once into the cache; it takes a minute or two at most")
         write_bundle(Path(draft) / folder.name, films=films)
         try:
             os.replace(Path(draft) / folder.name, folder)
@@ -230,24 +220,24 @@ def _what_is(place: Path) -> str:
         above = next(folder for folder in place.absolute().parents if os.path.exists(folder))
         return f"it does not exist (but {above} does)"
     if not place.is_dir():
-        archive = place.suffix.lower() in ARCHIVES
-        return "it is an archive: unpack it" if archive else "it is a file: give its folder"
-    kinds: Counter[tuple[str, int]] = Counter()
-    for folder, _, names in os.walk(place):
-        depth = 1 + len(Path(folder).relative_to(place).parts)
-        kinds.update((Path(name).suffix.lower(), depth) for name in names)
-    facts = [
-        f"{n} {suffix or 'without suffix'} at depth {depth}"
-        for (suffix, depth), n in kinds.most_common(9)
-    ]
-    if any(suffix in ARCHIVES for suffix, _ in kinds):
-        facts.append("archives have to be unpacked")
+        return f"it is a file, not a folder; {_unread(place)}"
     if _is_celeba(place):
-        facts.append(f"{FACES} is dataset='celeba'")
+        return f"{FACES} is dataset='celeba'"
     skipped: list[tuple[str, str]] = []
     any(_walk(place, skipped))
-    left_out = [f"left out: {name}, {why}" for name, why in skipped if why != NOT_BY_NAME]
-    return "; ".join(facts + left_out[:5]) or "it is a folder without files"
+    facts = [f"{name}: {why}" for name, why in skipped]
+    more = [f"and {len(facts) - 9} more"] if len(facts) > 9 else []
+    return "; ".join(["nothing that is read", *facts[:9], *more])
+
+
+def _unread(path: Path) -> str:
+    """Why this file is not read, or ""."""
+    name = path.name.lower()
+    if name.endswith(ARCHIVES):
+        return "an archive: unpack it"
+    if not name.endswith(SUFFIXES):
+        return "not an image by its name"
+    return "" if os.path.isfile(path) else "not a file"  # a broken link, a pipe
 
 
 class ImageFile(NamedTuple):
@@ -334,28 +324,26 @@ def _walk(root: Path, skipped: list[tuple[str, str]]) -> Iterator[tuple[str, os.
             continue
         inner = {name for name in names if os.path.isdir(folder / name)}
         trains = "train" in map(_split_of, inner)
-        hidden = 0
+        hidden = sum(name.startswith(".") for name in names)
+        if hidden:
+            skipped.append((f"{above}.*", f"hidden or macOS files: {hidden}"))
         for name in names:
             path, below = folder / name, above + name
             if name.startswith("."):
-                hidden += 1
-            elif name in inner:
+                continue
+            if name in inner:
                 why = _left_out(path, trains, known)
                 if why:
                     count = sum(len(files) for *_, files in os.walk(path))
                     skipped.append((f"{below}/", f"{why}: {count}"))
                 else:
                     folders.append((path, f"{below}/"))
-            elif not name.lower().endswith(SUFFIXES):
-                skipped.append((below, NOT_BY_NAME))
-            elif not os.path.isfile(path):  # a broken link, a pipe
-                skipped.append((below, "not a file"))
-            elif trains:
-                skipped.append((below, "beside the train folder"))
+                continue
+            why = _unread(path) or ("beside the train folder" if trains else "")
+            if why:
+                skipped.append((below, why))
             else:
                 yield below, path.stat()
-        if hidden:
-            skipped.append((f"{above}.*", f"hidden or macOS files: {hidden}"))
 
 
 def _left_out(folder: Path, trains: bool, known: dict[Path, str]) -> str:
