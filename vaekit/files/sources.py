@@ -17,7 +17,7 @@ from vaekit.place.setup import attached
 
 SUFFIXES = (".jpeg", ".jpg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".pgm", ".ppm")
 SUFFIXES += (".npy", ".dcm")
-EXPECTED = "train/<class>/*.jpeg with test/ beside it, or <class>/*.jpeg, or images directly"
+EXPECTED = "train/<class>/*.jpeg with test/ beside it, <class>/*.jpeg, images, or one .npz"
 # What the name of a folder says: a split, no class, no images.
 SPLIT = re.compile(r"(train|val|test)(ing|id|idation)?([ _-]?(set|data|images?))?", re.I)
 NO_CLASS = re.compile(r"(images?|imgs?|files|jpe?gs?|pngs?)([ _-]?\d+)?|p1\d", re.I)
@@ -230,14 +230,16 @@ def _what_is(place: Path) -> str:
     return "; ".join(["nothing that is read", *facts[:9], *more])
 
 
-def _unread(path: Path) -> str:
-    """Why this file is not read, or ""."""
+def _unread(path: Path, trains: bool = False) -> str:
+    """Why this file is not read, or ""; `trains`: a train folder lies beside it."""
     name = path.name.lower()
     if name.endswith(ARCHIVES):
         return "an archive: unpack it"
     if not name.endswith(SUFFIXES):
         return "not an image by its name"
-    return "" if os.path.isfile(path) else "not a file"  # a broken link, a pipe
+    if not os.path.isfile(path):  # a broken link, a pipe
+        return "not a file"
+    return "beside the train folder" if trains else ""
 
 
 class ImageFile(NamedTuple):
@@ -328,20 +330,15 @@ def _walk(root: Path, skipped: list[tuple[str, str]]) -> Iterator[tuple[str, os.
         if hidden:
             skipped.append((f"{above}.*", f"hidden or macOS files: {hidden}"))
         for name in names:
-            path, below = folder / name, above + name
+            path = folder / name
+            below = f"{above}{name}/" if name in inner else above + name
             if name.startswith("."):
                 continue
-            if name in inner:
-                why = _left_out(path, trains, known)
-                if why:
-                    count = sum(len(files) for *_, files in os.walk(path))
-                    skipped.append((f"{below}/", f"{why}: {count}"))
-                else:
-                    folders.append((path, f"{below}/"))
-                continue
-            why = _unread(path) or ("beside the train folder" if trains else "")
+            why = _left_out(path, trains, known) if name in inner else _unread(path, trains)
             if why:
                 skipped.append((below, why))
+            elif name in inner:
+                folders.append((path, below))
             else:
                 yield below, path.stat()
 
@@ -352,15 +349,16 @@ def _left_out(folder: Path, trains: bool, known: dict[Path, str]) -> str:
     `trains`: a train folder lies beside it. `known`: folders not to be entered, and why.
     """
     real = folder.resolve()
+    why = known.get(real, "")
     if NO_IMAGES.fullmatch(folder.name):
-        return "no images by its name"
-    if real in known:
-        return known[real]
-    if trains and not _split_of(folder.name):
+        why = "no images by its name"
+    elif trains and not why and not _split_of(folder.name):
         copy = (folder / "train").is_dir()
-        return "nested second copy" if copy else "beside the train folder"
-    if all(os.path.isfile(folder / name) for name in ("config.json", "run.json")):
-        return "a run of this package"
+        why = "nested second copy" if copy else "beside the train folder"
+    elif all(os.path.isfile(folder / name) for name in ("config.json", "run.json")):
+        why = why or "a run of this package"
+    if why:
+        return f"{why}: {sum(len(files) for *_, files in os.walk(folder))}"
     known[real] = READ_ALREADY
     return ""
 
