@@ -302,14 +302,18 @@ def test_dicom_of_8_bits_and_several_frames(tmp_path):
     assert np.array_equal(pixels, film(1)) and list(remarks) == [images.PAGES]
 
 
-def test_the_patient_in_dicom_is_the_group(tmp_path):
+@pytest.mark.parametrize(
+    "folder, classes", [("set", ["set"]), ("set/Name{}", ["set"]), ("set/a/Name{}", ["set"])]
+)
+def test_the_patient_in_dicom_is_the_group(tmp_path, folder, classes):
     """The names, as OsiriX gives them, would make all one patient."""
     pytest.importorskip("pydicom")
     for i in range(24):
-        path = tmp_path / "ab"[i % 2] / f"IM-0001-{i:04}.dcm"
+        path = tmp_path / folder.format(i // 2) / f"IM-0001-{i:04}.dcm"
         dicom(path, film(i).astype("u2") * 16, f"ID{i // 2}")
-    data = load(tmp_path)
+    data = load(tmp_path / "set")
     assert_apart(data)
+    assert data.classes == classes
     groups = [group for split in splits(data) for group in split.groups]
     assert len(groups) == 24 and set(groups) == {f"ID{i}" for i in range(12)}
     assert data.who == "patients"

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from itertools import repeat
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -77,7 +77,7 @@ class PixelCache:
 
     def decode_all(self, drafts: Path | None) -> tuple[np.ndarray, dict]:
         """Every image as the files come; what is found in them, and which show the same."""
-        images, thumbs, found = self.decode(list(range(len(self.files))), drafts)
+        images, thumbs, found = self.decode(self.files, drafts)
         facts = {"found": found, "pairs": patients.near_duplicates(thumbs)}
         return _keep(images, facts, self.pixel_file)
 
@@ -86,7 +86,7 @@ class PixelCache:
         found: dict[str, dict] = {}
         while True:
             order, index = self.plan(found, pairs=[])
-            images, _, new = self.decode(order, drafts)
+            images, _, new = self.decode([self.files[row] for row in order], drafts)
             found |= new
             if not any("bad" in facts for facts in new.values()):
                 return self.keep(images, index, found)  # else again: this changes the split
@@ -97,25 +97,25 @@ class PixelCache:
         for name in index["names"]:
             for what, detail in found.get(name, {}).get("remarks", {}).items():
                 remarks.setdefault(what, {})[name] = detail
-        index = index | {"remarks": remarks, "hash": _hash(images, index)}
-        return _keep(images, index, self.split_file)
+        facts = images.shape, index["labels"], index["lengths"], index["classes"]
+        digest = content_hash((images[part] for part in _parts(images)), facts)
+        return _keep(images, index | {"remarks": remarks, "hash": digest}, self.split_file)
 
-    def decode(self, rows: list[int], drafts: Path | None) -> tuple[np.ndarray, np.ndarray, dict]:
-        """The images of the files `rows`, their thumbnails, and {name: what `fill` gave}."""
+    def decode(self, files: list, drafts: Path | None) -> tuple[np.ndarray, np.ndarray, dict]:
+        """The images of `files`, their thumbnails, and {name: what `fill` gave}."""
         size = self.cfg.image_size
-        images = _empty(drafts, (len(rows), self.cfg.in_channels, size, size))
-        if self.verbose and len(rows) >= 1000:
-            print(f"decoding {len(rows):,} images once; after that they come from the cache")
-        reader = Reader(self.root, self.cfg.in_channels)
-        names = [self.files[row].name for row in rows]
-        thumbs = np.zeros((len(rows), patients.THUMB, patients.THUMB), np.uint8)
-        found = []
+        images = _empty(drafts, (len(files), self.cfg.in_channels, size, size))
+        if self.verbose and len(files) >= 1000:
+            print(f"decoding {len(files):,} images once; after that they come from the cache")
+        fill = partial(self.fill, Reader(self.root, self.cfg.in_channels))
+        names = [file.name for file in files]
+        thumbs = np.zeros((len(files), patients.THUMB, patients.THUMB), np.uint8)
+        found: dict[str, dict] = {}
         with ThreadPoolExecutor(min(os.cpu_count() or 1, 32)) as pool:
             for part in _parts(images):
-                targets = images[part], thumbs[part]
-                found += pool.map(self.fill, repeat(reader), names[part], *targets)
-        pairs = zip(names, found, strict=True)
-        return images, thumbs, {name: facts for name, facts in pairs if any(facts.values())}
+                facts = pool.map(fill, names[part], images[part], thumbs[part])
+                found |= zip(names[part], facts, strict=True)
+        return images, thumbs, {name: facts for name, facts in found.items() if any(facts.values())}
 
     def fill(self, reader: Reader, name: str, image: np.ndarray, thumb: np.ndarray) -> dict:
         """Read the file `name` into `image` and `thumb`.
@@ -123,14 +123,14 @@ class PixelCache:
         {"bad": why that cannot be done}, or the "remarks" and "patient" that the file has.
         """
         try:
-            decoded = reader.read(name)
+            pixels, remarks, patient = reader.read(name)
         except BadImage as error:
             return {"bad": str(error)}
-        image[:] = prepare(decoded.pixels, self.cfg)
+        image[:] = prepare(pixels, self.cfg)
         if self.cfg.patient_key == "none":
-            return {"remarks": decoded.remarks}
-        thumb[:] = patients.thumbnail(decoded.pixels)
-        return {"remarks": decoded.remarks, "patient": decoded.patient}
+            return {"remarks": remarks}
+        thumb[:] = patients.thumbnail(pixels)
+        return {"remarks": remarks, "patient": patient}
 
     def plan(self, found: dict[str, dict], pairs: list) -> tuple[list[int], dict]:
         """The rows of `files` that are train, then val, then test, and the index with them."""
@@ -154,7 +154,7 @@ class PixelCache:
         if merged:
             notes.append(f"{who} joined by near-duplicate images: {merged}")
         rows, dropped = patients.split_by_patient(names, own, labels.tolist(), groups, self.cfg)
-        order = [i for split in SPLITS for i in rows[split]]
+        order = sum((rows[split] for split in SPLITS), [])
         return [good[i] for i in order], {
             "lengths": [len(rows[split]) for split in SPLITS],
             "names": [names[i] for i in order],
@@ -162,7 +162,7 @@ class PixelCache:
             "labels": labels[order].tolist(),
             "classes": classes.tolist(),
             "bad": list(bad.items()),
-            "dropped": [(names[i], dropped[i]) for i in sorted(dropped)],
+            "dropped": [(names[i], reason) for i, reason in sorted(dropped.items())],
             "merged": merged,
             "who": who,
             "notes": notes,
@@ -229,8 +229,3 @@ def _parts(images: np.ndarray, *others: np.ndarray) -> Iterator[slice]:
         for array in (images, *others):
             if isinstance(array, np.memmap) and hasattr(mmap, "MADV_DONTNEED"):
                 array._mmap.madvise(mmap.MADV_DONTNEED)
-
-
-def _hash(images: np.ndarray, index: dict) -> str:
-    facts = images.shape, index["labels"], index["lengths"], index["classes"]
-    return content_hash((images[part] for part in _parts(images)), facts)

@@ -87,9 +87,8 @@ def robust_range(values: np.ndarray) -> tuple[float, float]:
     Padding is the smallest or largest value where it is farther from the others' range than this
     range is wide: a border, a burnt-in marker, a dead pixel. BadImage for NaN and infinity.
     """
-    step = max(
-        1, isqrt(values.shape[0] * values.shape[1] // 1_000_000)
-    )  # a million pixels say enough
+    pixels = values.shape[0] * values.shape[1]
+    step = max(1, isqrt(pixels // 1_000_000))  # a million pixels say enough
     values = np.asarray(values[::step, ::step])
     if not np.isfinite(values).all():
         raise BadImage("has values that are not finite")
@@ -119,11 +118,13 @@ def _check_size(width: int, height: int) -> None:
         raise BadImage(f"claims more than {MAX_PIXELS:,} pixels")
 
 
+def _page_remark(pages: int) -> dict[str, str]:
+    return {PAGES: f"the first of {pages} is"} if pages > 1 else {}
+
+
 def _read_picture(image: Image.Image, path: str | Path, channels: int) -> Decoded:
-    pages = getattr(image, "n_frames", 1)
-    remarks = {PAGES: f"the first of {pages} is"} if pages > 1 else {}
-    deep = image.mode in ("LA", "RGB", "RGBA") and ";16" in str(image.tile)
-    if deep:
+    remarks = _page_remark(getattr(image, "n_frames", 1))
+    if image.mode in ("LA", "RGB", "RGBA") and ";16" in str(image.tile):
         image = _read_deep(path, image, remarks)
     ImageOps.exif_transpose(image, in_place=True)
     if image.mode.startswith(("I", "F")):  # 16 and 32 bits, one channel
@@ -154,13 +155,11 @@ def _read_dicom(path: str | Path, channels: int) -> Decoded:
     values = pixels.pixel_array(file, index=0)
     if file.PhotometricInterpretation == "PALETTE COLOR":
         values = pixels.apply_color_lut(values, file)
-    pages = int(file.get("NumberOfFrames") or 1)
-    remarks = {PAGES: f"the first of {pages} is"} if pages > 1 else {}
+    remarks = _page_remark(int(file.get("NumberOfFrames") or 1))
     if values.ndim == 2:
         values = _apply_window(values, file, remarks)
-    decoded = from_array(values, channels)
-    patient = str(file.get("PatientID") or "").strip()
-    return Decoded(decoded.pixels, remarks | decoded.remarks, patient)
+    pixels, more, _ = from_array(values, channels)
+    return Decoded(pixels, remarks | more, str(file.get("PatientID") or "").strip())
 
 
 def _apply_window(values: np.ndarray, file, remarks: dict) -> np.ndarray:
@@ -235,13 +234,13 @@ def fit_square(image: np.ndarray, size: int, how: str = "squash", crop: float = 
     if how not in ("pad", "frame"):
         raise ValueError(f"fit={how!r} is not one of squash, pad, frame, crop")
     scale = size / max(height, width)
-    if how == "frame":
-        scale = min(scale, 1.0)
-    height, width = max(1, round(height * scale)), max(1, round(width * scale))
+    scale = min(scale, 1.0) if how == "frame" else scale
+    height, width = (max(1, round(side * scale)) for side in (height, width))
     image = _resize(image, height, width)  # the bars last: a strip of film would make a huge square
     top, left = (size - height) // 2, (size - width) // 2
-    bottom, right = size - height - top, size - width - left
-    return cv2.copyMakeBorder(image, top, bottom, left, right, cv2.BORDER_CONSTANT, value=0)
+    square = np.zeros((size, size, *image.shape[2:]), np.uint8)
+    square[top : top + height, left : left + width] = image
+    return square
 
 
 def _resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -300,14 +299,14 @@ def read_arrays(path: Path) -> dict[str, tuple[np.ndarray, list[str]]]:
 
 
 def _read_npz(path: Path) -> tuple[dict, list[str]]:
-    keys = {part: (f"x_{part}", f"y_{part}") for part in SPLITS} | {"all": ("x", "y")}
+    keys = {part: (f"{part}_images", f"{part}_labels") for part in SPLITS}
     with np.load(path) as file:
-        if "train_images" in file:
-            keys = {part: (f"{part}_images", f"{part}_labels") for part in SPLITS}
+        if "train_images" not in file:
+            keys = {part: (f"x_{part}", f"y_{part}") for part in SPLITS} | {"all": ("x", "y")}
         parts = {part: (file[x], file[y]) for part, (x, y) in keys.items() if x in file}
         if not parts:
             raise ValueError(f"it has {file.files}, not train_images, x_train or x")
-        classes = [str(name) for name in file["classes"]] if "classes" in file else []
+        classes = [str(name) for name in file.get("classes", ())]
     for part, (x, y) in parts.items():
         if y.size > len(x):
             raise ValueError(f"{part} has {y.shape[1:]} labels an image, not one")
@@ -321,8 +320,8 @@ def _read_fashion(folder: Path) -> tuple[dict, list[str]]:
 
     parts = {}
     for part, start in (("train", "train"), ("test", "t10k")):
-        x = _read_idx(folder, f"{start}-images-idx3-ubyte")
-        parts[part] = x, _read_idx(folder, f"{start}-labels-idx1-ubyte")
+        kinds = "images-idx3-ubyte", "labels-idx1-ubyte"
+        parts[part] = tuple(_read_idx(folder, f"{start}-{kind}") for kind in kinds)
     return parts, FashionMNIST.classes
 
 
@@ -337,9 +336,10 @@ def _read_cifar(folder: Path) -> tuple[dict, list[str]]:
 
 def _read_idx(folder: Path, name: str) -> np.ndarray:
     """LeCun's format: two zeros, the type, the rank, big-endian sizes, then the numbers."""
-    zipped = not (folder / name).is_file()
-    with gzip.open(folder / f"{name}.gz") if zipped else open(folder / name, "rb") as file:
-        data = file.read()
+    if (folder / name).is_file():
+        data = (folder / name).read_bytes()
+    else:
+        data = gzip.decompress((folder / f"{name}.gz").read_bytes())
     rank = data[3]
     sizes = np.frombuffer(data, ">i4", count=rank, offset=4)
     return np.frombuffer(data, np.uint8, offset=4 + 4 * rank).reshape(sizes)

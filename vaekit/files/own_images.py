@@ -29,10 +29,10 @@ def preset_for(folder: str | Path, **changes) -> Config:
     Median smaller side and the majority of colour images decide; no CLAHE, no patients, the centre
     of each image. `changes` beat all of it. FileNotFoundError where there are no images.
     """
-    sides, in_colour = _look(preset("chest_xray", dataset="images", data_path=str(folder)))
-    grey, colour = next(names for least, names in BY_SIZE.items() if np.median(sides) >= least)
-    values = {**PLAIN, "data_path": str(folder), "in_channels": 3 if in_colour else 1}
-    return preset(colour if in_colour else grey, **values | changes)
+    side, channels = _look(preset("chest_xray", dataset="images", data_path=str(folder)))
+    grey, colour = next(names for least, names in BY_SIZE.items() if side >= least)
+    values = {**PLAIN, "data_path": str(folder), "in_channels": channels}
+    return preset(colour if channels == 3 else grey, **values | changes)
 
 
 def count_channels(folder: str | Path = "") -> int:
@@ -41,8 +41,7 @@ def count_channels(folder: str | Path = "") -> int:
     Default: the images that such a preset would read, as `VAEKIT_DATA` or the bundle has them.
     FileNotFoundError where there are none.
     """
-    _, in_colour = _look(preset("chest_xray", data_path=str(folder)))
-    return 3 if in_colour else 1
+    return _look(preset("chest_xray", data_path=str(folder)))[1]
 
 
 def load_images(paths: str | Path | Sequence[str | Path], cfg: Config) -> torch.Tensor:
@@ -60,8 +59,8 @@ def load_images(paths: str | Path | Sequence[str | Path], cfg: Config) -> torch.
     return as_float(torch.from_numpy(np.stack(images)))
 
 
-def _look(cfg: Config) -> tuple[list[int], bool]:
-    """Smaller sides of images spread over what `cfg` reads, and whether most are in colour."""
+def _look(cfg: Config) -> tuple[float, int]:
+    """Median smaller side of some images of what `cfg` reads, and 3 where most are in colour."""
     root = find_dataset(cfg).path
     files, _ = list_images(root)
     reader = Reader(root, channels=3)
@@ -70,13 +69,9 @@ def _look(cfg: Config) -> tuple[list[int], bool]:
         with suppress(BadImage):  # load_data lists it
             pixels = reader.read(file.name).pixels
             sides.append(min(pixels.shape[:2]))
-            colours.append(_is_colour(pixels))
+            # by the pixels: many grey pictures are saved as RGB
+            small = fit_square(pixels, 32).astype(int)
+            colours.append(np.ptp(small, axis=-1).mean() > 4)
     if not sides:
         raise FileNotFoundError(f"{root}: not one of {len(files)} files can be read as an image")
-    return sides, np.mean(colours) > 0.5
-
-
-def _is_colour(pixels: np.ndarray) -> bool:
-    """By the pixels: many grey pictures are saved as RGB."""
-    small = fit_square(pixels, 32).astype(int)
-    return bool((small.max(-1) - small.min(-1)).mean() > 4)
+    return np.median(sides), 3 if np.mean(colours) > 0.5 else 1

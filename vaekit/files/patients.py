@@ -56,20 +56,19 @@ def find_patients(
     `known`: {path: patient} of files that tell it themselves, as DICOM does; this comes first.
     ValueError where what the user gave tells of no image.
     """
-    table = read_table(how)
+    table, known = read_table(how), known or {}
     given = f"patient_key={how!r}"
     patterns = PATTERNS.get(how, {} if table else {given: how})
     found = []
     for name in names:
         path = PurePosixPath(name)
-        told = [(known[name], "the files themselves")] if name in (known or {}) else []
-        told += [(table[key], given) for key in (name, path.name, path.stem) if key in table]
-        matches = ((rule, re.search(pattern, name)) for rule, pattern in patterns.items())
-        told += [(match[1], rule) for rule, match in matches if match and match[1]]
-        found.append(told[0] if told else (name, ""))
+        told = [(known.get(name), "the files themselves")]
+        told += [(table.get(key), given) for key in (name, path.name, path.stem)]
+        for rule, pattern in patterns.items():
+            told += [(patient, rule) for patient in re.findall(pattern, name)[:1]]
+        found.append(next((pair for pair in told if pair[0]), (name, "")))
     if not any(rule for _, rule in found) and how not in ("subtype", "number", "none"):
-        what = f"{given} tells the patient of none of {len(names)} images"
-        raise ValueError(f"{what}; the first is {names[0]!r}")
+        raise ValueError(f"{given} tells of none of {len(names)} images, such as {names[0]!r}")
     return found
 
 
@@ -82,14 +81,11 @@ def read_table(how: str) -> dict[str, str]:
         return {}
     try:
         text = Path(how).expanduser().read_text(encoding="utf-8-sig", errors="replace")
-        rows = [[cell.strip() for cell in row] for row in csv.reader(text.splitlines()) if row]
-    except (OSError, csv.Error) as error:
-        raise ValueError(f"patient_key={how!r} cannot be read: {error}") from error
-    wrong = [row for row in rows or [[]] if len(row) != 2]
-    if wrong:
-        what = f"has the row {wrong[0]}; a row should be: file name, patient"
-        raise ValueError(f"patient_key={how!r} {what}")
-    return dict(rows)
+        rows = filter(None, csv.reader(text.splitlines()))
+        return {name.strip(): patient.strip() for name, patient in rows}
+    except (OSError, ValueError, csv.Error) as error:
+        what = "is not a file of two columns, file name and patient"
+        raise ValueError(f"patient_key={how!r} {what}: {error}") from error
 
 
 def say_who(rules: list[str], cfg: Config) -> list[str]:
@@ -128,7 +124,8 @@ def near_duplicates(thumbs: np.ndarray) -> list[tuple[int, int]]:
     """
     blank = thumbs.min((1, 2)) == thumbs.max((1, 2))
     if len(thumbs) > MOST_COMPARED:
-        return _identical(thumbs, blank)
+        first = _first([thumb.tobytes() for thumb in thumbs])
+        return [(i, j) for j, i in enumerate(first) if i < j and not blank[j]]
     blurred = np.stack([cv2.GaussianBlur(x, (0, 0), THUMB_BLUR) for x in thumbs.astype("f4")])
     detail = (thumbs - blurred).reshape(len(thumbs), -1)
     detail -= detail.mean(1, keepdims=True)
@@ -137,19 +134,15 @@ def near_duplicates(thumbs: np.ndarray) -> list[tuple[int, int]]:
     pairs = []
     for start in range(0, len(detail), 1024):  # blocks: never an N x N matrix
         correlation = detail[start : start + 1024] @ detail[start:].T
-        rows, columns = np.nonzero(np.triu(correlation > NEAR_DUPLICATE, 1))
-        pairs += zip((rows + start).tolist(), (columns + start).tolist(), strict=True)
+        found = np.argwhere(np.triu(correlation > NEAR_DUPLICATE, 1))
+        pairs += map(tuple, (found + start).tolist())
     return pairs
 
 
-def _identical(thumbs: np.ndarray, blank: np.ndarray) -> list[tuple[int, int]]:
-    first: dict[bytes, int] = {}  # where each thumbnail was seen first
-    pairs = []
-    for i in np.flatnonzero(~blank).tolist():
-        j = first.setdefault(thumbs[i].tobytes(), i)
-        if j < i:
-            pairs.append((j, i))
-    return pairs
+def _first(values: list) -> list[int]:
+    """Where each of the values stands first."""
+    first: dict = {}
+    return [first.setdefault(value, i) for i, value in enumerate(values)]
 
 
 def group_patients(
@@ -160,19 +153,15 @@ def group_patients(
 ) -> list[str]:
     """The group of each image: those with one patient key, joined where `pairs` of images meet.
 
-    `known` as in `find_patients`.
+    `known` as in `find_patients`. A group is called after its first image.
     """
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
+    from scipy.cluster.hierarchy import DisjointSet
 
     keys = [key for key, _ in find_patients(names, how, known)]
-    first: dict[str, int] = {}  # the first image of each key
-    links = [(first.setdefault(key, i), i) for i, key in enumerate(keys)]
-    i, j = np.array([*links, *pairs]).T
-    graph = coo_array((np.ones(len(i)), (i, j)), shape=(len(names), len(names)))
-    _, numbers = connected_components(graph, directed=False)
-    called: dict[int, str] = {}  # a group is called after its first image
-    return [called.setdefault(n, key) for n, key in zip(numbers.tolist(), keys, strict=True)]
+    people = DisjointSet(keys)
+    for i, j in pairs:
+        people.merge(keys[i], keys[j])
+    return [keys[i] for i in _first([people[key] for key in keys])]
 
 
 def split_by_patient(
@@ -184,20 +173,21 @@ def split_by_patient(
     where OWN_VAL allows (Kermany's has 16 images, too few to choose by). What is missing is
     carved from train by group, stratified by class.
     """
-    train = [i for i, split in enumerate(own) if split in ("", "train")]
-    val = [i for i, split in enumerate(own) if split == "val"]
-    test = [i for i, split in enumerate(own) if split == "test"]
-    dropped: dict[int, str] = {}
+    sides = [[i for i, side in enumerate(own) if (side or "train") == s] for s in SPLITS]
+    train, val, test = sides
     if not test:
         train, test = _carve(train, labels, groups, cfg)
-    train, train_in_test = _apart(train, test, groups)
-    val, val_in_test = _apart(val, test, groups)
-    dropped |= dict.fromkeys(train_in_test + val_in_test, "shares a patient with test")
+    held = {groups[i] for i in test}
+    shared = [i for i in train + val if groups[i] in held]
+    dropped = dict.fromkeys(shared, "shares a patient with test")
+    train, val = ([i for i in side if i not in dropped] for side in (train, val))
     share, size = OWN_VAL
     if len(val) < max(size, share * len(train + val)):
         train, val = _carve(sorted(train + val), labels, groups, cfg)
-    train, train_in_val = _apart(train, val, groups)
-    dropped |= dict.fromkeys(train_in_val, "shares a patient with val")
+    held = {groups[i] for i in val}
+    shared = [i for i in train if groups[i] in held]
+    dropped |= dict.fromkeys(shared, "shares a patient with val")
+    train = [i for i in train if i not in dropped]
     rows = {"train": train, "val": val, "test": test}
     for split in SPLITS:
         if not rows[split]:
@@ -213,22 +203,12 @@ def _why_empty(names: list, own: list, groups: list, cfg: Config) -> str:
     """Why these images cannot be split, and the ways out."""
     count = len(set(groups))
     by_name = len(set(group_patients(names, how=cfg.patient_key)))
-    text = f"{len(names)} images of {count} patients cannot be split by patient"
+    text = f"{len(names)} images of {count} patients; three of one class are needed"
     if by_name > count:
-        text += f"; by their names {by_name}, but near-duplicates (frames of a video?) joined them"
+        text += f"; by name they are {by_name}: near-duplicates (frames of a video?) joined them"
     if any(own):
         text += f"; the folders' own splits have {dict(Counter(own))} images"
-    ways = "at least three patients of one class are needed"
-    if cfg.patient_key != "none":
-        ways += ', or patient_key="none": by image, whatever their likeness'
-    return f"{text}; {ways}"
-
-
-def _apart(rows: list[int], others: list[int], groups: list[str]) -> tuple[list, list]:
-    """`rows` that share no group with `others`, and those that do."""
-    theirs = {groups[i] for i in others}
-    shared = [i for i in rows if groups[i] in theirs]
-    return [i for i in rows if groups[i] not in theirs], shared
+    return f'{text}. With patient_key="none" the split is by image, whatever their likeness'
 
 
 def _carve(pool: list[int], labels: list, groups: list, cfg: Config) -> tuple[list, list]:
@@ -243,9 +223,7 @@ def _carve(pool: list[int], labels: list, groups: list, cfg: Config) -> tuple[li
     for parts in by_class.values():
         lengths = [len(part) for part in parts]
         room = max(min(lengths), round(cfg.val_fraction * sum(lengths)))
-        if len(parts) == 1:
-            room = 0  # the only patient of a class stays
-        for part in parts:
+        for part in parts if len(parts) > 1 else ():  # the only patient of a class stays
             if len(part) <= room:
                 taken.update(part)
                 room -= len(part)
@@ -254,12 +232,12 @@ def _carve(pool: list[int], labels: list, groups: list, cfg: Config) -> tuple[li
 
 def _cap(rows: list[int], most: int, labels: list, names: list, seed: int) -> tuple[list, list]:
     """At most `most` of `rows`, each class in its share, and the rest; less of it is a subset."""
-    by_class = defaultdict(list)
-    for i in sorted(rows, key=lambda i: _rank(seed, names[i])):
-        by_class[labels[i]].append(i)
+    sizes = Counter(labels[i] for i in rows)
+    seen: Counter[int] = Counter()
     quantile = {}
-    for members in by_class.values():
-        quantile |= {i: (k + 0.5) / len(members) for k, i in enumerate(members)}
+    for i in sorted(rows, key=lambda i: _rank(seed, names[i])):
+        quantile[i] = (seen[labels[i]] + 0.5) / sizes[labels[i]]
+        seen[labels[i]] += 1
     ranked = sorted(rows, key=lambda i: (quantile[i], i))
     return sorted(ranked[:most]), ranked[most:]
 

@@ -10,9 +10,11 @@ Lengths are in units of half the widest inner width of the rib cage: u points to
 
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import count, islice
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -22,7 +24,6 @@ import numpy as np
 
 from vaekit.place.progress import watched
 
-PNEUMONIA = (None, "bacteria", "virus")
 ANATOMY = {  # ranges, one uniform value a patient
     "age": (0.0, 1.0),  # infant to school child
     "habitus": (0.0, 1.0),  # thin to stout
@@ -69,11 +70,11 @@ def draw_film(
 
     Anatomy depends on (seed, patient), technique on `film` too; `pneumonia` is None, "bacteria"
     (one lobe) or "virus" (patchy, both sides). ValueError for any other, or a negative number."""
-    if pneumonia not in PNEUMONIA:
-        raise ValueError(f"pneumonia={pneumonia!r}: choose one of {PNEUMONIA}")
+    if pneumonia not in OPACITY:
+        raise ValueError(f"pneumonia={pneumonia!r}: choose one of {tuple(OPACITY)}")
     s = _scene(patient, film, height, seed)
     x = _tissue(s) + _lungs(s, pneumonia) + _spine(s) + _ribs(s) + _pairs(s)
-    uneven = 1 + 0.025 * _texture(s, _rng(*s.key, 8), 3)
+    uneven = 1 + 0.025 * _texture(s, s.rng(8), 3)
     return _finish(s, _expose(s, x * uneven))
 
 
@@ -82,23 +83,24 @@ def draw_lungs(patient: int) -> np.ndarray:
     return _air(_scene(patient, film=0, height=256, seed=0)) > 0.35
 
 
-def _rng(*key: int) -> np.random.Generator:
-    """A stream of its own for each key; keys begin with (seed, patient, number of the stream)."""
-    return np.random.default_rng(np.random.SeedSequence(key))
-
-
-def _pick(table: dict, rng: np.random.Generator) -> dict:
-    return {name: rng.uniform(*span) for name, span in table.items()}
-
-
-def _scene(patient: int, film: int, height: int, seed: int) -> SimpleNamespace:
+class Scene(SimpleNamespace):
     """All measures of a film, and its pixels' u and v (H, W); `to_px` maps (u, v) to pixels."""
-    anatomy = _pick(ANATOMY, _rng(seed, patient, 0))
-    first = _pick(TECHNIQUE, _rng(seed, patient, 1, 0))
-    again = _pick(TECHNIQUE, _rng(seed, patient, 1, film))
+
+    def rng(self, *stream: int) -> np.random.Generator:
+        """Random numbers of their own for each patient and `stream`."""
+        return np.random.default_rng([*self.key, *stream])
+
+    def pick(self, table: dict, *stream: int) -> dict:
+        rng = self.rng(*stream)
+        return {name: rng.uniform(*span) for name, span in table.items()}
+
+
+def _scene(patient: int, film: int, height: int, seed: int) -> Scene:
+    s = Scene(key=(seed, patient), film=film)
+    first, again = (s.pick(TECHNIQUE, 1, k) for k in (0, film))
     # a second film is taken much as the first was
     technique = {name: 0.6 * first[name] + 0.4 * again[name] for name in TECHNIQUE}
-    s = SimpleNamespace(key=(seed, patient), film=film, **anatomy, **technique)
+    vars(s).update(s.pick(ANATOMY, 0) | technique)
     s.lung = 1.0 + 0.42 * s.age + 0.1 * (2.0 - s.cage)  # from the apices to the right dome
     s.base = s.lung + s.breath
     s.rib_gap = s.lung / 8.6
@@ -114,7 +116,7 @@ def _scene(patient: int, film: int, height: int, seed: int) -> SimpleNamespace:
     s.to_px = np.array([[c, -d, right], [d, c, height / 2 - c * middle]])
     to_u, to_v = cv2.invertAffineTransform(s.to_px).astype(np.float32)
     y, x = np.mgrid[:height, : s.shape[1]].astype(np.float32)
-    ripple = 0.012 * _texture(s, _rng(*s.key, 2), 2.5)  # no outline is quite smooth
+    ripple = 0.012 * _texture(s, s.rng(2), 2.5)  # no outline is quite smooth
     u = to_u[0] * x + to_u[1] * y + to_u[2]
     v = to_v[0] * x + to_v[1] * y + to_v[2]
     s.u = u - np.float32(s.bend) * (v - 0.6) ** 2 + ripple
@@ -134,19 +136,19 @@ def _step(x: np.ndarray, width: float) -> np.ndarray:
     return 0.5 + 0.5 * np.tanh(x / width)
 
 
-def _bump(x: np.ndarray, width: float) -> np.ndarray:
-    """1 at zero, 0 far away."""
-    return np.exp(-((x / width) ** 2))
+def _bump(x: np.ndarray, y: np.ndarray | float = 0.0) -> np.ndarray:
+    """1 where x and y are zero, 0 far away."""
+    return np.exp(-(x**2) - y**2)
 
 
-def _ball(s: SimpleNamespace, centre: tuple, axes: tuple) -> np.ndarray:
+def _ball(s: Scene, centre: tuple, axes: tuple) -> np.ndarray:
     """Chord through an ellipsoid: 1 at its centre, 0 outside."""
     u = (s.u - centre[0]) / axes[0]
     v = (s.v - centre[1]) / axes[1]
     return np.sqrt(np.maximum(1 - u**2 - v**2, 0))
 
 
-def _texture(s: SimpleNamespace, rng: np.random.Generator, cells: float) -> np.ndarray:
+def _texture(s: Scene, rng: np.random.Generator, cells: float) -> np.ndarray:
     """Smooth noise fixed to the patient: `cells` bumps a unit, standard deviation about 1."""
     side = int(5 * cells) + 4
     grid = 1.4 * rng.standard_normal((side, side), dtype=np.float32)
@@ -155,7 +157,7 @@ def _texture(s: SimpleNamespace, rng: np.random.Generator, cells: float) -> np.n
     return cv2.warpAffine(grid, to_grid, s.shape[::-1], None, how, cv2.BORDER_REFLECT)
 
 
-def _tubes(s: SimpleNamespace, lines, radius, density, shell: float = 0.0) -> np.ndarray:
+def _tubes(s: Scene, lines, radius, density, shell: float = 0.0) -> np.ndarray:
     """Attenuation of tubes along `lines` (n, points, 3): points of their sections, splatted.
 
     Where a tube runs towards the viewer its points pile up: that is what makes the side of the
@@ -189,29 +191,22 @@ def _splat(xy: np.ndarray, weight: np.ndarray, shape: tuple[int, int]) -> np.nda
     column, row = x.astype(np.int64), y.astype(np.int64)
     x, y = x - column, y - row
     at = row * w + column
-    upper = weight.ravel() * (1 - y)
-    lower = weight.ravel() * y
-    image = np.bincount(at, upper * (1 - x), h * w)
-    image += np.bincount(at + 1, upper * x, h * w)
-    image += np.bincount(at + w, lower * (1 - x), h * w)
-    image += np.bincount(at + w + 1, lower * x, h * w)
+    image = np.zeros(h * w)
+    for down, right in np.ndindex(2, 2):
+        share = weight.ravel() * np.abs(1 - down - y) * np.abs(1 - right - x)
+        image += np.bincount(at + down * w + right, share, h * w)
     return image.reshape(h, w)[1:-1, 1:-1].astype(np.float32)
 
 
-def _tissue(s: SimpleNamespace) -> np.ndarray:
+def _tissue(s: Scene) -> np.ndarray:
     """Trunk, neck, head and arms."""
     v, h, wall = s.v, s.lung, s.wall
     up = np.clip(0.3 - s.arm, 0, 1)
-    width = _curve(
-        v,
-        [-1.3, -0.5, -0.35, -0.16, 0.05, 0.3, 0.6 * h, h + 1],
-        [0.5, 0.42, 0.45 + 0.3 * up, 0.75 + 0.2 * up, 1 + wall, 1.05 + wall, 1 + wall, 1.03 + wall],
-    )
-    depth = _curve(
-        v,
-        [-1.3, -0.45, -0.1, 0.15, 0.5, 0.8 * h, h + 1],
-        [0.7, 0.55, 0.55, 0.62, 0.86, 0.96, 1.1],
-    )
+    chest = [1 + wall, 1.05 + wall, 1 + wall, 1.03 + wall]
+    borders = [0.5, 0.42, 0.45 + 0.3 * up, 0.75 + 0.2 * up, *chest]
+    width = _curve(v, [-1.3, -0.5, -0.35, -0.16, 0.05, 0.3, 0.6 * h, h + 1], borders)
+    at = [-1.3, -0.45, -0.1, 0.15, 0.5, 0.8 * h, h + 1]
+    depth = _curve(v, at, [0.7, 0.55, 0.55, 0.62, 0.86, 0.96, 1.1])
     plump = _curve(v, [-1.3, -0.3, 0.2, 0.7 * h, h + 1], [0.5, 0.8, 1.2, 0.7, 0.5])
     trunk = depth * np.maximum(1 - (s.u / width) ** 2, 0) ** plump
     out, down = np.abs(s.u) - 0.98, v - 0.08  # from the shoulder
@@ -224,35 +219,30 @@ def _tissue(s: SimpleNamespace) -> np.ndarray:
     return np.maximum(trunk, arms) + 0.6 * head - 0.22 * gas
 
 
-def _half_width(s: SimpleNamespace, v: np.ndarray) -> np.ndarray:
+def _half_width(s: Scene, v: np.ndarray) -> np.ndarray:
     """Inner half width of the rib cage at height v."""
     narrow = (1 - np.clip(v / (1.15 * s.lung), 0, 1)) ** s.cage
     return np.maximum(1 - narrow, 1e-4) ** 0.5
 
 
-def _heart(s: SimpleNamespace) -> np.ndarray:
+def _heart(s: Scene) -> np.ndarray:
     """Depth of heart and great vessels, between their right and left borders."""
     v, h, wide = s.v, s.base, s.upper
     u = s.u - 0.25 * s.turn
     r = s.heart * (1.08 - 0.16 * s.age)
     top, above = [-1.3, -0.05, 0.04 * h, 0.15 * h], [0.4, 0.33, 0.25, wide]
-    right = _curve(
-        v,
-        [*top, 0.45 * h, 0.7 * h, 0.9 * h, h + 0.1, h + 1],
-        [*above, wide + 0.02, 0.33 * r, 0.36 * r, 0.25, 0.2],
-    )
-    left = _curve(
-        v,
-        [*top, 0.27 * h, 0.4 * h, 0.55 * h, s.apex * h, h + 0.12, h + 0.4, h + 1],
-        [*above, wide + s.knob, wide + 0.03, 0.32 * r, 0.6 * r, 0.6 * r, 0.3, 0.3],
-    )
+    at = [*top, 0.45 * h, 0.7 * h, 0.9 * h, h + 0.1, h + 1]
+    right = _curve(v, at, [*above, wide + 0.02, 0.33 * r, 0.36 * r, 0.25, 0.2])
+    at = [*top, 0.27 * h, 0.4 * h, 0.55 * h, s.apex * h, h + 0.12, h + 0.4, h + 1]
+    borders = [*above, wide + s.knob, wide + 0.03, 0.32 * r, 0.6 * r, 0.6 * r, 0.3, 0.3]
+    left = _curve(v, at, borders)
     depth = _curve(v, [-1.3, 0.1 * h, 0.5 * h, 0.8 * h, h + 1], [0.8, 0.7, 0.62, 0.66, 0.7])
     border = np.where(u < 0, right, left)
     body = np.maximum(1 - (u / border) ** 2, 0) ** 0.4
-    return np.maximum(depth * body, _bump(u, 0.13))
+    return np.maximum(depth * body, _bump(u / 0.13))
 
 
-def _air(s: SimpleNamespace) -> np.ndarray:
+def _air(s: Scene) -> np.ndarray:
     """Depth of air in the lungs: the cage, less the heart, above the diaphragm."""
     half = _half_width(s, s.v)
     air = half**0.9 * np.maximum(1 - (s.u / half) ** 2, 0) ** 0.4
@@ -264,48 +254,45 @@ def _air(s: SimpleNamespace) -> np.ndarray:
     return np.maximum(air - _heart(s), 0) * share
 
 
-def _lungs(s: SimpleNamespace, pneumonia: str | None) -> np.ndarray:
+def _lungs(s: Scene, pneumonia: str | None) -> np.ndarray:
     """Air taken away; vessels, fine mottle and opacities in it."""
-    air, rng = _air(s), _rng(*s.key, 3)
+    air, rng = _air(s), s.rng(3)
     mottle = 0.012 * (_texture(s, rng, 14) + _texture(s, rng, 30))
-    share, seen = 0, 1  # of the air replaced, of the vessels
-    if pneumonia == "virus":
-        share, seen = _patches(s)
-    elif pneumonia == "bacteria":
-        share, seen = _lobe(s)
+    share, seen = OPACITY[pneumonia](s)
     inside = np.minimum(air / 0.25, 1)
     return (_vessels(s) * seen + mottle) * inside - 0.76 * air * (1 - share)
 
 
-def _patches(s: SimpleNamespace) -> tuple[np.ndarray, np.ndarray]:
+def _patches(s: Scene) -> tuple[np.ndarray, np.ndarray]:
     """Around both hila. Share of the air replaced, 0 to 1, and how well vessels show against it."""
-    rng = _rng(*s.key, 4)
+    rng = s.rng(4)
     cloud = 0.75 + 0.35 * _texture(s, rng, 2.5) + 0.2 * _texture(s, rng, 6)
     u, v = (np.abs(s.u) - 0.3) / 0.45, (s.v / s.base - 0.6) / 0.45
-    central = np.exp(-(u**2) - v**2)
-    share = np.clip(rng.uniform(0.35, 0.65) * central * cloud, 0, 0.9)
+    share = np.clip(rng.uniform(0.35, 0.65) * _bump(u, v) * cloud, 0, 0.9)
     return share, 1 + 0.4 * share
 
 
-def _lobe(s: SimpleNamespace) -> tuple[np.ndarray, np.ndarray]:
+def _lobe(s: Scene) -> tuple[np.ndarray, np.ndarray]:
     """One lobe, up to its fissure. The same two as `_patches`."""
-    rng, h = _rng(*s.key, 4), s.base
+    rng, h = s.rng(4), s.base
     out = s.u * rng.choice([-1, 1])
     upper = rng.random() < 0.4
     fissure = (0.52 + rng.uniform(-0.12, 0.12)) * h - rng.uniform(-0.1, 0.4) * (out - 0.5)
     beyond = (fissure - s.v if upper else s.v - fissure) / h
     x = (out - rng.uniform(0.35, 0.6)) / rng.uniform(0.3, 0.5)
     y = beyond - rng.uniform(0.1, 0.25)
-    cloud = np.exp(-(x**2) - (y / 0.3) ** 2)
-    cloud += 0.14 * _texture(s, rng, 4) + 0.06 * _texture(s, rng, 10)
+    cloud = _bump(x, y / 0.3) + (0.14 * _texture(s, rng, 4) + 0.06 * _texture(s, rng, 10))
     edge = rng.uniform(0.02, 0.1)
     share = _step(cloud - 0.4, 0.3) * _step(beyond, edge) * _step(out, 0.05)
     return rng.uniform(0.5, 0.9) * share, 1 - 1.4 * share  # below 0: bronchi stand out as air
 
 
-def _vessels(s: SimpleNamespace) -> np.ndarray:
+OPACITY = {None: lambda s: (0, 1), "bacteria": _lobe, "virus": _patches}  # by the pneumonia
+
+
+def _vessels(s: Scene) -> np.ndarray:
     """Trees that fan out from the hila: 24 stems, each forking twice, two times over."""
-    rng, points, n = _rng(*s.key, 5), s.shape[0] // 4, 24
+    rng, points, n = s.rng(5), s.shape[0] // 4, 24
     t = np.linspace(0, 1, points)
     side = np.tile([-1.0, 1.0], 12)
     radius = 0.024 * s.vessels
@@ -330,7 +317,7 @@ def _vessels(s: SimpleNamespace) -> np.ndarray:
     return 0.12 * np.tanh(x / 0.12)
 
 
-def _ribs(s: SimpleNamespace) -> np.ndarray:
+def _ribs(s: Scene) -> np.ndarray:
     """Eleven pairs on the cage, from the spine back, round the side and down to the front."""
     number = np.repeat(np.arange(11), 2)[:, None]
     side = np.tile([-1.0, 1.0], 11)[:, None]
@@ -348,14 +335,14 @@ def _ribs(s: SimpleNamespace) -> np.ndarray:
     return 0.25 * np.tanh(x / 0.25)  # where many overlap, the beam is spent
 
 
-def _pairs(s: SimpleNamespace) -> np.ndarray:
+def _pairs(s: Scene) -> np.ndarray:
     """Clavicles, humeri, shoulder blades' edges, jaw; trachea and bronchi as missing tissue."""
     t = np.linspace(0, 1, s.shape[0])
     o = np.zeros(s.shape[0])
     fork = 0.4 * s.base
     rise = 0.24 * np.clip(-s.arm, 0, 1) + 0.1
     c, d = 1.3 * np.cos(s.arm), 1.3 * np.sin(s.arm)
-    knob = np.sqrt(np.clip(t / 0.03, 0.01, 1)) * (0.05 + 0.03 * _bump(t - 0.03, 0.06))
+    knob = np.sqrt(np.clip(t / 0.03, 0.01, 1)) * (0.05 + 0.03 * _bump((t - 0.03) / 0.06))
     jaw = 1.6 * t
     tubes = [  # one side's: u, v, z, radius, density
         (0.12 + 0.85 * t, 0.16 - rise * t - 0.04 * np.sin(5.5 * t), (1 - t) / 2, o + 0.026, o + 2),
@@ -367,24 +354,23 @@ def _pairs(s: SimpleNamespace) -> np.ndarray:
         (0.24 * t, fork + 0.2 * t**0.8, o + 0.1, o + 0.035, o - 0.8),
     ]
     u, v, z, radius, density = np.moveaxis(np.array(tubes), 1, 0)
-    right = _tubes(s, np.stack([-u, v, z], -1), radius, density, 0.6)
-    left = _tubes(s, np.stack([u, v, z], -1), radius, density, 0.6)
-    return right + left
+    sides = [np.stack([side * u, v, z], -1) for side in (-1, 1)]
+    return sum(_tubes(s, lines, radius, density, 0.6) for lines in sides)
 
 
-def _spine(s: SimpleNamespace) -> np.ndarray:
+def _spine(s: Scene) -> np.ndarray:
     """Vertebral bodies with discs between them, pedicles and spinous processes."""
     u = s.u + 0.6 * s.turn
     phase = (s.v / s.rib_gap) % 1
     width = 0.1 + 0.02 * np.clip(s.v, -1, 1.5)
     block = _step(phase - 0.12, 0.06) * _step(0.9 - phase, 0.06)
-    pedicles = np.exp(-(((np.abs(u) - 0.6 * width) / 0.022) ** 2) - ((phase - 0.4) / 0.16) ** 2)
-    process = np.exp(-((u / 0.02) ** 2) - ((phase - 0.75) / 0.2) ** 2)
+    pedicles = _bump((np.abs(u) - 0.6 * width) / 0.022, (phase - 0.4) / 0.16)
+    process = _bump(u / 0.02, (phase - 0.75) / 0.2)
     body = _step(width - np.abs(u), 0.03) * (0.04 + 0.07 * block)
     return body + 0.05 * (pedicles + process)
 
 
-def _expose(s: SimpleNamespace, x: np.ndarray) -> np.ndarray:
+def _expose(s: Scene, x: np.ndarray) -> np.ndarray:
     """Attenuation to grey levels, float: blur, edge enhancement, scatter, film curve, grain."""
     px = s.shape[0] / 256
     x = cv2.GaussianBlur(x.astype(np.float32), (0, 0), s.blur * px)
@@ -394,14 +380,14 @@ def _expose(s: SimpleNamespace, x: np.ndarray) -> np.ndarray:
     x = (1 - s.scatter) * x + s.scatter * haze + s.boost * edges
     x = np.maximum(s.exposure * x, 0) ** s.gamma
     grey = 255 * (s.black + (s.white - s.black) * np.tanh(1.25 * x))
-    grain = _rng(*s.key, 9, s.film).standard_normal(s.shape, dtype=np.float32)
+    grain = s.rng(9, s.film).standard_normal(s.shape, dtype=np.float32)
     grain = cv2.GaussianBlur(grain, (0, 0), 0.7)
     return grey + 2 * s.noise * grain * np.clip(grey / 80, 0, 1)
 
 
-def _finish(s: SimpleNamespace, grey: np.ndarray) -> np.ndarray:
+def _finish(s: Scene, grey: np.ndarray) -> np.ndarray:
     """Collimation on some sides, the burnt-in marker; uint8."""
-    rng, (h, w) = _rng(*s.key, 10, s.film), s.shape
+    rng, (h, w) = s.rng(10, s.film), s.shape
     px = h / 256
     shares = np.maximum(rng.uniform(-0.08, 0.06, 4), 0)
     top, low, left, right = (shares * (h, h, w, w)).astype(int)
@@ -417,23 +403,18 @@ def _finish(s: SimpleNamespace, grey: np.ndarray) -> np.ndarray:
     return film
 
 
-FOLDERS = {  # films in each; 8 of each class in val, as in Kermany's
-    ("train", "NORMAL"): 688,
-    ("train", "PNEUMONIA"): 1036,
-    ("val", "NORMAL"): 8,
-    ("val", "PNEUMONIA"): 8,
-    ("test", "NORMAL"): 180,
-    ("test", "PNEUMONIA"): 260,
+# Films in each folder, 8 of each class in val, as in Kermany's; and numbers of train patients who
+# have a film there too, as happens in Kermany's set.
+FOLDERS = {
+    ("train", "NORMAL"): (688, []),
+    ("train", "PNEUMONIA"): (1036, []),
+    ("val", "NORMAL"): (8, [1]),
+    ("val", "PNEUMONIA"): (8, [1, 5]),
+    ("test", "NORMAL"): (180, [13, 25]),
+    ("test", "PNEUMONIA"): (260, [9, 21, 33]),
 }
-FILMS = sum(FOLDERS.values())
+FILMS = sum(room for room, _ in FOLDERS.values())
 SAMPLE = 100  # films of the sample in the repository, and a few more: see `plan`
-# Numbers of train patients who have a film in another folder too, as happens in Kermany's set.
-GUESTS = {
-    ("val", "NORMAL"): [1],
-    ("val", "PNEUMONIA"): [1, 5],
-    ("test", "NORMAL"): [13, 25],
-    ("test", "PNEUMONIA"): [9, 21, 33],
-}
 
 
 class PlannedFilm(NamedTuple):
@@ -445,52 +426,35 @@ class PlannedFilm(NamedTuple):
     pneumonia: str | None
 
 
-def _file_name(label: str, number: int, film: int, serial: int, kind: str | None) -> str:
-    """As Kermany's files are named."""
+def _plan_film(split: str, label: str, serial: int, number: int, film: int) -> PlannedFilm:
+    """The `film`-th of the class's patient `number`; named as Kermany's files are."""
     if label == "PNEUMONIA":
+        kind = "virus" if number % 3 == 2 else "bacteria"
         person = 1 + number - (number + 3) // 6  # some persons are two, one of each kind
-        return f"person{person}_{kind}_{serial}.jpeg"
-    stem = f"IM-{115 + number:04d}"
-    if number % 5 > 2:
-        stem = f"NORMAL2-IM-{1001 + number}"
+        path = Path(split, label, f"person{person}_{kind}_{serial}.jpeg")
+        return PlannedFilm(path, number + 10_000, film, kind)
+    stem = f"NORMAL2-IM-{1001 + number}" if number % 5 > 2 else f"IM-{115 + number:04d}"
     again = f"-{film + 1:04d}" if film else ""
-    return f"{stem}-0001{again}.jpeg"
-
-
-def _numbers(room: int, first: int, guests: list[int]) -> list[tuple[int, int]]:
-    """(number, film) of a folder's films: patients from `first` on, guests spread among them.
-
-    Every fourth patient has two or three films; a guest's is that patient's fourth."""
-    chosen = []
-    number = first
-    while len(chosen) < room - len(guests):
-        count = 1 + (number % 4 == 1) + (number % 12 == 5)
-        chosen += [(number, film) for film in range(count)]
-        number += 1
-    del chosen[room - len(guests) :]
-    for place, guest in enumerate(guests):
-        chosen.insert(place * room // len(guests), (guest, 3))
-    return chosen
+    return PlannedFilm(Path(split, label, f"{stem}-0001{again}.jpeg"), number, film, None)
 
 
 def plan(films: int = FILMS) -> Iterator[PlannedFilm]:
     """The first films of every folder, in their share of `films`, at least two a folder.
 
+    Every fourth patient has two or three films; a guest's is that patient's fourth.
     A file of a smaller plan has the same name, folder and film in every larger one."""
-    following = {"NORMAL": 0, "PNEUMONIA": 0}
+    following: Counter[str] = Counter()  # the next patient of each class
     serial = 0
-    for (split, label), room in FOLDERS.items():
-        guests = GUESTS.get((split, label), [])
-        chosen = _numbers(room, following[label], guests)
-        following[label] = 1 + max(number for number, _ in chosen)
+    for (split, label), (room, guests) in FOLDERS.items():
+        numbers = count(following[label])
+        own = ((n, k) for n in numbers for k in range(1 + (n % 4 == 1) + (n % 12 == 5)))
+        chosen = list(islice(own, room - len(guests)))
+        following[label] = 1 + chosen[-1][0]
+        for place, guest in enumerate(guests):
+            chosen.insert(place * room // len(guests), (guest, 3))
         wanted = max(2, round(room * films / FILMS))
         for place, (number, film) in enumerate(chosen[:wanted], serial + 1):
-            patient, kind = number, None
-            if label == "PNEUMONIA":
-                patient = number + 10_000
-                kind = "virus" if number % 3 == 2 else "bacteria"
-            name = _file_name(label, number, film, place, kind)
-            yield PlannedFilm(Path(split, label, name), patient, film, kind)
+            yield _plan_film(split, label, place, number, film)
         serial += room
 
 
@@ -498,7 +462,9 @@ def write_film(folder: Path, seed: int, planned: PlannedFilm) -> None:
     """Draw one film and store it as JPEG; OSError where the disk refuses."""
     image = draw_film(planned.patient, planned.film, planned.pneumonia, seed=seed)
     _, jpeg = cv2.imencode(".jpeg", image, [cv2.IMWRITE_JPEG_QUALITY, 88])
-    (folder / planned.path).write_bytes(jpeg)
+    path = folder / planned.path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(jpeg)
 
 
 def write_bundle(
@@ -511,17 +477,12 @@ def write_bundle(
     refuses. Patients of the two classes differ, whatever their numbers."""
     from tqdm.auto import tqdm
 
-    folder = Path(folder)
     wanted = list(plan(films))
-    for inside in {planned.path.parent for planned in wanted}:
-        (folder / inside).mkdir(parents=True, exist_ok=True)
-    hidden = not watched()
     # threads: nearly all of a film is drawn in numpy and OpenCV, which let others run meanwhile
     pool = ThreadPoolExecutor(threads or min(os.cpu_count() or 1, 4))
     try:
-        written = pool.map(partial(write_film, folder, seed), wanted)
-        for _ in tqdm(written, total=len(wanted), unit="film", disable=hidden):
-            pass
+        written = pool.map(partial(write_film, Path(folder), seed), wanted)
+        list(tqdm(written, total=len(wanted), unit="film", disable=not watched()))
     finally:  # stopped by hand or a full disk: no film more
         pool.shutdown(cancel_futures=True)
     return len(wanted)

@@ -3,31 +3,27 @@
 import os
 import re
 import tempfile
-from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 from vaekit.config import Config
 from vaekit.data import SPLITS
 from vaekit.files.images import read_arrays
-from vaekit.files.phantom import FILMS, SAMPLE, plan, write_bundle
+from vaekit.files.phantom import FILMS, SAMPLE, write_bundle
 from vaekit.files.weights import downloads_allowed
 from vaekit.place.setup import attached
 
 SUFFIXES = (".jpeg", ".jpg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".pgm", ".ppm")
 SUFFIXES += (".npy", ".dcm")
-EXPECTED = "train/<class>/*.jpeg with test/ beside it, or <class>/*.jpeg, or images directly"
+EXPECTED = "train/<class>/*.jpeg with test/ beside it, <class>/*.jpeg, images, or one .npz"
 # What the name of a folder says: a split, no class, no images.
 SPLIT = re.compile(r"(train|val|test)(ing|id|idation)?([ _-]?(set|data|images?))?", re.I)
 NO_CLASS = re.compile(r"(images?|imgs?|files|jpe?gs?|pngs?)([ _-]?\d+)?|p1\d", re.I)
-NO_IMAGES = re.compile(
-    r"(.*[ _-])?masks|mask|labels?|segs?|segmentations?|annotations?|ground[ _-]?truth", re.I
-)
+NO_IMAGES = r"(.*[ _-])?masks|mask|labels?|segs?|segmentations?|annotations?|ground[ _-]?truth"
+NO_IMAGES = re.compile(rf"__MACOSX|{NO_IMAGES}", re.I)
 ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar")
-NOT_BY_NAME = "not an image by its name"
 READ_ALREADY = "read already under another name"
 BUNDLE = Path(__file__).parents[2] / "data" / "chest_xray_phantom"  # a sample
 
@@ -55,8 +51,7 @@ INSIDE = {  # in one of these, nearest first
 }
 
 
-@dataclass(frozen=True)
-class Found:
+class Found(NamedTuple):
     """Where the images are, and by which rule; `str()` of it is one line."""
 
     path: Path
@@ -76,14 +71,15 @@ def find_dataset(cfg: Config, download: bool = False) -> Found:
     chest_xray means the bundled phantoms and every other set FileNotFoundError.
     """
     name = cfg.dataset
-    for asked, place in (("data_path", cfg.data_path), ("VAEKIT_DATA", _env("VAEKIT_DATA"))):
+    orders = {"data_path": cfg.data_path, "VAEKIT_DATA": _env("VAEKIT_DATA")}
+    for asked, place in orders.items():
         if place:
             folder = Path(place).expanduser()
-            path = _enter(folder, name) if os.path.exists(folder) else None
-            if path is None:
-                what = f"{asked}={place} has no images for dataset={name}: {_what_is(folder)}"
-                raise FileNotFoundError(f"{what}; expected {_expected(name)}")
-            return Found(path, "given" if asked == "data_path" else asked)
+            path = os.path.exists(folder) and _enter(folder, name)
+            if path:
+                return Found(path, "given" if asked == "data_path" else asked)
+            what = f"{asked}={place} has no images for dataset={name}: {_what_is(folder)}"
+            raise FileNotFoundError(f"{what}; expected {_expected(name)}")
     found = _search(name)
     if not found and download and name in KAGGLE and downloads_allowed(cfg.profile):
         _download(name)
@@ -96,42 +92,27 @@ def find_dataset(cfg: Config, download: bool = False) -> Found:
 def _search(name: str) -> Found | None:
     if name not in KAGGLE:
         return None
-    places = [("kaggle input", folder) for folder in _attached_with(name)]
-    places += [("kagglehub cache", folder) for folder in _kagglehub_versions(name)]
-    places += [("torchvision cache", _torchvision_cache())]
-    for source, place in places:
-        path = _enter(place, name)
-        if path:
-            return Found(path, source)
-    return None
-
-
-def _attached_with(name: str) -> list[Path]:
-    """Folders with the data set in what is attached on Kaggle, those of its usual name first."""
-    found = [folder for folder in attached() if _marked(folder, name)]
     slug = KAGGLE[name].split("/")[1]
-    return sorted(found, key=lambda folder: slug not in folder.parts)  # stable: nearest first
-
-
-def _kagglehub_versions(name: str) -> list[Path]:
-    """kagglehub's copies on disk: finished downloads first, newest first."""
-    root = Path(_env("KAGGLEHUB_CACHE") or "~/.cache/kagglehub").expanduser()
-    root = root / "datasets" / KAGGLE[name]
-    versions = [folder for folder in root.glob("versions/*") if folder.name.isdigit()]
-
-    def rank(folder: Path) -> tuple[bool, int]:
-        return (root / f"{folder.name}.complete").exists(), int(folder.name)
-
-    return sorted(versions, key=rank, reverse=True)
+    inputs = [folder for folder in attached() if _marked(folder, name)]
+    inputs.sort(key=lambda folder: slug not in folder.parts)  # the usual name first, then nearest
+    hub = Path(_env("KAGGLEHUB_CACHE") or "~/.cache/kagglehub").expanduser()
+    hub = hub / "datasets" / KAGGLE[name]
+    versions = [folder for folder in hub.glob("versions/*") if folder.name.isdigit()]
+    versions.sort(key=lambda folder: int(folder.name), reverse=True)  # newest first
+    versions.sort(key=lambda folder: not (hub / f"{folder.name}.complete").exists())
+    places = {"kaggle input": inputs, "kagglehub cache": versions}
+    places["torchvision cache"] = [cache_dir() / "torchvision"]
+    for source, folders in places.items():
+        for folder in folders:
+            path = _enter(folder, name)
+            if path:
+                return Found(path, source)
+    return None
 
 
 def cache_dir() -> Path:
     """Where decoded and drawn images stay: `VAEKIT_CACHE`, else ~/.cache/vaekit. Safe to delete."""
     return Path(_env("VAEKIT_CACHE") or "~/.cache/vaekit").expanduser()
-
-
-def _torchvision_cache() -> Path:
-    return cache_dir() / "torchvision"
 
 
 def _env(name: str) -> str:
@@ -143,7 +124,7 @@ def _download(name: str) -> None:
     if name in TORCHVISION:
         from torchvision import datasets
 
-        getattr(datasets, TORCHVISION[name])(_torchvision_cache(), download=True)
+        getattr(datasets, TORCHVISION[name])(cache_dir() / "torchvision", download=True)
     else:
         import kagglehub
 
@@ -151,22 +132,17 @@ def _download(name: str) -> None:
 
 
 def _expected(name: str) -> str:
-    if name in ("chest_xray", "images"):
-        return EXPECTED
-    places = [f"{inside}/" if inside else "this folder" for inside in INSIDE[name]]
-    return f"{' or '.join(MARKS[name])} in {' or '.join(places)}"
+    return EXPECTED if name in ("chest_xray", "images") else " or ".join(MARKS[name])
 
 
 def _nowhere(name: str, *more: Path | str) -> str:
     """The message where a data set is missing: what, how to get it, where it was looked for."""
-    places = ["data_path (empty)", "VAEKIT_DATA (not set)"]
     ways = "set VAEKIT_DATA or data_path to its folder"
     if name in KAGGLE:
         ways += f"; attach {KAGGLE[name]} on Kaggle; or vaekit.load_data(cfg, download=True)"
-        places += ["/kaggle/input", f"kagglehub's cache of {KAGGLE[name]}", _torchvision_cache()]
-    looked = "".join(f"\n  {place}" for place in (*places, *more))
+    places = ["/kaggle/input", "the caches of kagglehub and torchvision", *map(str, more)]
     what = f"no images for dataset={name}; expected {_expected(name)}"
-    return f"{what}.\nTo get them: {ways}.\nLooked at{looked}"
+    return f"{what}.\nTo get them: {ways}.\nLooked at " + ", ".join(places)
 
 
 def bundled(profile: str) -> Found:
@@ -179,12 +155,11 @@ def bundled(profile: str) -> Found:
             return Found(_drawn(FILMS), f"bundled phantoms, {FILMS:,} films")
         except OSError as error:
             print(f"the bundled phantoms cannot be drawn ({error}): a sample of them instead")
-    if _enter(BUNDLE, "chest_xray"):
-        return Found(BUNDLE, "sample of the bundled phantoms")
     try:
-        return Found(_drawn(SAMPLE), "sample of the bundled phantoms")
+        path = _enter(BUNDLE, "chest_xray") or _drawn(SAMPLE)
     except OSError as error:
         raise FileNotFoundError(_nowhere("chest_xray", BUNDLE, str(error))) from error
+    return Found(path, "sample of the bundled phantoms")
 
 
 def _drawn(films: int) -> Path:
@@ -195,11 +170,8 @@ def _drawn(films: int) -> Path:
     if folder.is_dir():
         return folder
     cache_dir().mkdir(parents=True, exist_ok=True)
-    count = len(list(plan(films)))
-    where = str(cache_dir()).replace(str(Path.home()), "~", 1)
-    long = "a minute or two" if films == FILMS else "seconds"
     with tempfile.TemporaryDirectory(prefix=".", dir=cache_dir()) as draft:
-        print(f"drawing {count:,} films once into {where}; it takes {long}")
+        print(f"drawing {films:,} films once into the cache; it takes a minute or two at most")
         write_bundle(Path(draft) / folder.name, films=films)
         try:
             os.replace(Path(draft) / folder.name, folder)
@@ -211,7 +183,7 @@ def _drawn(films: int) -> Path:
 
 def _marked(folder: Path, name: str) -> Path | None:
     """The folder, at or below `folder`, that has the marks of the known data set; or the .npz."""
-    for inside in INSIDE[name]:
+    for inside in INSIDE.get(name, ()):
         for mark in MARKS[name]:
             hits = sorted((folder / inside).glob(mark))
             if hits:  # of several .npz the last by name
@@ -221,19 +193,21 @@ def _marked(folder: Path, name: str) -> Path | None:
 
 def _enter(folder: Path, name: str) -> Path | None:
     """What to read in `folder` for the data set `name`; None if it is not there."""
-    own = name in ("cifar10", "chest_xray", "images")
-    if own and folder.suffix == ".npz" and folder.is_file():
+    if name not in ("fashion_mnist", "celeba") and folder.suffix == ".npz" and folder.is_file():
         return folder
-    if name in KAGGLE:
-        found = _marked(folder, name)
-        if found or name != "chest_xray":
-            return found
+    found = _marked(folder, name)
+    if found or name not in ("chest_xray", "images"):
+        return found
+    if name == "chest_xray":
         inner = folder / "chest_xray"
         if not (folder / "train").is_dir() and any(_walk(inner, [])):
             return inner
         if _is_celeba(folder):
             return None  # one data set does not stand in for another
-    return folder if any(_walk(folder, [])) else None
+    if any(_walk(folder, [])):
+        return folder
+    arrays = list(folder.glob("*.npz"))
+    return arrays[0] if len(arrays) == 1 else None
 
 
 def _is_celeba(folder: Path) -> bool:
@@ -246,25 +220,26 @@ def _what_is(place: Path) -> str:
         above = next(folder for folder in place.absolute().parents if os.path.exists(folder))
         return f"it does not exist (but {above} does)"
     if not place.is_dir():
-        archive = place.suffix.lower() in ARCHIVES
-        return "it is an archive: unpack it" if archive else "it is a file: give its folder"
-    counts = defaultdict(Counter)
-    for folder, _, names in os.walk(place):
-        depth = 1 + len(Path(folder).relative_to(place).parts)
-        counts[depth].update(Path(name).suffix.lower() or "without suffix" for name in names)
-    facts = []
-    for depth, suffixes in counts.items():
-        kinds = ", ".join(f"{n} {suffix}" for suffix, n in suffixes.most_common(5))
-        facts += [f"at depth {depth} there are {kinds}"] * bool(kinds)
-    if set().union(*counts.values()) & set(ARCHIVES):
-        facts.append("archives have to be unpacked")
+        return f"it is a file, not a folder; {_unread(place)}"
     if _is_celeba(place):
-        facts.append(f"{FACES} is dataset='celeba'")
+        return f"{FACES} is dataset='celeba'"
     skipped: list[tuple[str, str]] = []
     any(_walk(place, skipped))
-    skipped = [pair for pair in skipped if pair[1] != NOT_BY_NAME]
-    facts += [f"left out: {name}, {why}" for name, why in skipped[:5]]
-    return "; ".join(facts) or "it is a folder without files"
+    facts = [f"{name}: {why}" for name, why in skipped]
+    more = [f"and {len(facts) - 9} more"] if len(facts) > 9 else []
+    return "; ".join(["nothing that is read", *facts[:9], *more])
+
+
+def _unread(path: Path, trains: bool = False) -> str:
+    """Why this file is not read, or ""; `trains`: a train folder lies beside it."""
+    name = path.name.lower()
+    if name.endswith(ARCHIVES):
+        return "an archive: unpack it"
+    if not name.endswith(SUFFIXES):
+        return "not an image by its name"
+    if not os.path.isfile(path):  # a broken link, a pipe
+        return "not a file"
+    return "beside the train folder" if trains else ""
 
 
 class ImageFile(NamedTuple):
@@ -318,13 +293,18 @@ def _rows_of(arrays: dict, root: Path) -> list[ImageFile]:
     return files
 
 
+def _split_of(folder: str) -> str:
+    """The split that the name of a folder says, or ""."""
+    match = SPLIT.fullmatch(folder)
+    return match[1].lower() if match else ""
+
+
 def _split_and_classes(path: str) -> tuple[str, list[str]]:
     """The split that the folders in `path` say, or "", and those that may be a class."""
     split, above, below = "", [], []
     for folder in Path(path).parts:
-        match = SPLIT.fullmatch(folder)
-        if match:
-            split = split or match[1].lower()
+        if _split_of(folder):
+            split = split or _split_of(folder)
         elif not NO_CLASS.fullmatch(folder):
             (below if split else above).append(folder)
     return split, below or above
@@ -340,60 +320,47 @@ def _walk(root: Path, skipped: list[tuple[str, str]]) -> Iterator[tuple[str, os.
     folders = [(root, "")]
     for folder, above in folders:  # it grows
         try:
-            with os.scandir(folder) as listed:
-                entries = sorted(listed, key=lambda entry: entry.name)
+            names = sorted(os.listdir(folder))
         except OSError as error:
             skipped.append((above or "./", f"cannot be read: {error.strerror}"))
             continue
-        if above and {"config.json", "run.json"} <= {entry.name for entry in entries}:
-            skipped.append((above, f"a run of this package: {_count(folder)}"))
-            continue
-        splits = [SPLIT.fullmatch(entry.name) for entry in entries if os.path.isdir(entry)]
-        trains = any(match and match[1].lower() == "train" for match in splits)
-        hidden = 0
-        for entry in entries:
-            name = above + entry.name
-            if entry.name.startswith("."):
-                hidden += 1
-            elif os.path.isdir(entry):
-                why = _left_out(entry, trains, known)
-                if why:
-                    skipped.append((f"{name}/", f"{why}: {_count(entry)}"))
-                else:
-                    folders.append((Path(entry), f"{name}/"))
-            elif not entry.name.lower().endswith(SUFFIXES):
-                skipped.append((name, NOT_BY_NAME))
-            elif not os.path.isfile(entry):  # a broken link, a pipe
-                skipped.append((name, "not a file"))
-            elif trains:
-                skipped.append((name, "beside the train folder"))
-            else:
-                yield name, entry.stat()
+        inner = {name for name in names if os.path.isdir(folder / name)}
+        trains = "train" in map(_split_of, inner)
+        hidden = sum(name.startswith(".") for name in names)
         if hidden:
             skipped.append((f"{above}.*", f"hidden or macOS files: {hidden}"))
+        for name in names:
+            path = folder / name
+            below = f"{above}{name}/" if name in inner else above + name
+            if name.startswith("."):
+                continue
+            why = _left_out(path, trains, known) if name in inner else _unread(path, trains)
+            if why:
+                skipped.append((below, why))
+            elif name in inner:
+                folders.append((path, below))
+            else:
+                yield below, path.stat()
 
 
-def _left_out(folder: os.DirEntry, trains: bool, known: dict[Path, str]) -> str:
+def _left_out(folder: Path, trains: bool, known: dict[Path, str]) -> str:
     """Why no images are looked for in `folder`, or "", and then it is added to `known`.
 
     `trains`: a train folder lies beside it. `known`: folders not to be entered, and why.
     """
-    path = Path(folder).resolve()
-    if folder.name == "__MACOSX":
-        return "macOS files"
+    real = folder.resolve()
+    why = known.get(real, "")
     if NO_IMAGES.fullmatch(folder.name):
-        return "masks or labels by its name"
-    if path in known:
-        return known[path]
-    if trains and not SPLIT.fullmatch(folder.name):
-        copy = (path / "train").is_dir()
-        return "nested second copy" if copy else "beside the train folder"
-    known[path] = READ_ALREADY
+        why = "no images by its name"
+    elif trains and not why and not _split_of(folder.name):
+        copy = (folder / "train").is_dir()
+        why = "nested second copy" if copy else "beside the train folder"
+    elif all(os.path.isfile(folder / name) for name in ("config.json", "run.json")):
+        why = why or "a run of this package"
+    if why:
+        return f"{why}: {sum(len(files) for *_, files in os.walk(folder))}"
+    known[real] = READ_ALREADY
     return ""
-
-
-def _count(folder: Path | os.DirEntry) -> int:
-    return sum(len(names) for *_, names in os.walk(folder))
 
 
 def _official_split(root: Path) -> dict[str, str]:

@@ -47,25 +47,15 @@ def find_weights(name: str, path: str | Path | None = None, download: bool = Tru
         for found in [*place.glob(spec.url_file), *sorted(place.glob(f"{spec.builder}*.pth"))]:
             if "_bn" not in found.name:  # vgg16_bn is another network
                 return found
-    tried = download and not path
-    if tried and _download(spec.url_file):
-        return hub_folder() / spec.url_file
-    attempt = " and tried to download it" if tried else ""
+    where = path or "VAEKIT_WEIGHTS, /kaggle/input and torch's cache"
+    if download and not path:
+        if _download(spec.url_file):
+            return hub_folder() / spec.url_file
+        where += ", and tried to download it"
     raise WeightsMissing(
-        f"no weights for {name}: looked for {spec.url_file} in {_in_words(places)}{attempt}. With"
-        " internet it comes by itself; without, put the file into a folder and set VAEKIT_WEIGHTS"
-        " to it."
+        f"no weights for {name}: looked for {spec.url_file} in {where}. With internet it comes by"
+        " itself; without, put the file into a folder and set VAEKIT_WEIGHTS to it."
     )
-
-
-def _in_words(places: list[Path]) -> str:
-    """As they are below ~; what is attached in one word."""
-    home = Path.home()
-    shown = [p for p in places if not p.is_relative_to(setup.KAGGLE_INPUT)]
-    names = [f"~/{p.relative_to(home)}" if p.is_relative_to(home) else str(p) for p in shown]
-    if len(shown) < len(places):
-        names.append(str(setup.KAGGLE_INPUT))
-    return ", ".join(names) or "no folder (none exists)"
 
 
 def _download(file: str) -> bool:
