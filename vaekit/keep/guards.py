@@ -22,6 +22,7 @@ from vaekit.train import Trainer
 MAX_SKIPPED = 25  # steps in a row; fp16 may rightly skip 16, until its scale has come down to 1
 LOOK_EVERY = 50  # steps between two looks at that number, each of which waits for the device
 MAX_SETBACKS = 3  # times that a run goes back, each time with half the learning rate
+SHORT_EPOCH = 30  # seconds; the writer saves after each longer one
 MAX_PARTS = 8  # of a batch: memory may run out three times
 
 
@@ -169,10 +170,15 @@ class GuardedTrainer(Trainer):
         for i, batch in enumerate(super().epoch_batches()):
             if i % LOOK_EVERY == 0:
                 self.check_streak()
-            if self.stop.signal and self.accelerator.num_processes == 1:
+            if self.stop.signal and self.accelerator.num_processes == 1 and not self.soon_over:
                 raise Interrupted
             yield batch
         self.check_streak()
+
+    @property
+    def soon_over(self) -> bool:
+        """Whether epochs are so short that one may be finished before training stops."""
+        return bool(self.history) and self.history[-1]["seconds"] < SHORT_EPOCH
 
     def check_streak(self) -> None:
         if self.streak >= MAX_SKIPPED:
