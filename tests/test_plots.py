@@ -193,3 +193,14 @@ def test_gaps_have_an_interval_each_and_are_hollow_where_it_holds_zero():
     dots = [line for line in axis.lines if line.get_marker() == "o"]
     assert [dot.get_markerfacecolor() for dot in dots] == [plots.COLOURS[0], "white", "white"]
     assert [t.get_text() for t in axis.get_yticklabels()] == ["a", "b"]
+
+
+def test_arrows_run_between_points_and_between_boxes():
+    axis = plots.canvas("title", 4, 2)
+    a = plots.box(axis, 1, 1, "a")
+    b = plots.box(axis, 3, 1, "b")
+    plots.arrow(axis, a, b)
+    plots.arrow(axis, (1, 0), (3, 0))
+    *_, between_boxes, between_points = axis.texts
+    assert between_boxes.xy == (3, 1) and between_points.xy == (3, 0)
+    assert between_boxes.arrow_patch.patchB is b.get_bbox_patch()
