@@ -86,7 +86,7 @@ def test_frames_of_a_video_are_refused_with_the_way_out(tmp_path):
     for i in range(20):
         frame[20:24, 2 * i : 2 * i + 4] = 255
         write(tmp_path / f"set/frame_{i:05}.png", frame)
-    with pytest.raises(ValueError, match='1 patients.* 20, but near-duplicate.*"none"'):
+    with pytest.raises(ValueError, match='1 patients.* 20: near-duplicate.*"none"'):
         load(tmp_path / "set")
     assert len(load(tmp_path / "set", patient_key="none").train) == 16
 
