@@ -25,6 +25,7 @@ CACHE_VERSION = 5  # raise it when the same files and Config would give other pi
 PIXEL_FIELDS = ("image_size", "in_channels", "fit", "crop", "clahe_clip", "clahe_tiles")
 SPLIT_FIELDS = ("dataset", "val_fraction", "patient_key", "seed", "max_images")
 SAMPLED = 100, 4096  # files whose bytes are part of the key, and how many bytes of each
+Kept = tuple[np.ndarray, dict]  # images and their index
 CHUNK = 64 * 2**20  # bytes of pixels that are held at a time, however large the set
 
 
@@ -45,7 +46,7 @@ class PixelCache:
         self.pixel_file = cache_dir() / f"pixels-{pixel_key}.npy"
         self.split_file = cache_dir() / f"split-{_key(pixel_key, split)}.npy"
 
-    def load(self) -> tuple[np.ndarray, dict]:
+    def load(self) -> Kept:
         """Images uint8 (N, C, S, S), train, val and test one after the other, and their index.
 
         In RAM, with a warning, where the disk refuses. FileNotFoundError: no file is usable.
@@ -64,7 +65,7 @@ class PixelCache:
             warnings.warn(f"{where}: images stay in RAM", stacklevel=2)
             return self.make(None)
 
-    def make(self, drafts: Path | None) -> tuple[np.ndarray, dict]:
+    def make(self, drafts: Path | None) -> Kept:
         """What `load` gives, in files that are begun in the folder `drafts`; None: in RAM."""
         if self.cfg.patient_key == "none":
             return self.decode_in_order(drafts)
@@ -75,13 +76,13 @@ class PixelCache:
             images[part] = pixels[order[part]]
         return self.keep(images, index, facts["found"])
 
-    def decode_all(self, drafts: Path | None) -> tuple[np.ndarray, dict]:
+    def decode_all(self, drafts: Path | None) -> Kept:
         """Every image as the files come; what is found in them, and which show the same."""
         images, thumbs, found = self.decode(self.files, drafts)
         facts = {"found": found, "pairs": patients.near_duplicates(thumbs)}
         return _keep(images, facts, self.pixel_file)
 
-    def decode_in_order(self, drafts: Path | None) -> tuple[np.ndarray, dict]:
+    def decode_in_order(self, drafts: Path | None) -> Kept:
         """Where the split needs no pixels: one copy on disk, and only what is asked for."""
         found: dict[str, dict] = {}
         while True:
@@ -91,7 +92,7 @@ class PixelCache:
             if not any("bad" in facts for facts in new.values()):
                 return self.keep(images, index, found)  # else again: this changes the split
 
-    def keep(self, images: np.ndarray, index: dict, found: dict) -> tuple[np.ndarray, dict]:
+    def keep(self, images: np.ndarray, index: dict, found: dict) -> Kept:
         """Images and index in the split's file, with the remarks of `found` on these images."""
         remarks: dict[str, dict[str, str]] = {}
         for name in index["names"]:
@@ -197,7 +198,7 @@ def _empty(drafts: Path | None, shape: tuple) -> np.ndarray:
     return images
 
 
-def _keep(images: np.ndarray, index: dict, file: Path) -> tuple[np.ndarray, dict]:
+def _keep(images: np.ndarray, index: dict, file: Path) -> Kept:
     """Write the index after the pixels and rename the draft: nobody sees half of it."""
     if not isinstance(images, np.memmap):
         return images, index
@@ -208,7 +209,7 @@ def _keep(images: np.ndarray, index: dict, file: Path) -> tuple[np.ndarray, dict
     return np.load(file, mmap_mode="c"), index  # "c": torch wants it writable
 
 
-def _read(file: Path) -> tuple[np.ndarray, dict] | None:
+def _read(file: Path) -> Kept | None:
     """(images, index) as `_keep` wrote them, None where they are missing or damaged."""
     with suppress(OSError, ValueError, EOFError):
         images = np.load(file, mmap_mode="c")

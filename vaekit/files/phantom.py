@@ -24,6 +24,7 @@ import numpy as np
 
 from vaekit.place.progress import watched
 
+Array = np.ndarray
 ANATOMY = {  # ranges, one uniform value a patient
     "age": (0.0, 1.0),  # infant to school child
     "habitus": (0.0, 1.0),  # thin to stout
@@ -65,7 +66,7 @@ TECHNIQUE = {  # ranges, one uniform value a film
 
 def draw_film(
     patient: int, film: int = 0, pneumonia: str | None = None, height: int = 256, seed: int = 0
-) -> np.ndarray:
+) -> Array:
     """One film, uint8 (height, W) in 0..255; W follows from the film's own field, 0.8 to 2.5:1.
 
     Anatomy depends on (seed, patient), technique on `film` too; `pneumonia` is None, "bacteria"
@@ -78,7 +79,7 @@ def draw_film(
     return _finish(s, _expose(s, x * uneven))
 
 
-def draw_lungs(patient: int) -> np.ndarray:
+def draw_lungs(patient: int) -> Array:
     """Where the patient's first film has air deeper than 0.35: bool (256, W)."""
     return _air(_scene(patient, film=0, height=256, seed=0)) > 0.35
 
@@ -124,31 +125,31 @@ def _scene(patient: int, film: int, height: int, seed: int) -> Scene:
     return s
 
 
-def _curve(v: np.ndarray, at: list[float], values: list[float]) -> np.ndarray:
+def _curve(v: Array, at: list[float], values: list[float]) -> Array:
     """Smooth curve through `values` at heights `at`: a table, blurred, then looked up."""
     fine = np.linspace(at[0], at[-1], 128)
     table = cv2.GaussianBlur(np.interp(fine, at, values)[None], (0, 0), 5)[0]
     return np.interp(v, fine, table).astype(np.float32)
 
 
-def _step(x: np.ndarray, width: float) -> np.ndarray:
+def _step(x: Array, width: float) -> Array:
     """0 below zero, 1 above, smooth over `width`."""
     return 0.5 + 0.5 * np.tanh(x / width)
 
 
-def _bump(x: np.ndarray, y: np.ndarray | float = 0.0) -> np.ndarray:
+def _bump(x: Array, y: Array | float = 0.0) -> Array:
     """1 where x and y are zero, 0 far away."""
     return np.exp(-(x**2) - y**2)
 
 
-def _ball(s: Scene, centre: tuple, axes: tuple) -> np.ndarray:
+def _ball(s: Scene, centre: tuple, axes: tuple) -> Array:
     """Chord through an ellipsoid: 1 at its centre, 0 outside."""
     u = (s.u - centre[0]) / axes[0]
     v = (s.v - centre[1]) / axes[1]
     return np.sqrt(np.maximum(1 - u**2 - v**2, 0))
 
 
-def _texture(s: Scene, rng: np.random.Generator, cells: float) -> np.ndarray:
+def _texture(s: Scene, rng: np.random.Generator, cells: float) -> Array:
     """Smooth noise fixed to the patient: `cells` bumps a unit, standard deviation about 1."""
     side = int(5 * cells) + 4
     grid = 1.4 * rng.standard_normal((side, side), dtype=np.float32)
@@ -157,7 +158,7 @@ def _texture(s: Scene, rng: np.random.Generator, cells: float) -> np.ndarray:
     return cv2.warpAffine(grid, to_grid, s.shape[::-1], None, how, cv2.BORDER_REFLECT)
 
 
-def _tubes(s: Scene, lines, radius, density, shell: float = 0.0) -> np.ndarray:
+def _tubes(s: Scene, lines, radius, density, shell: float = 0.0) -> Array:
     """Attenuation of tubes along `lines` (n, points, 3): points of their sections, splatted.
 
     Where a tube runs towards the viewer its points pile up: that is what makes the side of the
@@ -183,7 +184,7 @@ def _tubes(s: Scene, lines, radius, density, shell: float = 0.0) -> np.ndarray:
     return _splat(section, weight[..., None] * profile, s.shape)
 
 
-def _splat(xy: np.ndarray, weight: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+def _splat(xy: Array, weight: Array, shape: tuple[int, int]) -> Array:
     """Add each weight (...) to the four pixels around its point (..., 2)."""
     h, w = shape[0] + 2, shape[1] + 2  # a rim takes what falls outside
     x = np.clip(xy[..., 0].ravel() + 1, 0, w - 1.001)
@@ -198,7 +199,7 @@ def _splat(xy: np.ndarray, weight: np.ndarray, shape: tuple[int, int]) -> np.nda
     return image.reshape(h, w)[1:-1, 1:-1].astype(np.float32)
 
 
-def _tissue(s: Scene) -> np.ndarray:
+def _tissue(s: Scene) -> Array:
     """Trunk, neck, head and arms."""
     v, h, wall = s.v, s.lung, s.wall
     up = np.clip(0.3 - s.arm, 0, 1)
@@ -219,13 +220,13 @@ def _tissue(s: Scene) -> np.ndarray:
     return np.maximum(trunk, arms) + 0.6 * head - 0.22 * gas
 
 
-def _half_width(s: Scene, v: np.ndarray) -> np.ndarray:
+def _half_width(s: Scene, v: Array) -> Array:
     """Inner half width of the rib cage at height v."""
     narrow = (1 - np.clip(v / (1.15 * s.lung), 0, 1)) ** s.cage
     return np.maximum(1 - narrow, 1e-4) ** 0.5
 
 
-def _heart(s: Scene) -> np.ndarray:
+def _heart(s: Scene) -> Array:
     """Depth of heart and great vessels, between their right and left borders."""
     v, h, wide = s.v, s.base, s.upper
     u = s.u - 0.25 * s.turn
@@ -242,7 +243,7 @@ def _heart(s: Scene) -> np.ndarray:
     return np.maximum(depth * body, _bump(u / 0.13))
 
 
-def _air(s: Scene) -> np.ndarray:
+def _air(s: Scene) -> Array:
     """Depth of air in the lungs: the cage, less the heart, above the diaphragm."""
     half = _half_width(s, s.v)
     air = half**0.9 * np.maximum(1 - (s.u / half) ** 2, 0) ** 0.4
@@ -254,7 +255,7 @@ def _air(s: Scene) -> np.ndarray:
     return np.maximum(air - _heart(s), 0) * share
 
 
-def _lungs(s: Scene, pneumonia: str | None) -> np.ndarray:
+def _lungs(s: Scene, pneumonia: str | None) -> Array:
     """Air taken away; vessels, fine mottle and opacities in it."""
     air, rng = _air(s), s.rng(3)
     mottle = 0.012 * (_texture(s, rng, 14) + _texture(s, rng, 30))
@@ -263,7 +264,7 @@ def _lungs(s: Scene, pneumonia: str | None) -> np.ndarray:
     return (_vessels(s) * seen + mottle) * inside - 0.76 * air * (1 - share)
 
 
-def _patches(s: Scene) -> tuple[np.ndarray, np.ndarray]:
+def _patches(s: Scene) -> tuple[Array, Array]:
     """Around both hila. Share of the air replaced, 0 to 1, and how well vessels show against it."""
     rng = s.rng(4)
     cloud = 0.75 + 0.35 * _texture(s, rng, 2.5) + 0.2 * _texture(s, rng, 6)
@@ -272,7 +273,7 @@ def _patches(s: Scene) -> tuple[np.ndarray, np.ndarray]:
     return share, 1 + 0.4 * share
 
 
-def _lobe(s: Scene) -> tuple[np.ndarray, np.ndarray]:
+def _lobe(s: Scene) -> tuple[Array, Array]:
     """One lobe, up to its fissure. The same two as `_patches`."""
     rng, h = s.rng(4), s.base
     out = s.u * rng.choice([-1, 1])
@@ -290,7 +291,7 @@ def _lobe(s: Scene) -> tuple[np.ndarray, np.ndarray]:
 OPACITY = {None: lambda s: (0, 1), "bacteria": _lobe, "virus": _patches}  # by the pneumonia
 
 
-def _vessels(s: Scene) -> np.ndarray:
+def _vessels(s: Scene) -> Array:
     """Trees that fan out from the hila: 24 stems, each forking twice, two times over."""
     rng, points, n = s.rng(5), s.shape[0] // 4, 24
     t = np.linspace(0, 1, points)
@@ -317,7 +318,7 @@ def _vessels(s: Scene) -> np.ndarray:
     return 0.12 * np.tanh(x / 0.12)
 
 
-def _ribs(s: Scene) -> np.ndarray:
+def _ribs(s: Scene) -> Array:
     """Eleven pairs on the cage, from the spine back, round the side and down to the front."""
     number = np.repeat(np.arange(11), 2)[:, None]
     side = np.tile([-1.0, 1.0], 11)[:, None]
@@ -335,7 +336,7 @@ def _ribs(s: Scene) -> np.ndarray:
     return 0.25 * np.tanh(x / 0.25)  # where many overlap, the beam is spent
 
 
-def _pairs(s: Scene) -> np.ndarray:
+def _pairs(s: Scene) -> Array:
     """Clavicles, humeri, shoulder blades' edges, jaw; trachea and bronchi as missing tissue."""
     t = np.linspace(0, 1, s.shape[0])
     o = np.zeros(s.shape[0])
@@ -358,7 +359,7 @@ def _pairs(s: Scene) -> np.ndarray:
     return sum(_tubes(s, lines, radius, density, 0.6) for lines in sides)
 
 
-def _spine(s: Scene) -> np.ndarray:
+def _spine(s: Scene) -> Array:
     """Vertebral bodies with discs between them, pedicles and spinous processes."""
     u = s.u + 0.6 * s.turn
     phase = (s.v / s.rib_gap) % 1
@@ -370,7 +371,7 @@ def _spine(s: Scene) -> np.ndarray:
     return body + 0.05 * (pedicles + process)
 
 
-def _expose(s: Scene, x: np.ndarray) -> np.ndarray:
+def _expose(s: Scene, x: Array) -> Array:
     """Attenuation to grey levels, float: blur, edge enhancement, scatter, film curve, grain."""
     px = s.shape[0] / 256
     x = cv2.GaussianBlur(x.astype(np.float32), (0, 0), s.blur * px)
@@ -385,15 +386,15 @@ def _expose(s: Scene, x: np.ndarray) -> np.ndarray:
     return grey + 2 * s.noise * grain * np.clip(grey / 80, 0, 1)
 
 
-def _finish(s: Scene, grey: np.ndarray) -> np.ndarray:
+def _finish(s: Scene, grey: Array) -> Array:
     """Collimation on some sides, the burnt-in marker; uint8."""
     rng, (h, w) = s.rng(10, s.film), s.shape
     px = h / 256
     shares = np.maximum(rng.uniform(-0.08, 0.06, 4), 0)
     top, low, left, right = (shares * (h, h, w, w)).astype(int)
     if s.border > 0:
-        field = np.ones((h - top - low, w - left - right))
-        field = np.pad(field, ((top, low), (left, right)))
+        field = np.zeros(s.shape)
+        field[top : h - low, left : w - right] = 1
         grey = grey * cv2.GaussianBlur(field, (0, 0), px)
     film = np.rint(np.clip(grey, 0, 255)).astype(np.uint8)
     y = rng.choice([-0.1, 0.08, 0.08, 0.25, 0.5, 0.5])  # now and then beyond the film

@@ -220,7 +220,7 @@ def _what_is(place: Path) -> str:
         above = next(folder for folder in place.absolute().parents if os.path.exists(folder))
         return f"it does not exist (but {above} does)"
     if not place.is_dir():
-        return f"it is a file, not a folder; {_unread(place)}"
+        return f"it is a file: {_unread(place) or 'give its folder'}"
     if _is_celeba(place):
         return f"{FACES} is dataset='celeba'"
     skipped: list[tuple[str, str]] = []
