@@ -103,7 +103,7 @@ def written(value) -> bytes:
 jsons = st.one_of(
     st.binary(), st.text().map(str.encode), anything.map(written),
     st.dictionaries(st.sampled_from(list(RULES)), anything).map(written),
-    st.sampled_from([b"[" * 10**5, b'{"beta": 1e999}', b'{"seed": 1' + b"0" * 5000 + b"}"]),
+    st.sampled_from([b'{"beta": 1e999}', b'{"seed": 1' + b"0" * 5000 + b"}"]),
 )  # fmt: skip
 
 

@@ -132,30 +132,29 @@ class Config:
         for name, rule in RULES.items():
             object.__setattr__(self, name, rule.checked(name, getattr(self, name)))
         check_patient_key(self.patient_key)
-        pixels = self.l1_weight + self.mse_weight
-        structure = 0.0 if self.calibrated else self.ssim_weight + self.spectral_weight
         if self.start == "linear" and self.latent != "vector":
             raise ValueError(
-                "start='linear' needs latent='vector': its components span the whole image, and"
-                " have no place on a map"
+                "start='linear' needs latent='vector': its parts have no place on a map"
             )
         if self.start == "linear" and self.epochs_phase1 and self.rescale_latents:
             raise ValueError("rescale_latents undoes start='linear', whose code has its scale")
-        if self.beta_schedule == "warmup" and 0 < self.epochs_phase2 <= self.beta_warmup:
-            self._refuse("beta_warmup", "epochs_phase2", "leaves no epoch at the final beta")
-        if self.cycle_cooldown >= self.cycle_epochs:
-            self._refuse("cycle_cooldown", "cycle_epochs", "leaves no epoch at beta")
-        if self.kl_share_low >= self.kl_share_high:
-            self._refuse("kl_share_low", "kl_share_high", "leaves no band")
-        if not 0 < len(self.widths) <= (self.image_size - 1).bit_length():
-            halvings = f"positive integers, one per halving of image_size={self.image_size}"
-            raise ValueError(f"widths={self.widths} needs {halvings}")
-        if pixels + structure == 0:
+        if self.beta_schedule == "warmup" and self.epochs_phase2:
+            self._check_below("beta_warmup", "epochs_phase2")
+        self._check_below("cycle_cooldown", "cycle_epochs")
+        self._check_below("kl_share_low", "kl_share_high")
+        most = (self.image_size - 1).bit_length()
+        if not 0 < len(self.widths) <= most:
+            raise ValueError(f"widths={self.widths} should be 1 to {most} numbers, one a halving")
+        terms = [self.l1_weight, self.mse_weight]
+        if not self.calibrated:
+            terms += [self.ssim_weight, self.spectral_weight]
+        if not any(terms):
             raise ValueError("the reconstruction needs l1_weight or mse_weight above 0")
 
-    def _refuse(self, field: str, limit: str, why: str) -> None:
-        field, limit = (f"{name}={getattr(self, name)}" for name in (field, limit))
-        raise ValueError(f"{field} {why}: it must be below {limit}")
+    def _check_below(self, field: str, limit: str) -> None:
+        mine, most = getattr(self, field), getattr(self, limit)
+        if mine >= most:
+            raise ValueError(f"{field}={mine} should be below {limit}={most}")
 
     def replace(self, **changes) -> "Config":
         """A copy with `changes`; an unknown field is a ValueError that lists the fields.
@@ -170,14 +169,13 @@ class Config:
         sizes = stage_sizes(changed)[1:]
         if set(changed.attention) <= set(sizes):
             return changed
-        listed = ", ".join(map(str, sizes))
-        said = f"attention={changed.attention}: of {changed.image_size} pixels there are {listed}"
+        said = f"attention={changed.attention}: there are {', '.join(map(str, sizes))} pixels"
         if "attention" in changes:
             raise ValueError(said)
-        nearest = [min(sizes, key=lambda size: abs(size - wanted)) for wanted in self.attention]
-        moved = replace(changed, attention=sorted(set(nearest), reverse=True))
-        warnings.warn(f"{said}; it moves to {moved.attention}", stacklevel=3)
-        return moved
+        nearest = {min(sizes, key=lambda size: abs(size - wanted)) for wanted in self.attention}
+        moved = sorted(nearest, reverse=True)
+        warnings.warn(f"{said}; it moves to {moved}", stacklevel=3)
+        return replace(changed, attention=moved)
 
     @property
     def num_epochs(self) -> int:
@@ -190,6 +188,7 @@ class Config:
 
     @classmethod
     def from_dict(cls, values: dict) -> "Config":
+        """ValueError for a field that is unknown, or a value that is out of range."""
         check_fields(values)
         return cls(**values)
 
@@ -198,10 +197,7 @@ class Config:
 
     @classmethod
     def load(cls, path: str | Path) -> "Config":
-        try:
-            return cls.from_dict(json.loads(Path(path).read_text()))
-        except RecursionError as error:
-            raise ValueError(f"{path} is nested too deeply") from error
+        return cls.from_dict(json.loads(Path(path).read_text()))
 
     def differences(self, other: "Config") -> dict:
         """{field: (mine, theirs)} for the fields that differ."""
@@ -248,15 +244,16 @@ class Rule(NamedTuple):
         if self.kind is float and type(value) is int and abs(value) < 1e300:
             value = float(value)  # larger ones have no float
         said = f"{name}={value!r:.60}"
-        items = value if type(value) is tuple else ()
-        if type(value) is not self.kind or any(type(item) is not int for item in items):
-            raise ValueError(f"{said} should be {self.kind.__name__}{' of int' * bool(items)}")
+        items = value if type(value) is tuple else (value,)
+        kind = int if self.kind is tuple else self.kind
+        if type(value) is not self.kind or any(type(item) is not kind for item in items):
+            wanted = "tuple of int" if self.kind is tuple else kind.__name__
+            raise ValueError(f"{said} should be {wanted}")
         if self.choices and value not in self.choices:
             raise ValueError(f"{said} is not one of {', '.join(map(str, self.choices))}")
-        numbers = value if self.kind is tuple else (value,)
-        if self.kind in (int, float, tuple) and not self.choices:
-            if not all(self.low <= number <= self.high for number in numbers):
-                raise ValueError(f"{said} is outside [{self.low}, {self.high}]")
+        limited = not self.choices and kind is not str
+        if limited and not all(self.low <= item <= self.high for item in items):
+            raise ValueError(f"{said} is outside [{self.low}, {self.high}]")
         return value
 
 
@@ -271,8 +268,8 @@ def check_patient_key(key: str) -> None:
     with suppress(re.error, OverflowError, RecursionError):
         groups = re.compile(key).groups
     if key not in PATIENT_KEYS and not key.endswith(".csv") and groups != 1:
-        ways = f"one of {', '.join(PATIENT_KEYS)}, a .csv, a regular expression with one group"
-        raise ValueError(f"patient_key={key!r:.60} is not {ways}")
+        ways = f"{', '.join(PATIENT_KEYS)}, a .csv, a pattern with one group"
+        raise ValueError(f"patient_key={key!r:.60} is not one of {ways}")
 
 
 def check_fields(changes: dict) -> None:
@@ -292,9 +289,7 @@ def profile() -> str:
     name = os.environ.get("VAEKIT_PROFILE", "").strip().lower()
     if not name:
         return "full" if usable_gpu() else "quick"
-    if name not in get_args(Profile):
-        raise ValueError(f"VAEKIT_PROFILE={name!r} is not one of {', '.join(get_args(Profile))}")
-    return name
+    return RULES["profile"].checked("VAEKIT_PROFILE", name)
 
 
 def preset(name: str = "chest_xray", **changes) -> Config:
@@ -323,10 +318,11 @@ def cost_limits(published: Config, profile_name: str, given: dict) -> dict:
     limits = dict(PROFILE_CHANGES[profile_name])
     if given.get("dataset", published.dataset) != "chest_xray":
         limits |= LARGE_SETS[profile_name]
-    for field in AT_MOST & limits.keys():  # never more than the preset has
-        own = getattr(published, field)
-        limit = limits[field]
-        limits[field] = tuple(min(w, limit) for w in own) if field == "widths" else min(own, limit)
+    # never more than the preset has
+    for field in AT_MOST & limits.keys():
+        limits[field] = min(limits[field], getattr(published, field))
+    if "widths" in limits:
+        limits["widths"] = tuple(min(w, limits["widths"]) for w in published.widths)
     return limits | PRESET_CHANGES.get((published.preset, profile_name), {})
 
 

@@ -53,10 +53,9 @@ class Critic(nn.Module):
 
     def step(self, accelerator) -> None:
         """One optimiser step, with the mean gradient of all processes."""
-        if accelerator.num_processes > 1:
-            for weight in self.parameters():
-                if weight.grad is not None:
-                    weight.grad = accelerator.reduce(weight.grad, "mean")
+        for weight in self.parameters():
+            if weight.grad is not None:
+                weight.grad = accelerator.reduce(weight.grad, "mean")
         self.optimizer.step()
 
     def training_state(self) -> dict:

@@ -13,7 +13,8 @@ from vaekit.config import Config
 
 SPLITS = ("train", "val", "test")
 ROUNDING = 1e-3  # by which pixels may leave [0, 1]
-ON_DEVICE = 0.4  # share of the free CUDA memory that a split may take
+# share of the free CUDA memory that a split may take
+ON_DEVICE = 0.4
 
 
 @dataclass(eq=False, repr=False)
@@ -25,7 +26,8 @@ class Split:
     names: list[str]
     groups: list[str]  # the patient of each image
     classes: list[str]
-    _copies: dict = field(default_factory=dict)  # device -> the images there
+    # device -> the images there
+    _copies: dict = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -55,13 +57,20 @@ class Data:
     classes: list[str]
     source: str
     path: str
-    hash: str  # of pixels, labels and split: the same files elsewhere have the same
-    skipped: list[tuple[str, str]] = field(default_factory=list)  # (name, why it cannot be used)
-    dropped: list[tuple[str, str]] = field(default_factory=list)  # (name, why it is in no split)
-    merged: int = 0  # patients by name that near-duplicate images joined to another
-    remarks: dict[str, dict[str, str]] = field(default_factory=dict)  # {what: {name: detail}}
-    who: str = "groups"  # what is apart: "patients" where file names tell of them
-    notes: list[str] = field(default_factory=list)  # what the reader of the summary should know
+    # of pixels, labels and split: the same files elsewhere have the same
+    hash: str
+    # (name, why it cannot be used)
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+    # (name, why it is in no split)
+    dropped: list[tuple[str, str]] = field(default_factory=list)
+    # patients by name that near-duplicate images joined to another
+    merged: int = 0
+    # {what: {name: detail}}
+    remarks: dict[str, dict[str, str]] = field(default_factory=dict)
+    # what is apart: "patients" where file names tell of them
+    who: str = "groups"
+    # what the reader of the summary should know
+    notes: list[str] = field(default_factory=list)
 
     def check(self, cfg: Config) -> None:
         """ValueError unless the images are of cfg.image_size and cfg.in_channels."""
@@ -93,7 +102,8 @@ class Data:
         # a name of a file need not be text
         return "\n".join(lines).encode(errors="backslashreplace").decode()
 
-    __repr__ = summary  # what a notebook shows, rather than a thousand names
+    # what a notebook shows, rather than a thousand names
+    __repr__ = summary
 
     @classmethod
     def from_tensors(cls, train, val, test, labels=None, classes=None) -> "Data":
@@ -105,10 +115,9 @@ class Data:
         images = [torch.as_tensor(x).cpu().contiguous() for x in (train, val, test)]
         shape = tuple(images[0].shape[1:])
         for x in images:
-            square = x.ndim == 4 and x.numel() > 0 and x.shape[2] == x.shape[3]
-            if x.dtype != torch.uint8 or not square or x.shape[1:] != shape:
-                got = [(x.dtype, *x.shape) for x in images]
-                raise ValueError(f"images should be uint8 (N, C, S, S), N > 0, alike, not {got}")
+            check_shape("images", x, (*shape[:2], *shape[1:2]))
+            if x.dtype != torch.uint8:
+                raise ValueError(f"images should be uint8, not {x.dtype}")
         lengths = [len(x) for x in images]
         if labels is None:
             labels = [[0] * n for n in lengths]
@@ -151,27 +160,20 @@ def load_data(cfg: Config, verbose: bool = True, download: bool = False) -> Data
         print(found)
     files, skipped = list_images(found.path)
     images, index = PixelCache(found.path, files, cfg, verbose).load()
-    images = torch.from_numpy(images).split(index["lengths"])  # train, val, test
+    # train, val, test
+    images = torch.from_numpy(images).split(index["lengths"])
     labels = torch.tensor(index["labels"]).split(index["lengths"])
-    splits, start = [], 0
+    splits = []
+    start = 0
     for x, y in zip(images, labels, strict=True):
         rows = slice(start, start + len(x))
         start = rows.stop
         names, groups = index["names"][rows], index["groups"][rows]
         splits.append(Split(x, y, names, groups, index["classes"]))
-    return Data(
-        *splits,
-        index["classes"],
-        found.source,
-        str(found.path),
-        index["hash"],
-        skipped=skipped + [tuple(pair) for pair in index["bad"]],
-        dropped=[tuple(pair) for pair in index["dropped"]],
-        merged=index["merged"],
-        remarks=index["remarks"],
-        who=index["who"],
-        notes=index["notes"],
-    )
+    facts = {name: index[name] for name in ("hash", "merged", "remarks", "who", "notes")}
+    facts["skipped"] = skipped + [tuple(pair) for pair in index["bad"]]
+    facts["dropped"] = [tuple(pair) for pair in index["dropped"]]
+    return Data(*splits, index["classes"], found.source, str(found.path), **facts)
 
 
 def batches(
@@ -193,7 +195,8 @@ def batches(
         raise ValueError("the split has no images")
     order = torch.arange(len(split)) if order is None else order
     if len(order) and not 0 <= int(order.min()) <= int(order.max()) < len(split):
-        raise ValueError(f"order should lie in 0..{len(split) - 1}")  # CUDA would abort instead
+        # CUDA would abort instead
+        raise ValueError(f"order should lie in 0..{len(split) - 1}")
     device = torch.device(device)
     images = split.to_device(device)
     order = order.to(images.device)  # once, not once a batch
@@ -220,7 +223,8 @@ def moved(x: Tensor, shift: Tensor) -> Tensor:
     at = torch.arange(last + 1, device=x.device)
     rows, columns = ((at - by[:, None]).clamp(0, last) for by in shift.T)
     image = torch.arange(len(x), device=x.device)[:, None, None]
-    picked = x.permute(0, 2, 3, 1)[image, rows[:, :, None], columns[:, None, :]]  # (B, S, S, C)
+    # (B, S, S, C)
+    picked = x.permute(0, 2, 3, 1)[image, rows[:, :, None], columns[:, None, :]]
     return picked.permute(0, 3, 1, 2)
 
 
@@ -251,7 +255,8 @@ def pixels_of(images, shape: tuple = ("C", "H", "W"), look: bool = False) -> Ten
     check_shape("images", images, shape)
     if look and images.dtype != torch.uint8 and not being_traced():
         low, high = images.aminmax()
-        if not (low >= -ROUNDING and high <= 1 + ROUNDING):  # nor where one is NaN
+        # nor where one is NaN
+        if not (low >= -ROUNDING and high <= 1 + ROUNDING):
             found = f"{images.dtype} from {low:.4g} to {high:.4g}"
             raise ValueError(f"images should be uint8, or floats from 0 to 1, not {found}")
     return images

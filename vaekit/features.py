@@ -117,12 +117,11 @@ class FeatureLoss(nn.Module):
         self.lpips_taps = spec.lpips_taps if lpips else ()
         heads = lpips_head(trunk.name) if lpips else []
         self.heads = nn.ParameterList(nn.Parameter(h, requires_grad=False) for h in heads)
-        taps = {*self.perceptual_taps, *self.lpips_taps}
-        missing = taps - set(trunk.taps)
+        taps = sorted({*self.perceptual_taps, *self.lpips_taps})
+        missing = set(taps) - set(trunk.taps)
         if missing:
             raise ValueError(f"this file of {trunk.name} ends before layer {min(missing)}")
-        taps = tuple(sorted(taps))
-        self.trunk = Trunk(trunk.name, trunk.layers, taps, trunk.oxford)
+        self.trunk = Trunk(trunk.name, trunk.layers, tuple(taps), trunk.oxford)
 
     def forward(self, x_hat: Tensor, x: Tensor) -> dict[str, Tensor]:
         with torch.no_grad():
@@ -130,15 +129,13 @@ class FeatureLoss(nn.Module):
         output = self.trunk(x_hat)
         terms = {}
         if self.perceptual_taps:
-            total = 0
-            for tap in self.perceptual_taps:
-                total = total + perceptual_distance(output[tap], target[tap], self.distance)
-            terms["perceptual"] = total / len(self.perceptual_taps)
+            pairs = [(output[tap], target[tap]) for tap in self.perceptual_taps]
+            gaps = [perceptual_distance(*pair, self.distance) for pair in pairs]
+            terms["perceptual"] = sum(gaps) / len(gaps)
         if self.lpips_taps:
-            total = 0
-            for tap, head in zip(self.lpips_taps, self.heads, strict=True):
-                total = total + lpips_distance(output[tap], target[tap], head)
-            terms["lpips"] = total
+            taps = zip(self.lpips_taps, self.heads, strict=True)
+            gaps = [lpips_distance(output[tap], target[tap], head) for tap, head in taps]
+            terms["lpips"] = sum(gaps)
         return terms
 
 
@@ -160,11 +157,10 @@ def feature_loss(cfg: Config, verbose: bool = True) -> FeatureLoss | None:
     name = trunk_name(cfg)
     if name == "none":
         return None
-    perceptual = cfg.perceptual_weight > 0
-    lpips = cfg.lpips_weight > 0
+    wanted = cfg.perceptual_weight > 0, cfg.lpips_weight > 0
     try:
         trunk = load_trunk(name, download=downloads_allowed(cfg.profile))
-        return FeatureLoss(trunk, perceptual, lpips, cfg.perceptual_distance)
+        return FeatureLoss(trunk, *wanted, cfg.perceptual_distance)
     except WeightsMissing as missing:
         if cfg.features != "auto":
             raise

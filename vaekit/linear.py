@@ -18,11 +18,14 @@ from torch import Tensor, nn
 
 from vaekit.data import check_shape, chunks, model_input, pixels_of
 
-EXACT = 4096  # numbers an image, or images: up to here by an eigendecomposition
-LARGEST_BASIS = 2**25  # numbers (128 MB); images that would need more are fitted at 64 pixels
+# numbers an image, or images: up to here by an eigendecomposition
+EXACT = 4096
+# numbers (128 MB); images that would need more are fitted at 64 pixels
+LARGEST_BASIS = 2**25
 SMALL = 64
 PASSES = 6  # over the images, where the subspace is found by iteration
-LEAST_SIGMA2 = 1e-8  # squared pixels; 0 would make every posterior a point
+# squared pixels; 0 would make every posterior a point
+LEAST_SIGMA2 = 1e-8
 
 
 class LinearVAE(nn.Module):
@@ -38,9 +41,12 @@ class LinearVAE(nn.Module):
         self.image_shape = (len(mean), size, size)
         self.size = size
         self.sigma2 = nn.Parameter(torch.tensor(sigma2), requires_grad=False)
-        self.mean = nn.Parameter(mean, requires_grad=False)  # (C, fit_size, fit_size)
-        self.basis = nn.Parameter(basis, requires_grad=False)  # (k, D), orthonormal rows
-        self.variances = nn.Parameter(variances, requires_grad=False)  # (k,), largest first
+        # (C, fit_size, fit_size)
+        self.mean = nn.Parameter(mean, requires_grad=False)
+        # (k, D), orthonormal rows
+        self.basis = nn.Parameter(basis, requires_grad=False)
+        # (k,), largest first
+        self.variances = nn.Parameter(variances, requires_grad=False)
 
     @classmethod
     def blank(cls, num_latents: int, channels: int, size: int) -> "LinearVAE":
@@ -49,10 +55,6 @@ class LinearVAE(nn.Module):
         basis = torch.zeros(num_latents, channels * side**2)
         mean = torch.full((channels, side, side), 0.5)
         return cls(mean, basis, torch.zeros(num_latents), 1.0, size)
-
-    def extra_repr(self) -> str:
-        numbers = f"{self.latent_shape[0]} numbers, {int(self.idle.sum())} of them idle"
-        return f"{numbers}, noise of deviation {self.sigma2.sqrt():.3f} a pixel"
 
     @property
     def idle(self) -> Tensor:
@@ -72,7 +74,8 @@ class LinearVAE(nn.Module):
         ValueError for other images.
         """
         y, _ = self.coordinates(model_input(self, x))
-        variances = self.variances.clamp(min=self.sigma2)  # idle: mu 0, variance 1
+        # idle: mu 0, variance 1
+        variances = self.variances.clamp(min=self.sigma2)
         mu = y * (variances - self.sigma2).sqrt() / variances
         logvar = (self.sigma2 / variances).log()
         return mu.float(), logvar.float().expand_as(mu)
@@ -90,11 +93,6 @@ class LinearVAE(nn.Module):
     def reparameterize(self, mu: Tensor, logvar: Tensor, generator=None) -> Tensor:
         eps = torch.empty_like(mu).normal_(generator=generator)
         return mu + (0.5 * logvar).exp() * eps
-
-    def forward(self, x: Tensor, sample: bool = True) -> tuple[Tensor, Tensor, Tensor]:
-        mu, logvar = self.encode(x)
-        z = self.reparameterize(mu, logvar) if sample else mu
-        return self.decode(z), mu, logvar
 
     def reconstruct(self, x: Tensor) -> Tensor:
         """decode(mean of q(z|x)): PCA's, each direction shrunk by 1 - sigma2 / lambda."""
@@ -136,11 +134,8 @@ def linear_vae(
     if n < 2:
         raise ValueError("a covariance of 1 image says nothing")
     if n <= num_latents:
-        warnings.warn(
-            f"{n} images, {num_latents} directions: the basis holds the images themselves, and how"
-            " well it copies them says nothing about others",
-            stacklevel=2,
-        )
+        said = f"{n} images, {num_latents} directions: the basis holds the images themselves"
+        warnings.warn(said, stacklevel=2)
     if fit_size is None:
         fit_size = size if num_latents * channels * size**2 <= LARGEST_BASIS else SMALL
     fit_size = min(fit_size, size)
@@ -169,12 +164,9 @@ class Source:
         self.images = images
         self.size = size
         self.mirror = mirror
+        self.count = len(images) * (2 if mirror else 1)
         self.mean = 0.0
-        self.count = 0
-        total = 0.0
-        for rows in self.rows():
-            self.count += len(rows)
-            total = total + rows.double().sum(0)
+        total = sum(rows.double().sum(0) for rows in self.rows())
         self.mean = (total / self.count).float()
         squares = sum(rows.double().square().sum().item() for rows in self.rows())
         self.total_variance = squares / (self.count - 1)
@@ -197,10 +189,7 @@ def shrink(x: Tensor, size: int) -> Tensor:
 
 def by_covariance(source: Source, k: int) -> tuple[Tensor, Tensor]:
     """The k largest eigenvalues, and eigenvectors as rows (k, D), of the (D, D) covariance."""
-    covariance = 0.0
-    for rows in source.rows():
-        rows = rows.double()
-        covariance = covariance + rows.T @ rows
+    covariance = sum(rows.T @ rows for rows in map(Tensor.double, source.rows()))
     values, vectors = leading(covariance / (source.count - 1), k)
     return values, vectors.T
 
@@ -227,7 +216,8 @@ def leading(matrix: Tensor, k: int) -> tuple[Tensor, Tensor]:
 def by_iteration(source: Source, k: int) -> tuple[Tensor, Tensor]:
     """The same, nearly: a random subspace, multiplied by the covariance again and again."""
     generator = torch.Generator().manual_seed(0)
-    spare = 32  # directions more than asked for: what lies next to the last ones is found as well
+    # directions more than asked for: what lies next to the last ones is found as well
+    spare = 32
     subspace = torch.randn(len(source.mean), k + spare, generator=generator)
     for _ in range(PASSES):
         subspace, _ = torch.linalg.qr(subspace)

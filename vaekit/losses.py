@@ -152,9 +152,7 @@ def calibrated_nll(x_hat: Tensor, x: Tensor, cfg: Config, floor: float = 1e-3) -
 
 def local_terms(x_hat: Tensor, x: Tensor, cfg: Config) -> dict[str, Tensor]:
     """L1, MSE and 1 - SSIM at one resolution, each (B,)."""
-    terms = {}
-    terms["l1"] = l1_per_image(x_hat, x)
-    terms["mse"] = mse_per_image(x_hat, x)
+    terms = {"l1": l1_per_image(x_hat, x), "mse": mse_per_image(x_hat, x)}
     if cfg.ssim_weight:
         terms["ssim"] = 1 - ssim_per_image(x_hat, x)
     return terms
@@ -164,26 +162,22 @@ def pixel_terms(x_hat: Tensor, x: Tensor, cfg: Config) -> dict[str, Tensor]:
     """The terms that need no network, each (B,): the local ones averaged over `num_scales`
     resolutions, each half the one before; the spectral one at the full resolution."""
     scales = [local_terms(x_hat, x, cfg)]
-    whole = {}
+    terms = {}
     if cfg.spectral_weight:
-        whole["spectral"] = spectral_per_image(x_hat, x)
+        terms["spectral"] = spectral_per_image(x_hat, x)
     if cfg.band_weight:
-        whole["bands"] = band_energy_per_image(x_hat, x)
+        terms["bands"] = band_energy_per_image(x_hat, x)
     for _ in range(cfg.num_scales - 1):
         x_hat = F.avg_pool2d(x_hat, 2)
         x = F.avg_pool2d(x, 2)
         scales.append(local_terms(x_hat, x, cfg))
-    terms = {}
-    for name in scales[0]:
-        terms[name] = torch.stack([scale[name] for scale in scales]).mean(0)
-    return terms | whole
+    local = {name: torch.stack([scale[name] for scale in scales]).mean(0) for name in scales[0]}
+    return local | terms
 
 
 def term_weights(cfg: Config) -> dict[str, float]:
     """What each part of the reconstruction is multiplied by; "nll" stands for L1 and MSE."""
-    pixels = {"l1": cfg.l1_weight, "mse": cfg.mse_weight}
-    if cfg.calibrated:
-        pixels = {"nll": 1.0}
+    pixels = {"nll": 1.0} if cfg.calibrated else {"l1": cfg.l1_weight, "mse": cfg.mse_weight}
     features = {"perceptual": cfg.perceptual_weight, "lpips": cfg.lpips_weight}
     detail = {"spectral": cfg.spectral_weight, "bands": cfg.band_weight}
     return {"ssim": cfg.ssim_weight} | detail | pixels | features

@@ -108,10 +108,8 @@ def octave_powers(images) -> Tensor:
     octave = (-radii(*size).log2()).floor()  # 1 above 1/4 and up to 1/2
     count = max(1, min(size).bit_length() - 2)
     rings = [octave == i + 1 for i in range(count)]
-    found = []
-    for p in map(power_spectra, chunks(images)):
-        found.append(torch.stack([p[:, ring].mean(1) for ring in rings], 1))
-    return torch.cat(found)
+    spectra = map(power_spectra, chunks(images))
+    return torch.cat([torch.stack([p[:, ring].mean(1) for ring in rings], 1) for p in spectra])
 
 
 def octave_name(i: int) -> str:

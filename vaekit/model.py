@@ -174,13 +174,8 @@ class SameBlock(Block):
 
     def __init__(self, channels: int, cfg: Config):
         act = ACTIVATIONS[cfg.act_decoder]
-        main = nn.Sequential(
-            conv3x3(channels, channels),
-            make_norm(cfg.norm, channels),
-            act(),
-            conv3x3(channels, channels),
-            make_norm(cfg.norm, channels),
-        )
+        main = nn.Sequential(conv3x3(channels, channels), make_norm(cfg.norm, channels))
+        main.extend([act(), conv3x3(channels, channels), make_norm(cfg.norm, channels)])
         super().__init__(main, nn.Identity(), act())
 
 
@@ -249,7 +244,8 @@ class Decoder(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         h = self.first(z).view(-1, *self.start)
         h = self.stages(h)
-        if h.shape[-1] != self.size:  # odd sizes: 33 -> 17 -> 9 ... come back as 64
+        # odd sizes: 33 -> 17 -> 9 ... come back as 64
+        if h.shape[-1] != self.size:
             h = F.interpolate(h, size=self.size, mode="bilinear", align_corners=False)
         return torch.sigmoid(self.to_image(h).float())
 
@@ -342,7 +338,8 @@ class VAE(nn.Module):
         mu, logvar = self.encoder(x)
         mu, logvar = mu.float(), logvar.float()
         if self.linear is not None:
-            with full_precision(x.device):
+            # half precision would cost the linear picture its last digits
+            with torch.autocast(x.device.type, enabled=False):
                 mu = mu + self.linear.encode(x)[0]
         c = self.cfg.logvar_clamp or math.inf
         return mu, logvar.clamp(-c, c)
@@ -356,14 +353,13 @@ class VAE(nn.Module):
         """z (B, *latent_shape) -> images float32 (B, C, S, S) in [0, 1]. ValueError for others."""
         check_shape("codes", z, self.latent_shape)
         if self.linear is not None:
-            with full_precision(z.device):
+            with torch.autocast(z.device.type, enabled=False):
                 z = self.linear.decode(z)
         return self.decoder(z.to(next(self.parameters()).dtype))
 
-    def forward(
-        self, x: Tensor, sample: bool = True, decoder_only: bool = False
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """`decoder_only`: no gradient for the encoder."""
+    def forward(self, x: Tensor, sample=True, decoder_only=False) -> tuple[Tensor, Tensor, Tensor]:
+        """x_hat, mu, logvar; z is the mean without `sample`. `decoder_only`: no gradient for the
+        encoder."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not decoder_only):
             mu, logvar = self.encode(x)
             z = self.reparameterize(mu, logvar) if sample else mu
@@ -395,7 +391,8 @@ class VAE(nn.Module):
         """
         mu, logvar, first = self.encoder.mu, self.encoder.logvar, self.decoder.first
         rms = rms.clamp(min=1e-6).to(mu.weight)
-        by_row = rms.view(-1, *[1] * (mu.weight.dim() - 1))  # (latents, 1) or (latents, 1, 1, 1)
+        # (latents, 1) or (latents, 1, 1, 1)
+        by_row = rms.view(-1, *[1] * (mu.weight.dim() - 1))
         mu.weight /= by_row
         mu.bias /= rms
         first.weight *= by_row.transpose(0, 1)
@@ -403,24 +400,22 @@ class VAE(nn.Module):
         logvar.bias.fill_(2 * math.log(sigma))
 
 
-def full_precision(device: torch.device) -> torch.autocast:
-    """Autocast off: half precision would cost the linear picture its last digits."""
-    return torch.autocast(device.type, enabled=False)
-
-
 def initialise(model: VAE, cfg: Config) -> None:
     """Initial weights where the config wants others than PyTorch's own."""
-    if cfg.init != "default":  # He et al. 2015; "kaiming_out" by the outgoing connections
+    # He et al. 2015; "kaiming_out" by the outgoing connections
+    if cfg.init != "default":
         mode = "fan_out" if cfg.init == "kaiming_out" else "fan_in"
         for name, module in model.named_modules():
             if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)) and "project" not in name:
                 nn.init.kaiming_normal_(module.weight, mode=mode, nonlinearity="relu")
                 nn.init.zeros_(module.bias)
-    if cfg.zero_init_residual and cfg.norm != "none":  # the last scale (Goyal et al. 2017)
+    # the last scale (Goyal et al. 2017)
+    if cfg.zero_init_residual and cfg.norm != "none":
         for module in model.modules():
             if isinstance(module, Block) and module.skip is not None:
                 nn.init.zeros_(module.main[-1].weight)
-    if cfg.latent_init_gain:  # mu and logvar start near 0: the latents start at N(0, 1)
+    # mu and logvar start near 0: the latents start at N(0, 1)
+    if cfg.latent_init_gain:
         for head in (model.encoder.mu, model.encoder.logvar):
             nn.init.xavier_uniform_(head.weight, gain=cfg.latent_init_gain)
             nn.init.zeros_(head.bias)

@@ -65,17 +65,15 @@ CELEBA64_IMPROVED = (
 )
 
 # "256 channels" is the first width; the rest brings it to the 50 M parameters that are named.
-# Beta moves by itself; its start and the band are ours. So is the perceptual distance: squared,
-# a fifth of it would drown the other terms (see above).
+# Beta moves by itself; its start is ours, as are the band and the cycles, Config's defaults, and
+# the perceptual distance: squared, a fifth of it would drown the other terms (see above).
 CELEBA256 = (
     FACES
     | dict(image_size=256, crop=1.0, latent_channels=1024, upsample="bilinear")
     | dict(widths=(256, 256, 512, 512, 1024, 1024))
     | dict(mse_weight=0.4, l1_weight=0.2, perceptual_weight=0.2, lpips_weight=0.2)
     | dict(perceptual_distance="l1")
-    | dict(beta=0.001, beta_schedule="adaptive_cyclical", kl_share_low=0.02, kl_share_high=0.10)
-    | dict(cycle_epochs=8, cycle_cooldown=2, cycle_reduction=0.25)
-    | dict(beta_floor=5e-5, beta_floor_growth=1.02)
+    | dict(beta=0.001, beta_schedule="adaptive_cyclical")
     | dict(epochs_phase2=200, batch_size=64, weight_decay=1e-5, grad_clip=1.0, early_stop=20)
     | dict(lr_phase2=5e-5, lr_schedule_phase2="plateau", plateau_patience=10)
 )
@@ -140,7 +138,7 @@ PROFILE_CHANGES = {
     "full": {},
 }
 # ... and for every data set but chest_xray: larger batches, longer epochs, and a network with at
-# most so many channels a stage.
+# most so many channels a stage (`widths`).
 LARGE_SETS = {
     "smoke": dict(widths=64),
     "quick": dict(epoch_images=0, epochs_phase1=5, epochs_phase2=10, batch_size=32)
@@ -154,8 +152,7 @@ PRESET_CHANGES = {
     | dict(lr_phase2=1e-3),
 }
 # Of these a profile never takes more than the preset has.
-AT_MOST = {"image_size", "widths", "batch_size", "epochs_phase1", "epochs_phase2"}
+AT_MOST = {"image_size", "batch_size", "epochs_phase1", "epochs_phase2"}
 # Durations in epochs keep their share of the run, down to at least this many.
-DURATIONS = dict(beta_warmup=0, sample_every=1, early_stop=0, plateau_patience=1) | dict(
-    cycle_epochs=2, cycle_cooldown=1
-)
+DURATIONS = dict(beta_warmup=0, sample_every=1, early_stop=0)
+DURATIONS |= dict(plateau_patience=1, cycle_epochs=2, cycle_cooldown=1)

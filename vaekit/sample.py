@@ -15,8 +15,10 @@ from vaekit.data import chunks
 from vaekit.model import evaluating
 
 SAMPLERS = ("prior", "gaussian", "gmm", "flow")
-LEADING_DIMS = 64  # directions that mixture and flow are fitted in, at most
-LEADING_SHARE = 0.95  # of the variance of the means, where that takes fewer directions
+# directions that mixture and flow are fitted in, at most
+LEADING_DIMS = 64
+# of the variance of the means, where that takes fewer directions
+LEADING_SHARE = 0.95
 
 
 def encode_all(model, images, batch_size: int = 64) -> tuple[Tensor, Tensor]:
@@ -57,7 +59,8 @@ class Gaussian:
     shape: tuple  # of one code, D numbers
     mean: np.ndarray  # (D,)
     scale: np.ndarray  # (D,)
-    basis: np.ndarray  # (r, D), the principal directions: orthonormal rows, the largest first
+    # (r, D), the principal directions: orthonormal rows, the largest first
+    basis: np.ndarray
     stds: np.ndarray  # (r,), the deviation along each
     noise: np.ndarray  # (D,)
 
@@ -101,7 +104,8 @@ def fit_sampler(mu: Tensor, logvar: Tensor, kind: str, seed: int = 0) -> Prior |
     mu, logvar = mu.cpu().double(), logvar.cpu().double()
     mean, scale = mu.mean(0), channel_scale(mu, logvar)
     x = ((mu - mean) / scale).flatten(1).numpy()  # (N, D)
-    noise = (logvar.exp().mean(0) / scale**2).flatten().numpy()  # E sigma^2
+    # E sigma^2
+    noise = (logvar.exp().mean(0) / scale**2).flatten().numpy()
     n, d = x.shape
     solver = "covariance_eigh" if n > d else "full"
     pca = PCA(min(n - 1, d), svd_solver=solver).fit(x)

@@ -70,7 +70,8 @@ class BetaBand:
 
     def step(self, share: float, ceiling: float = math.inf) -> float:
         share = max(share, 1e-12)
-        if self.share is not None:  # mean of logarithms: shares differ by orders of magnitude
+        # mean of logarithms: shares differ by orders of magnitude
+        if self.share is not None:
             share = self.share**0.5 * share**0.5
         factor = 1.0
         if not self.low <= share <= self.high:
@@ -87,8 +88,7 @@ class BetaBand:
         return {"level": self.level, "share": self.share}
 
     def load_state_dict(self, state: dict) -> None:
-        self.level = state["level"]
-        self.share = state["share"]
+        vars(self).update(state)
 
 
 def lr_factor(kind: str, progress: float, warmup: float = 0.0) -> float:
@@ -104,7 +104,8 @@ def lr_factor(kind: str, progress: float, warmup: float = 0.0) -> float:
         return 1.0
     progress = (progress - warmup) / (1 - warmup)
     if kind == "cosine_restarts":
-        at = 7 * progress  # in units of the first cycle: the three begin at 0, 1 and 3
+        # in units of the first cycle: the three begin at 0, 1 and 3
+        at = 7 * progress
         cycle = min(int(math.log2(at + 1)), 2)
         progress = (at + 1) / 2**cycle - 1
     progress = min(max(progress, 0.0), 1.0)
@@ -138,9 +139,7 @@ class Plateau:
         return {"best": self.best, "bad_epochs": self.bad_epochs, "scale": self.scale}
 
     def load_state_dict(self, state: dict) -> None:
-        self.best = state["best"]
-        self.bad_epochs = state["bad_epochs"]
-        self.scale = state["scale"]
+        vars(self).update(state)
 
 
 def ema_decay(cfg: Config, step: int) -> float:

@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from torch import Tensor, nn
 
-from vaekit import fast
+from vaekit import fast, schedules
 from vaekit.config import Config
 from vaekit.critic import Critic, add_share
 from vaekit.data import Data, batches
@@ -21,16 +21,7 @@ from vaekit.linear import SMALL, linear_vae
 from vaekit.losses import beta_elbo, kl_share, vae_loss
 from vaekit.model import VAE
 from vaekit.place.device import choose_device, choose_precision
-from vaekit.schedules import (
-    BetaBand,
-    Plateau,
-    beta_at,
-    critic_share_at,
-    decoder_only,
-    ema_decay,
-    final_objective,
-    lr_factor,
-)
+from vaekit.schedules import BetaBand, Plateau, final_objective
 
 OPTIMIZERS = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -77,13 +68,15 @@ class Trainer:
         self.raw = model.to(self.device, memory_format=layout)
         self.ema = copy.deepcopy(self.raw).eval().requires_grad_(False)
         self.critic = critic.to(self.device, memory_format=layout) if critic else None
-        self.model = self.accelerator.prepare(self.raw)  # several processes: their gradients' mean
+        # several processes: their gradients' mean
+        self.model = self.accelerator.prepare(self.raw)
         self.features = features.to(self.device, memory_format=layout) if features else None
         self.optimizer = self.new_optimizer()
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
         self.plateau = Plateau(cfg.plateau_patience)
         self.band = BetaBand(cfg)
-        self.parts = 1  # of a batch; `keep.guards` cuts it where memory runs out
+        # of a batch; `keep.guards` cuts it where memory runs out
+        self.parts = 1
         self.epoch = 0
         self.num_steps = 0
         self.history = []  # a row an epoch
@@ -100,7 +93,7 @@ class Trainer:
 
         Returns the loss terms, detached means over the batch, and the gradient's norm.
         """
-        self.beta = beta_at(self.cfg, epoch, self.band.level)
+        self.beta = schedules.beta_at(self.cfg, epoch, self.band.level)
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate(epoch)
         self.zero_grad()
@@ -111,7 +104,7 @@ class Trainer:
         terms = terms | {"grad_norm": norm}
         self.update(terms)
         self.num_steps += 1
-        update_ema(self.ema, self.raw, ema_decay(self.cfg, self.num_steps))
+        update_ema(self.ema, self.raw, schedules.ema_decay(self.cfg, self.num_steps))
         return terms
 
     def zero_grad(self) -> None:
@@ -125,7 +118,7 @@ class Trainer:
         with self.autocast():
             # phase 1 decodes the mean: a plain autoencoder, no noise to average over
             sample = epoch >= self.cfg.epochs_phase1
-            rests = decoder_only(self.cfg, epoch)
+            rests = schedules.decoder_only(self.cfg, epoch)
             x_hat, mu, logvar = self.model(x, sample, rests)
             loss = vae_loss(x_hat, x, mu, logvar, self.cfg, self.beta, self.features)
         if self.critic:
@@ -136,9 +129,9 @@ class Trainer:
     def meet_critic(self, x: Tensor, x_hat: Tensor, epoch: float, share: float) -> Tensor:
         """Its own loss, whose gradient is added to its weights; its pull on the decoder joins the
         other terms' gradient at x_hat, when the backward pass comes by. All in full precision."""
-        if not decoder_only(self.cfg, epoch):
+        if not schedules.decoder_only(self.cfg, epoch):
             return torch.zeros((), device=self.device)
-        pull = critic_share_at(self.cfg, epoch)
+        pull = schedules.critic_share_at(self.cfg, epoch)
         if pull:
             other = self.critic.gradient(x_hat)
             x_hat.register_hook(lambda gradient: add_share(gradient, other, pull))
@@ -165,12 +158,12 @@ class Trainer:
         """The phase's own rate, times its schedule at this share of the phase."""
         cfg = self.cfg
         if epoch < cfg.epochs_phase1:
+            lr, kind = cfg.lr_phase1, cfg.lr_schedule_phase1
             progress = epoch / cfg.epochs_phase1
-            lr = cfg.lr_phase1 * lr_factor(cfg.lr_schedule_phase1, progress, cfg.lr_warmup)
         else:
+            lr, kind = cfg.lr_phase2, cfg.lr_schedule_phase2
             progress = (epoch - cfg.epochs_phase1) / cfg.epochs_phase2
-            lr = cfg.lr_phase2 * lr_factor(cfg.lr_schedule_phase2, progress, cfg.lr_warmup)
-        return lr * self.plateau.scale
+        return lr * schedules.lr_factor(kind, progress, cfg.lr_warmup) * self.plateau.scale
 
     # ---- an epoch --------------------------------------------------------------------------------
 
@@ -190,8 +183,8 @@ class Trainer:
         return row
 
     def train_epoch(self) -> dict[str, float]:
-        """A step on every batch; means of the loss terms."""
-        self.means = Means()
+        """A step on every batch; {term: mean of its finite values}, NaN where none is."""
+        values = []  # they stay on the device: no step waits for another
         self.model.train()
         rank = self.accelerator.process_index
         gpus = [self.device] if self.device.type == "cuda" else []
@@ -199,8 +192,12 @@ class Trainer:
             # the noise of an epoch depends on seed and epoch alone: a resumed run repeats it
             torch.manual_seed((self.cfg.seed * 1_000_003 + self.epoch) * 64 + rank)
             for x, epoch in self.epoch_batches():
-                self.means.add(self.step(x, epoch))
-        return self.means.compute(self.accelerator)
+                terms = self.step(x, epoch)
+                values.append(torch.stack(list(terms.values())))
+        values = torch.stack(values)  # (steps, terms)
+        means = values.where(values.isfinite(), math.nan).nanmean(0)
+        means = self.accelerator.reduce(means, "mean").tolist()
+        return dict(zip(terms, means, strict=True))
 
     def epoch_batches(self) -> Iterator[tuple[Tensor, float]]:
         """(images, fractional epoch) of every batch, in the epoch's own order."""
@@ -246,7 +243,8 @@ class Trainer:
         squares = 0
         count = 0
         for x in batches(self.data.train, self.cfg.batch_size // self.parts, self.device):
-            mu = self.raw.encode(x)[0].transpose(0, 1).flatten(1)  # (latent_channels, ...)
+            # (latent_channels, ...)
+            mu = self.raw.encode(x)[0].transpose(0, 1).flatten(1)
             squares = squares + mu.square().sum(1)
             count += mu.shape[1]
         rms = self.accelerator.reduce((squares / count).sqrt(), "mean")
@@ -273,7 +271,8 @@ class Trainer:
         if schedule == "plateau" and (self.phase == 1 or final_objective(cfg, self.epoch)):
             self.plateau.step(row["val_loss"])
         if "adaptive" in cfg.beta_schedule and self.phase == 2:
-            level = self.band.level  # in a cooldown too, the share that the full level would have
+            # in a cooldown too, the share that the full level would have
+            level = self.band.level
             share = kl_share(cfg, level, row["train_recon"], row["train_kl"], *self.sizes)
             elbo = beta_elbo(cfg, level, row["train_l1"], row["train_mse"], *self.sizes)
             self.band.step(share, ceiling=level / max(elbo, 1e-30))
@@ -326,31 +325,8 @@ class Trainer:
         self.band.load_state_dict(state["band"])
         self.epoch = state["epoch"]
         self.num_steps = state["step"]
-        self.history[:] = state["history"]  # in place: others hold the same list
-
-
-class Means:
-    """Running means of the loss terms over an epoch's steps, each over its finite values. They
-    stay on the device: no step waits for another."""
-
-    def __init__(self):
-        self.names = []
-        self.sums = 0
-        self.finite = 0  # how many of the values were, of `count` steps
-        self.count = 0
-
-    def add(self, terms: dict[str, Tensor]) -> None:
-        self.names = list(terms)
-        values = torch.stack(list(terms.values()))
-        finite = values.isfinite()
-        self.sums = self.sums + torch.where(finite, values, 0)
-        self.finite = self.finite + finite
-        self.count += 1
-
-    def compute(self, accelerator: Accelerator) -> dict[str, float]:
-        """{name: mean over steps and processes}, NaN for what never was finite."""
-        means = accelerator.reduce(self.sums / self.finite, "mean").tolist()
-        return dict(zip(self.names, means, strict=True))
+        # in place: others hold the same list
+        self.history[:] = state["history"]
 
 
 def epoch_order(cfg: Config, n: int, epoch: int, rank: int = 0, world: int = 1):

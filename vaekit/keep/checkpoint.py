@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 FORMAT = 1  # of the checkpoints; raise it when their keys change
-FINITE = ("model", "ema", "optimizer", "scaler", "critic")  # must hold no NaN and no infinity
+FINITE = {"model", "ema", "optimizer", "scaler", "critic"}  # must hold no NaN and no infinity
 
 
 class CheckpointError(RuntimeError):
@@ -51,7 +51,7 @@ def write_history(path: Path, history: list[dict]) -> None:
 def check_finite(value, name: str = "") -> None:
     """FloatingPointError for a NaN or infinity among the weights of a checkpoint's state."""
     if isinstance(value, dict):
-        for key in value if name else (key for key in FINITE if key in value):
+        for key in value if name else value.keys() & FINITE:
             check_finite(value[key], f"{name}.{key}" if name else key)
     elif isinstance(value, (float, torch.Tensor)) and not torch.as_tensor(value).isfinite().all():
         raise FloatingPointError(f"{name} is not finite")
@@ -108,20 +108,19 @@ def newest_valid(
     """
     newest = folder / name
     before = folder / f"previous.{name}"
-    try:
-        return load_checkpoint(newest, use)
-    except CheckpointError as error:
-        problem = error
-    if before.exists():
+    problems = []
+    for file in (newest, before):
         try:
-            state = load_checkpoint(before, use)
-        except CheckpointError:
-            raise problem from None
-        print(f"{problem}; going on from {before.name}")
-        if repair:
+            state = load_checkpoint(file, use)
+        except CheckpointError as error:
+            problems.append(error)
+            continue
+        if problems:
+            print(f"{problems[0]}; going on from {before.name}")
+        if problems and repair:
             os.replace(before, newest)
         return state
     lost = name == "last.pt" and (folder / "history.csv").exists()  # written after the first
-    if lost or newest.exists():
-        raise problem
+    if lost or newest.exists() or before.exists():
+        raise problems[0]
     return None

@@ -25,7 +25,7 @@ def runs_dir() -> Path:
 
 def read_info(path: Path) -> dict:
     """What `run.json` says of a run; {} where it says nothing."""
-    with contextlib.suppress(OSError, ValueError, RecursionError):
+    with contextlib.suppress(OSError, ValueError):
         info = json.loads((path / "run.json").read_text())
         if isinstance(info, dict) and isinstance(info.get("data"), dict):
             return info
@@ -47,9 +47,8 @@ def candidates(out: str | Path, cfg: Config, data_hash: str) -> Iterator[Candida
             theirs = Config.load(file.parent / "config.json")
             info = read_info(file.parent)
             same_data = info.get("data", {}).get("hash") == data_hash
-            finished = bool(info.get("finished"))
             changed = differences(theirs, cfg)
-            yield Candidate(file.parent, theirs, changed, same_data, finished)
+            yield Candidate(file.parent, theirs, changed, same_data, bool(info.get("finished")))
 
 
 def find_runs(out: str | Path, cfg: Config, data_hash: str) -> list[Path]:
@@ -60,8 +59,7 @@ def find_runs(out: str | Path, cfg: Config, data_hash: str) -> list[Path]:
 
 def find_finished(out: Path, cfg: Config, data_hash: str, say: Callable) -> Path | None:
     """The newest such run, also from what is attached, where it has finished."""
-    fetch_attached(out, cfg, data_hash, say)
-    newest = find_runs(out, cfg, data_hash)[:1]
+    newest = fetch_runs(out, cfg, data_hash, say)[:1]
     return newest[0] if newest and read_info(newest[0]).get("finished") else None
 
 
@@ -80,12 +78,9 @@ def find_shorter(out: Path, cfg: Config, data_hash: str) -> Candidate | None:
 def open_run(out: Path, cfg: Config, data_hash: str, resume: str, say: Callable) -> Iterator[Path]:
     """The folder of a finished run, or one to go on in, or a new one: no other process trains in
     it for as long as it is open."""
-    same = []
-    if resume == "auto":
-        fetch_attached(out, cfg, data_hash, say)
-        same = find_runs(out, cfg, data_hash)
-        if not same:
-            say_what_differs(out, cfg, data_hash, say)
+    same = fetch_runs(out, cfg, data_hash, say) if resume == "auto" else []
+    if resume == "auto" and not same:
+        say_what_differs(out, cfg, data_hash, say)
     for path in same:
         try:
             lock = claim(path)
@@ -111,8 +106,8 @@ def say_what_differs(out: Path, cfg: Config, data_hash: str, say: Callable) -> N
     """Against the newest run of the same preset."""
     for run in candidates(out, cfg, data_hash):
         if run.cfg.preset == cfg.preset:
-            data = [] if run.same_data else ["other data"]
-            differs = "; ".join(filter(None, [in_words(run.changed), *data]))
+            data = "" if run.same_data else "other data"
+            differs = "; ".join(filter(None, [in_words(run.changed), data]))
             say(f"new run; against {run.path.name}: {differs}")
             return
 
@@ -120,8 +115,7 @@ def say_what_differs(out: Path, cfg: Config, data_hash: str, say: Callable) -> N
 def new_folder(out: Path, cfg: Config) -> Path:
     out.mkdir(parents=True, exist_ok=True)
     stamp = datetime.now().strftime("%Y%m%d_%H%M%S")
-    for attempt in itertools.count():
-        number = f"-{attempt}" if attempt else ""
+    for number in itertools.chain([""], itertools.count(-1, -1)):
         path = out / f"{stamp}-{cfg.preset}{number}"
         with contextlib.suppress(FileExistsError):
             path.mkdir()
@@ -129,18 +123,19 @@ def new_folder(out: Path, cfg: Config) -> Path:
             return path
 
 
-def fetch_attached(out: Path, cfg: Config, data_hash: str, say: Callable) -> None:
-    """Copy the newest such run of an attached notebook's output to `out`: inputs are read-only."""
-    if find_runs(out, cfg, data_hash):
-        return
-    found = [path for place in attached() for path in find_runs(place, cfg, data_hash)]
-    if not found:
-        return
-    path = max(found, key=lambda path: path.name)
+def fetch_runs(out: Path, cfg: Config, data_hash: str, say: Callable) -> list[Path]:
+    """`find_runs`; where there is none, a copy of the newest such run of an attached notebook's
+    output, as inputs are read-only."""
+    here = find_runs(out, cfg, data_hash)
+    places = [] if here else attached()
+    elsewhere = [path for place in places for path in find_runs(place, cfg, data_hash)]
+    if not elsewhere:
+        return here
+    path = max(elsewhere, key=lambda path: path.name)
     # whole or not at all; without the files' modes, which may be read-only
     draft = out / f".{path.name}"
     shutil.rmtree(draft, ignore_errors=True)
     skip_locks = shutil.ignore_patterns(".lock")
     shutil.copytree(path, draft, ignore=skip_locks, copy_function=shutil.copyfile)
-    draft.rename(out / path.name)
     say(f"copied {path.name} from the attached {path.parent}")
+    return [draft.rename(out / path.name)]

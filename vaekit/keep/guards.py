@@ -71,12 +71,9 @@ class Stop:
 
     def now(self, ahead: float) -> bool:
         """Whether to stop: asked to, or `ahead` more seconds and a checkpoint would be too late."""
-        if self.signal:
-            return True
-        if self.minutes is None:
-            return False
+        limit = math.inf if self.minutes is None else 60 * self.minutes
         used = time.perf_counter() - self.start + ahead + self.reserve
-        return used > 60 * self.minutes
+        return bool(self.signal) or used > limit
 
     def __str__(self) -> str:
         if self.signal:
@@ -95,7 +92,8 @@ class GuardedTrainer(Trainer):
         self.stop = stop or Stop()
         self.best = Best()
         self.setbacks = 0  # times gone back
-        self.streak = 0  # steps skipped in a row
+        self.skipped = 0  # steps of this epoch
+        self.streak = 0  # ... in a row
 
     # ---- steps -----------------------------------------------------------------------------------
 
@@ -103,7 +101,9 @@ class GuardedTrainer(Trainer):
         """As `Trainer.step`; skipped where loss or gradient is not finite: `grad_norm` says so."""
         self.buffers = [(b, b.clone()) for b in self.raw.buffers()]  # BatchNorm's; most have none
         terms = super().step(x, epoch)
-        self.streak = (self.streak + 1) * ~terms["grad_norm"].isfinite()
+        skipped = ~terms["grad_norm"].isfinite()
+        self.skipped = self.skipped + skipped
+        self.streak = (self.streak + 1) * skipped
         return terms
 
     def gradients(self, x: Tensor, epoch: float, share: float = 1.0) -> dict[str, Tensor]:
@@ -147,10 +147,9 @@ class GuardedTrainer(Trainer):
             if self.critic:
                 self.critic.optimizer.found_inf = (~finite).float()
         if self.fused or finite:  # the others (MPS) wait for the number
-            self.scaler.step(self.optimizer)
-            if self.critic:
-                self.critic.step(self.accelerator)
-        self.scaler.update()
+            super().update(terms)
+        else:
+            self.scaler.update()
         for now, before in self.buffers:
             now.copy_(torch.where(finite, now, before))
 
@@ -191,8 +190,9 @@ class GuardedTrainer(Trainer):
         return self.in_memory(super().validate)
 
     def train_epoch(self) -> dict[str, float]:
+        self.skipped = 0
         means = super().train_epoch()
-        skipped = self.means.count - int(self.means.finite[-1])  # the last is the gradient's norm
+        skipped = int(self.skipped)
         return means | {"skipped": skipped} if skipped else means
 
     def new_row(self, train_means: dict, val_means: dict) -> dict[str, float]:

@@ -77,7 +77,7 @@ def fit(
     minutes = minutes_left() if max_minutes is None else max_minutes
     out = Path(out) if out else runs_dir()
     main = Accelerator(cpu=choose_device().type == "cpu").is_main_process
-    say = print if verbose and main else say_nothing
+    say = print if verbose and main else lambda text: None
     with Stop(minutes) as stop, contextlib.ExitStack() as stack:
         path = shorter = None
         if main and resume == "auto":  # one that has finished needs no feature network
@@ -99,19 +99,12 @@ def fit(
         if go_on_from(trainer, path):
             say(f"going on with {path.name} after epoch {trainer.epoch} of {cfg.num_epochs}")
         elif shorter and go_on_from(trainer, shorter.path, shorter.cfg):
-            say(
-                f"it goes on where the finished {shorter.path.name} ended, after epoch"
-                f" {trainer.epoch} of {cfg.num_epochs}: {in_words(shorter.changed)}"
-            )
+            before = f"the finished {shorter.path.name} ended: {in_words(shorter.changed)}"
+            say(f"going on after epoch {trainer.epoch} of {cfg.num_epochs}, where {before}")
         run = Run(trainer.ema, trainer.history, path, cfg, run_info(cfg, data, trainer))
-        finished = False
-        while not finished:
-            finished = attempt(trainer, run, main, on_epoch_end, say)
+        while not attempt(trainer, run, main, on_epoch_end, say):
+            pass
         return run
-
-
-def say_nothing(*_) -> None:
-    pass
 
 
 def load_finished(path: Path, say: Callable) -> Run:
@@ -123,11 +116,9 @@ def load_finished(path: Path, say: Callable) -> Run:
 def attempt(trainer: GuardedTrainer, run: Run, main: bool, on_epoch_end, say: Callable) -> bool:
     """Train until the run is done or has to stop, saved either way; False where it went back."""
     cfg = run.cfg
-    with contextlib.ExitStack() as stack:
-        writer = stack.enter_context(contextlib.closing(RunWriter(run, trainer, main)))
-        bar = stack.enter_context(
-            contextlib.closing(Progress(cfg.num_epochs, trainer.epoch, say is print))
-        )
+    writer = RunWriter(run, trainer, main)
+    bar = Progress(cfg.num_epochs, trainer.epoch, say is print)
+    with contextlib.closing(writer), contextlib.closing(bar):
         try:
             train(trainer, partial(after_epoch, run, writer, bar, on_epoch_end))
         except Interrupted:
@@ -140,10 +131,8 @@ def attempt(trainer: GuardedTrainer, run: Run, main: bool, on_epoch_end, say: Ca
         run.model = trainer.result()
         writer.finish()
     if not trainer.done:
-        say(
-            f"{trainer.stop} after epoch {trainer.epoch} of {cfg.num_epochs}: saved in {run.path};"
-            " the same call goes on from here"
-        )
+        where = f"after epoch {trainer.epoch} of {cfg.num_epochs}: saved in {run.path}"
+        say(f"{trainer.stop} {where}; the same call goes on from here")
     return True
 
 
@@ -192,10 +181,11 @@ def load_run(path: str | Path) -> Run:
             model = VAE(cfg)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} holds no readable run: {error}") from error
-    last = newest_valid(path, "last.pt", partial(use_weights, model, cfg))
+    use = partial(use_weights, model, cfg)
+    last = newest_valid(path, "last.pt", use)
     if last is None:
         raise CheckpointError(f"{path} holds no checkpoint yet")
-    newest_valid(path, "best.pt", partial(use_weights, model, cfg))
+    newest_valid(path, "best.pt", use)
     model = model.to(choose_device()).eval().requires_grad_(False)
     return Run(model, last["history"], path, cfg, read_info(path))
 

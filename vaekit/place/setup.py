@@ -37,21 +37,15 @@ def set_up() -> str:
     torch, torchvision, numpy and cv2 stay as they are, whatever a package asks for. Where pip
     fails (no internet) the line says what is left out; ModuleNotFoundError where that is needed.
     """
-    absent = _absent(MACHINES_OWN)
-    if absent:
-        raise ModuleNotFoundError(
-            f"{', '.join(absent)}: not here, and never installed by this cell;"
-            " `pip install -r requirements.txt` does"
-        )
     missing = _absent(NEEDED)
     if missing:
         _pip_install([ON_PYPI.get(name, name) for name in missing])
-    without = _absent(missing)
+    without = _absent([*MACHINES_OWN, *missing])
     hard = [ON_PYPI.get(name, name) for name in without if name not in OPTIONAL]
     if hard:
         raise ModuleNotFoundError(
-            f"pip could not install {', '.join(hard)}: is the internet on?"
-            " On Kaggle: Settings, Internet"
+            f"{', '.join(hard)} missing: with internet (on Kaggle: Settings, Internet) this cell"
+            f" installs all but {', '.join(MACHINES_OWN)}; `pip install -r requirements.txt` all"
         )
     line = report()
     for name in missing:
@@ -69,7 +63,7 @@ def _absent(names: list[str]) -> list[str]:
 
 def _pip_install(packages: list[str]) -> None:
     """Into this Python; fails in silence, and rather than replace what is the machine's own."""
-    own = [f"{name}=={metadata.version(name)}" for name in ("torch", "torchvision", "numpy")]
+    own = [f"{name}=={metadata.version(name)}" for name in MACHINES_OWN if name != "cv2"]
     with tempfile.TemporaryDirectory() as folder:
         pinned = Path(folder) / "constraints.txt"
         pinned.write_text("\n".join(own))
@@ -81,12 +75,8 @@ def attached() -> list[Path]:
     """Every folder of what is attached on Kaggle, nearest first, five levels down.
 
     That is two levels inside of datasets/OWNER/NAME; deeper a million files may wait."""
-    folders = []
-    level = [KAGGLE_INPUT]
-    for _ in range(5):
-        level = [inner for folder in level for inner in sorted(folder.glob("*/"))]
-        folders += level
-    return folders
+    levels = [sorted(KAGGLE_INPUT.glob("*/" * depth)) for depth in range(1, 6)]
+    return [folder for level in levels for folder in level]
 
 
 def minutes_left() -> float | None:
