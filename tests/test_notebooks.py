@@ -189,7 +189,8 @@ def test_links_of_the_pages():
 def test_every_paper_that_is_cited_stands_in_the_sources():
     root = FOLDER.parent
     texts = ["\n".join(cells(path, "markdown")) for path in NOTEBOOKS]
-    texts += [p.read_text() for p in root.rglob("*.md") if not p.parts[-2].startswith(".")]
+    pages = [p for where in (".", "*") for p in root.glob(f"{where}/*.md")]
+    texts += [p.read_text() for p in pages if not p.parent.name.startswith(".")]
     texts += [path.read_text() for path in (root / "vaekit").rglob("*.py")]
     cited = r"([A-Z]\w+) (?:et al\.|and [A-Z]\w+),? \(?((?:19|20)\d\d)"
     found = set(re.findall(cited, " ".join(" ".join(texts).split())))
