@@ -63,7 +63,6 @@ def test_weights_are_downloaded_in_every_profile_but_smoke(monkeypatch):
         monkeypatch.setenv("VAEKIT_PROFILE", profile)
         assert networks.load_judge() is None and networks.load_judges(["vgg19"]) == [None]
     assert asked == [False, False, True, True]
-    assert networks.find_trunk("auto", download=False) is None and asked[-1] is False
 
 
 def labelled(n: int, seed: int) -> SimpleNamespace:
@@ -118,26 +117,26 @@ def test_inception_says_what_is_missing(monkeypatch, tmp_path):
     try:
         import torch_fidelity  # noqa: F401
     except ImportError:
-        for score in (networks.fid, networks.kid):
-            with pytest.raises(WeightsMissing, match="torch-fidelity"):
-                score(films(4), films(4))
+        with pytest.raises(WeightsMissing, match="torch-fidelity"):
+            networks.load_inception()
     else:
         pytest.skip("torch-fidelity is installed")
 
 
-def test_fid_and_kid_are_torchmetrics_on_grey_as_rgb(monkeypatch):
+def test_fid_and_kid_are_torchmetrics_on_grey_as_rgb():
     inception = Means(1, 1)
-    monkeypatch.setattr(networks, "load_inception", lambda: inception)
     a, b = films(40), films(30, seed=1) // 2
-    vectors = [inception(t.expand(-1, 3, -1, -1)).double().numpy() for t in (a, b)]
-    assert networks.fid(a, b / 255) == pytest.approx(distances.gaussian_frechet(*vectors), rel=1e-6)
-    value, error = networks.kid(a, b)
-    assert abs(value - distances.kernel_distance(*vectors)) < error / 5
-    assert 0 < error < value
-    assert networks.kid(a, b) == (value, error)  # whatever torch's own random state is
-    assert networks.kid(a[:4], b)[1] > error
+    vectors = [networks.inception_vectors(x, inception) for x in (a, b / 255)]
+    expected = [inception(x.expand(-1, 3, -1, -1)).double().numpy() for x in (a, b)]
+    fid, kid, error = networks.fid_and_kid(*vectors)
+    assert fid == pytest.approx(distances.gaussian_frechet(*expected), rel=1e-6)
+    assert abs(kid - distances.kernel_distance(*expected)) < error / 5
+    assert 0 < error < kid
+    assert networks.fid_and_kid(*vectors) == (fid, kid, error)  # whatever torch's own random state
+    few = [x[:4] for x in vectors]
+    assert networks.fid_and_kid(*few)[2] > error
     with pytest.raises(ValueError, match="3 images"):
-        networks.kid(a[:3], b)
+        networks.fid_and_kid(vectors[0][:3], vectors[1])
 
 
 def test_inception_is_torch_fidelitys_from_a_file(monkeypatch, tmp_path):
@@ -151,9 +150,9 @@ def test_inception_is_torch_fidelitys_from_a_file(monkeypatch, tmp_path):
     torch.save(random.state_dict(), tmp_path / file)
     no_weights(monkeypatch, tmp_path)
     network, x = networks.load_inception(), films(4)
-    vectors = networks.inception_vectors(x)
+    vectors = networks.inception_vectors(x, network)
     assert vectors.shape == (4, 2048) and vectors.dtype == torch.float64
     with torch.no_grad():
         direct = random(x.expand(-1, 3, -1, -1))[0]
     torch.testing.assert_close(vectors, direct.double())
-    assert not network.training and networks.kid(vectors, vectors)[1] >= 0
+    assert not network.training

@@ -269,7 +269,7 @@ def choose(smooth, copies=(), kinds=("prior", "gaussian", "gmm"), **kwargs):
     with pytest.MonkeyPatch.context() as patch:
         if copies is not None:
             patch.setattr(choice.distances, "memorisation", lambda *_: next(answers))
-        kwargs = {"trunk": None, "draws": 3, "kinds": kinds} | kwargs
+        kwargs = {"judge": "pixels", "draws": 3, "kinds": kinds} | kwargs
         return choice.choose_sampler(Pixels(), *smooth, **kwargs)
 
 

@@ -12,7 +12,7 @@ from vaekit.features import FeatureLoss, trunk_name
 from vaekit.files.weights import downloads_allowed
 from vaekit.judge import networks
 from vaekit.judge.distances import LEAST
-from vaekit.judge.rows import MAX_IMAGES, collect, distance_rows, mapped, mean_row, ratio_row, row
+from vaekit.judge.rows import MAX_IMAGES, collect, distance_rows, mean_row, ratio_row, row
 from vaekit.linear import LinearVAE
 from vaekit.losses import l1_per_image
 from vaekit.metrics import LPIPS, appearance, at_least, compare_images, octave_name, octave_powers
@@ -35,7 +35,7 @@ def measure(model, images, judge: FeatureLoss | None = None, batch_size: int = 6
     with evaluating(model) as device:
         if judge is not None:
             judge = judge.to(device)
-        return collect(mapped(measured, pixels_of(images), batch_size, device))
+        return collect(measured, images, batch_size, device)
 
 
 def looks(x: Tensor) -> dict[str, Tensor]:
@@ -70,7 +70,6 @@ def evaluate(
     with evaluating(model) as device:
         judge = networks.load_judge(device, download)
         second = networks.second_judge(device) if judges is None else None
-        judges = ["squeezenet"] if judges is None else judges
         rows = _image_rows(model, test, samples, judge, cfg.batch_size)
         if second is not None:
             part = _shuffled(test, SECOND_IMAGES, cfg.seed)
@@ -80,7 +79,7 @@ def evaluate(
         large = {k: _shuffled(s, MAX_IMAGES, cfg.seed) for k, s in samples.items() if k not in few}
         if few:
             print(f"no distances of {', '.join(few)}: below {LEAST} images")
-        for judge in networks.load_judges(judges, device, download):
+        for judge in networks.load_judges(judges or ["squeezenet"], device, download):
             rows += _judged_rows(model, large, real, others, judge, cfg)
         if fid and min(len(real), len(others)) >= LEAST:
             rows += _inception_rows(large, real, others, device)
@@ -93,23 +92,20 @@ def evaluate(
 
 def _image_rows(model, test: Tensor, samples: dict, judge, batch_size: int) -> list[dict]:
     """Rows of what is measured image by image."""
-
-    def seen(images: Tensor) -> dict[str, Tensor]:
-        return collect(mapped(looks, images, batch_size))
-
-    found, real = measure(model, test, judge, batch_size), seen(test)
-    octaves = [name for name in real if name.startswith("power")]
-    ratios = {"sharpness ratio": "sharpness"} | {name: name for name in octaves}
+    found = measure(model, test, judge, batch_size)
     rows = [mean_row(name, "reconstruction", found[name]) for name in ("psnr", "ssim")]
     if judge is not None:
         rows.append(mean_row("lpips", "reconstruction", found["lpips"], LPIPS))
-    drawn = {name: seen(images) for name, images in samples.items()}
-    for subject, values in ({"reconstruction": found, "real": real} | drawn).items():
+    sets = {"reconstruction": found}
+    for name, images in ({"real": test} | samples).items():
+        sets[name] = collect(looks, images, batch_size)
+    real = sets["real"]
+    octaves = [name for name in real if name.startswith("power")]
+    for subject, values in sets.items():
         rows += [mean_row(name, subject, values[name]) for name in real if name not in octaves]
-        if subject == "real":
-            continue
-        for metric, name in ratios.items():
-            if name in values:  # smaller images have fewer octaves
+        for name in ["sharpness", *octaves]:
+            if subject != "real" and name in values:  # smaller images have fewer octaves
+                metric = "sharpness ratio" if name == "sharpness" else name
                 pair = values[name], real[name]
                 rows.append(ratio_row(metric, subject, *pair, paired=values is found))
     return rows
@@ -122,7 +118,7 @@ def _feature_row(model, test: Tensor, judge: FeatureLoss, batch_size: int) -> di
         return judge(at_least(model.reconstruct(x), 64), at_least(x, 64))
 
     device = next(model.parameters()).device
-    found = collect(mapped(measured, test, batch_size, device))
+    found = collect(measured, test, batch_size, device)
     name = networks.network_name(judge.trunk)
     return mean_row("feature distance", "reconstruction", found["perceptual"], name)
 
@@ -164,12 +160,11 @@ def _inception_rows(samples: dict, real: Tensor, others: Tensor, device) -> list
     for subject, images in samples.items():
         fake = networks.inception_vectors(images, network)
         n = min(len(real), len(others), len(fake))
-        a, b, c = real[:n], fake[:n], others[:n]
-        value, floor = networks.fid(a, b), networks.fid(a, c)
-        rows.append(row("fid", subject, value, n=n, network=name, floor=floor))
-        (value, error), (floor, _) = networks.kid(a, b), networks.kid(a, c)
-        low, high = value - 1.96 * error, value + 1.96 * error
-        rows.append(row("kid", subject, value, low, high, n, name, floor))
+        value, mean, error = networks.fid_and_kid(real[:n], fake[:n])
+        fid_floor, kid_floor, _ = networks.fid_and_kid(real[:n], others[:n])
+        low, high = mean - 1.96 * error, mean + 1.96 * error
+        rows.append(row("fid", subject, value, n=n, network=name, floor=fid_floor))
+        rows.append(row("kid", subject, mean, low, high, n, name, kid_floor))
     return rows
 
 
@@ -191,16 +186,15 @@ def say_heard(rows: list[dict], *names: str) -> list[dict]:
 
 
 class Cases(NamedTuple):
-    """Indices of the best (best first) and worst (worst first) images, and every image's value."""
+    """Indices of the best (best first) and worst (worst first) images, and every image's SSIM."""
 
     best: list[int]
     worst: list[int]
     values: Tensor  # (N,)
-    metric: str
 
 
 def rank_cases(model, split, k: int = 4, batch_size: int = 64) -> Cases:
     """The k best and k worst reconstructed (from the mean) images of `split`, by SSIM."""
     values = measure(model, split, batch_size=batch_size)["ssim"]
     order = values.argsort(descending=True).tolist()
-    return Cases(order[:k], order[::-1][:k], values, "SSIM")
+    return Cases(order[:k], order[::-1][:k], values)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vaekit.config import profile
-from vaekit.data import as_float, pixels_of
+from vaekit.data import as_float
 from vaekit.features import FeatureLoss, Trunk, WeightsMissing
 from vaekit.files.weights import downloads_allowed, load_trunk, weight_places
 from vaekit.judge.rows import mapped
@@ -78,14 +78,6 @@ def _tell_once(name: str, notice: str) -> None:
     _told.add(name)
 
 
-def find_trunk(trunk: Trunk | str | None, download: bool = True) -> Trunk | None:
-    """The judge's SqueezeNet for "auto", None where its weights are not to be had; else `trunk`."""
-    if trunk != "auto":
-        return trunk
-    judge = load_judge(download=download)
-    return judge.trunk if judge is not None else None
-
-
 def network_name(judge: nn.Module | None) -> str:
     """What a row says of its judge: a VGG that is cut early says where."""
     if judge is None:
@@ -116,7 +108,7 @@ def feature_vectors(
         x = at_least(x, 64) if isinstance(trunk, Trunk) else x
         return trunk.pooled(x).cpu().double().numpy()
 
-    return np.concatenate(list(mapped(seen, pixels_of(images), batch_size)))
+    return np.concatenate(mapped(seen, images, batch_size))
 
 
 class LabelJudge(nn.Module):
@@ -186,59 +178,39 @@ def load_inception(device: torch.device | str = "cpu") -> nn.Module:
 
 
 @torch.no_grad()
-def inception_vectors(images, network: nn.Module | None = None) -> Tensor:
-    """(N, 2048) float64 of images (N, C, H, W), grey repeated; vectors stay what they are.
-
-    network: of `load_inception`, which is called without it.
-    """
-    if isinstance(images, Tensor) and images.dim() == 2:
-        return images
-    network = network or load_inception()
+def inception_vectors(images, network: nn.Module) -> Tensor:
+    """(N, 2048) float64 of images (N, C, H, W), grey repeated; network: of `load_inception`."""
 
     def seen(x: Tensor) -> Tensor:
         rgb = (255 * x).round().byte().expand(-1, 3, -1, -1)
         return network(rgb).cpu().double()
 
     device = next(network.parameters()).device
-    return torch.cat(list(mapped(seen, pixels_of(images), 64, device)))
+    return torch.cat(mapped(seen, images, device=device))
 
 
-def _by_torchmetrics(metric, real: Tensor, fake: Tensor):
-    metric.update(real, real=True)
-    metric.update(fake, real=False)
-    return metric.compute()
+def fid_and_kid(real: Tensor, fake: Tensor) -> tuple[float, float, float]:
+    """(FID, KID, KID's standard error) of `inception_vectors` (N, 2048), by torchmetrics.
 
-
-def fid(real, fake) -> float:
-    """FID: Fréchet distance on all 2,048 Inception features, by torchmetrics.
-
-    Of images or of their `inception_vectors`; WeightsMissing: see `load_inception`.
+    FID: Fréchet distance on all 2,048 features. KID: mean of 100 subsets of half of the smaller
+    set, 1,000 at most: the spread over them, scaled as in `jackknife_error`, is the error.
+    ValueError below 4 images.
     """
     from torchmetrics.image.fid import FrechetInceptionDistance
-
-    real, fake = inception_vectors(real), inception_vectors(fake)
-    given = nn.Identity()  # the metric gets vectors, made once for all that is asked of them
-    given.num_features = real.shape[1]
-    return _by_torchmetrics(FrechetInceptionDistance(given), real, fake).item()
-
-
-def kid(real, fake, subset_size: int = 1000) -> tuple[float, float]:
-    """KID and its standard error, from 100 subsets of Inception features, by torchmetrics.
-
-    Of images or of their `inception_vectors`. A subset has at most half of the smaller set: the
-    spread over them, scaled as in `jackknife_error`, is the error. ValueError below 4 images,
-    WeightsMissing: see `load_inception`.
-    """
     from torchmetrics.image.kid import KernelInceptionDistance
 
     n = min(len(real), len(fake))
-    m = min(subset_size, n // 2)
+    m = min(1000, n // 2)
     if m < 2:
         raise ValueError(f"a KID of {n} images says nothing")
-    real, fake = inception_vectors(real), inception_vectors(fake)
+    given = nn.Identity()  # the metrics get vectors, made once for both
+    given.num_features = real.shape[1]
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it warns that it keeps all vectors
+        warnings.simplefilter("ignore")  # KID warns that it keeps all vectors
         torch.manual_seed(0)
-        metric = KernelInceptionDistance(nn.Identity(), subset_size=m)
-        mean, std = _by_torchmetrics(metric, real, fake)
-    return mean.item(), std.item() * (m / (n - m)) ** 0.5
+        metrics = FrechetInceptionDistance(given), KernelInceptionDistance(given, subset_size=m)
+        for metric in metrics:
+            metric.update(real, real=True)
+            metric.update(fake, real=False)
+        value, (mean, std) = (metric.compute() for metric in metrics)
+    return value.item(), mean.item(), std.item() * (m / (n - m)) ** 0.5
