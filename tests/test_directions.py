@@ -49,7 +49,7 @@ def test_principal_directions():
     torch.testing.assert_close(axes.flatten(1).norm(dim=1), torch.ones(3))
     assert (axes[0] * axis).sum().abs() > 0.99
     assert std[0].item() == pytest.approx(mu[:, 1, 0, 1].std().item(), rel=0.01)
-    with pytest.raises(ValueError, match="between 1 and 16"):
+    with pytest.raises(ValueError, match="n_components=17"):
         directions.principal_directions(mu, 17)
 
 

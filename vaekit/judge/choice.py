@@ -5,7 +5,6 @@ from typing import NamedTuple
 import numpy as np
 
 from vaekit.judge import distances
-from vaekit.judge.distances import LEAST
 from vaekit.judge.networks import feature_vectors, load_judges, network_name
 from vaekit.judge.rows import MAX_IMAGES, row
 from vaekit.sample import SAMPLERS, decode_all, encode_all, fit_sampler
@@ -35,8 +34,8 @@ def choose_sampler(
     seen, real = feature_vectors(train, trunk), feature_vectors(val, trunk)
     samplers = {kind: fit_sampler(mu, logvar, kind, seed) for kind in kinds}
     n = min(len(seen), len(real), MAX_IMAGES)
-    if n < LEAST:
-        print(f"a choice takes {LEAST} images to choose by: there are {n}, and {kinds[0]} is taken")
+    if n < distances.LEAST:
+        print(f"{n} images are too few to choose by: {kinds[0]} is taken")
         return Choice(kinds[0], samplers, [])
     axes = distances.principal_axes(real, n)
     rng = np.random.default_rng(seed)

@@ -10,7 +10,7 @@ from vaekit import plots
 from vaekit.data import as_float, pixels_of
 from vaekit.files.weights import downloads_allowed
 from vaekit.judge import networks
-from vaekit.judge.evaluation import heard_by, measure, say_heard
+from vaekit.judge.evaluation import measure, say_heard
 from vaekit.judge.rows import collect, format_table, mean_row, ratio_row
 from vaekit.linear import LinearVAE
 from vaekit.metrics import LPIPS, appearance
@@ -86,16 +86,23 @@ def compare(run_a, run_b, test) -> Comparison:
     download = downloads_allowed(cfgs[0].profile) if cfgs else None
     judge = networks.load_judge(next(models[0].parameters()).device, download)
     rows = pair_rows(models, test, judge)
-    rows = say_heard(rows, *(heard_by(model, None) for model in models))
+    rows = say_heard(rows, *models)
     images = {"image": as_float(test[:SHOWN].cpu())}
     for name, model in zip("ab", models, strict=True):
         mu, _ = encode_all(model, test[:SHOWN])
         z = sample_latents(model, len(mu), seed=0)  # latents of one shape share the noise
         images[name] = decode_all(model, mu)
         images[f"samples of {name}"] = decode_all(model, z)
-    name_a, name_b = (title_of(run) for run in runs)
+    a, b = (tuple(model.latent_shape) for model in models)
+    notes = [f"latents are {a} in a and {b} in b: their samples cannot share noise"]
+    if a == b:
+        notes = ["samples of a and b are decoded from the same noise"]
+    hashes = {run.info.get("data", {}).get("hash") for run in runs if hasattr(run, "info")}
+    if len(hashes) == 2:
+        notes.append("a and b were trained on different data")
+    names = title_of(run_a), title_of(run_b)
     changed = cfgs[0].differences(cfgs[1]) if len(cfgs) == 2 else None
-    return Comparison((name_a, name_b), changed, rows, images, notes_on(runs, models))
+    return Comparison(names, changed, rows, images, notes)
 
 
 def pair_rows(models, test: Tensor, judge) -> list[dict]:
@@ -112,18 +119,6 @@ def pair_rows(models, test: Tensor, judge) -> list[dict]:
         ratio = ratio_row("sharpness ratio", subject, found["sharpness"], real, paired=True)
         rows.append(ratio)
     return rows
-
-
-def notes_on(runs, models) -> list[str]:
-    """Sentences on what the two share, and what they do not."""
-    a, b = (tuple(model.latent_shape) for model in models)
-    notes = [f"latents are {a} in a and {b} in b: their samples cannot share noise"]
-    if a == b:
-        notes = ["samples of a and b are decoded from the same noise"]
-    hashes = {run.info.get("data", {}).get("hash") for run in runs if hasattr(run, "info")}
-    if len(hashes) == 2:
-        notes.append("a and b were trained on different data")
-    return notes
 
 
 def finding(row: dict) -> str:

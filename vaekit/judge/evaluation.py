@@ -12,7 +12,7 @@ from vaekit.features import FeatureLoss, trunk_name
 from vaekit.files.weights import downloads_allowed
 from vaekit.judge import networks
 from vaekit.judge.distances import LEAST
-from vaekit.judge.rows import MAX_IMAGES, collect, distance_rows, mean_row, ratio_row, row
+from vaekit.judge.rows import MAX_IMAGES, collect, distance_rows, mean_row, ratio_row
 from vaekit.linear import LinearVAE
 from vaekit.losses import l1_per_image
 from vaekit.metrics import LPIPS, appearance, at_least, compare_images, octave_name, octave_powers
@@ -44,17 +44,14 @@ def looks(x: Tensor) -> dict[str, Tensor]:
     return appearance(x) | {octave_name(i): power for i, power in enumerate(powers)}
 
 
-def evaluate(
-    model, test, cfg: Config, val=None, samples=None, fid: bool = False, judges=None
-) -> list[dict]:
+def evaluate(model, test, cfg: Config, val=None, samples=None, judges=None) -> list[dict]:
     """Rows (keys: COLUMNS) for reconstructions of `test` from the mean, real images and `samples`.
 
     test, val: Split or (N, C, H, W), uint8 or float; samples: {name: images}. Distances compare
     test with reconstructions of *other* images, `val` (training images do as well: more of them);
     without `val`, one half of test with reconstructions of the other half. They come once for
     each of `judges` (see `load_judges`), all at the N of the smallest set of 4 images or more,
-    with their floor; see `distance_rows`. Means carry -+ 1.96 standard errors. `fid` adds FID and
-    KID of `samples`.
+    with their floor; see `distance_rows`. Means carry -+ 1.96 standard errors.
 
     judges: None for SqueezeNet and, where its weights are on this machine, VGG-19 to relu3_4 (see
     `second_judge`), which also gives the "feature distance" of reconstructions: where SqueezeNet
@@ -81,13 +78,11 @@ def evaluate(
             print(f"no distances of {', '.join(few)}: below {LEAST} images")
         for judge in networks.load_judges(judges or ["squeezenet"], device, download):
             rows += _judged_rows(model, large, real, others, judge, cfg)
-        if fid and min(len(real), len(others)) >= LEAST:
-            rows += _inception_rows(large, real, others, device)
         if second is not None:
             large = {k: s[:SECOND_IMAGES] for k, s in large.items()}
             real, others = real[:SECOND_IMAGES], others[:SECOND_IMAGES]
             rows += _judged_rows(model, large, real, others, second.trunk, cfg)
-    return say_heard(rows, heard_by(model, cfg))
+    return say_heard(rows, model, cfg=cfg)
 
 
 def _image_rows(model, test: Tensor, samples: dict, judge, batch_size: int) -> list[dict]:
@@ -153,31 +148,14 @@ def _judged_rows(model, samples: dict, real: Tensor, others: Tensor, judge, cfg)
     return distance_rows(fakes, real, others, network, cfg.seed)
 
 
-def _inception_rows(samples: dict, real: Tensor, others: Tensor, device) -> list[dict]:
-    network, name = networks.load_inception(device), "inception, all 2048"
-    real, others = (networks.inception_vectors(s, network) for s in (real, others))
-    rows = []
-    for subject, images in samples.items():
-        fake = networks.inception_vectors(images, network)
-        n = min(len(real), len(others), len(fake))
-        value, mean, error = networks.fid_and_kid(real[:n], fake[:n])
-        fid_floor, kid_floor, _ = networks.fid_and_kid(real[:n], others[:n])
-        low, high = mean - 1.96 * error, mean + 1.96 * error
-        rows.append(row("fid", subject, value, n=n, network=name, floor=fid_floor))
-        rows.append(row("kid", subject, mean, low, high, n, name, kid_floor))
-    return rows
-
-
-def heard_by(model, cfg: Config | None) -> str:
-    """The network that the training of `model` listened to; cfg: where the model has none."""
-    if isinstance(model, LinearVAE):
-        return "none"
-    cfg = getattr(model, "cfg", cfg)
-    return trunk_name(cfg) if cfg else "unknown"
-
-
-def say_heard(rows: list[dict], *names: str) -> list[dict]:
-    """The rows, judges beside what the trainers listened to: one that they have heard flatters."""
+def say_heard(rows: list[dict], *models, cfg: Config | None = None) -> list[dict]:
+    """The rows, judges beside the networks that the trainings of `models` listened to: one that
+    they have heard flatters. cfg: where a model has none."""
+    names = []
+    for model in models:
+        own = getattr(model, "cfg", cfg)
+        name = trunk_name(own) if own else "unknown"
+        names.append("none" if isinstance(model, LinearVAE) else name)
     heard = " and ".join(dict.fromkeys(names))
     for r in rows:
         if r["network"]:

@@ -23,10 +23,8 @@ def show_cases(model, split, cases: Cases) -> Figure:
     with evaluating(model) as device:
         x = as_float(pixels_of(split)[chosen].to(device))
         x_hat = model.reconstruct(x)
-    heads = ["best"] * len(cases.best) + ["worst"] * len(cases.worst)
-    titles = []
-    for head, i in zip(heads, chosen, strict=True):
-        titles.append(f"{head}\nSSIM {cases.values[i]:.3f}")
+    titles = [f"best\nSSIM {cases.values[i]:.3f}" for i in cases.best]
+    titles += [f"worst\nSSIM {cases.values[i]:.3f}" for i in cases.worst]
     rows = {"image": x, "reconstruction": x_hat} | difference(x, x_hat, "|difference|")
     return show_rows(rows, columns=len(chosen), titles=titles)
 

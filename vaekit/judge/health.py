@@ -225,7 +225,7 @@ def prior_gap(mu: Tensor, noise: Tensor, generator) -> tuple[dict, dict]:
     """
     chosen = torch.randperm(len(noise), generator=generator)[:UNITS]
     mu, noise = mu[:, chosen], noise[chosen].clamp(min=1e-12)
-    drawn = torch.randn(mu.shape, generator=generator, dtype=mu.dtype)
+    drawn = prior_like(mu, generator)
     cov = covariance(mu, noise)
     independent = covariance(drawn * mu.std(0), noise)
     perfect = covariance(drawn * (1 - noise).clamp(min=0).sqrt(), noise)
@@ -244,6 +244,10 @@ def prior_gap(mu: Tensor, noise: Tensor, generator) -> tuple[dict, dict]:
     return numbers, spectrum
 
 
+def prior_like(z: Tensor, generator) -> Tensor:
+    return torch.randn(z.shape, generator=generator, dtype=z.dtype)
+
+
 def rbf(x: Tensor, y: Tensor) -> Tensor:
     """exp(-|x_i - y_j|^2 / 2D), (N, M): D is half of what two prior draws are apart, squared, so
     the kernel is the same for every model with D units."""
@@ -256,12 +260,11 @@ def prior_mmd(z: Tensor, generator) -> dict[str, float]:
     At most IMAGES of them, drawn at random; "mmd_null" is the 95th percentile of prior from prior.
     """
     z = z[torch.randperm(len(z), generator=generator)[:IMAGES]]
-
-    def prior() -> Tensor:
-        return torch.randn(z.shape, generator=generator, dtype=z.dtype)
-
-    nulls = [mmd(prior(), prior(), rbf)[0] for _ in range(NULLS)]
-    value, share = mmd(z, prior(), rbf)
+    nulls = []
+    for _ in range(NULLS):
+        a, b = prior_like(z, generator), prior_like(z, generator)
+        nulls.append(mmd(a, b, rbf)[0])
+    value, share = mmd(z, prior_like(z, generator), rbf)
     null = torch.tensor(nulls).quantile(0.95).item()
     return {"mmd": value, "mmd_null": null, "mmd_share": share}
 

@@ -1,7 +1,6 @@
-"""Judges: images in batches -> feature vectors, by a network that is named. FID and KID."""
+"""Judges: images in batches -> feature vectors, by a network that is named. FID."""
 
 import time
-import warnings
 from collections.abc import Callable, Iterable
 
 import numpy as np
@@ -10,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vaekit.config import profile
-from vaekit.data import as_float
+from vaekit.data import as_float, chunks
 from vaekit.features import FeatureLoss, Trunk, WeightsMissing
 from vaekit.files.weights import downloads_allowed, load_trunk, weight_places
 from vaekit.judge.rows import mapped
@@ -60,15 +59,12 @@ def load_judges(judges: Iterable, device="cpu", download: bool | None = None) ->
     download = downloads_allowed(profile()) if download is None else download
     found = []
     for judge in judges:
-        if judge == "pixels":
-            found.append(None)
-        elif isinstance(judge, nn.Module):
-            found.append(judge.to(device))
-        else:
-            try:
-                found.append(load_trunk(judge, download=download).to(device))
-            except WeightsMissing as missing:
-                _tell_once(judge, f"{judge} cannot judge: {missing}")
+        try:
+            if isinstance(judge, str) and judge != "pixels":
+                judge = load_trunk(judge, download=download)
+            found.append(None if judge == "pixels" else judge.to(device))
+        except WeightsMissing as missing:
+            _tell_once(judge, f"{judge} cannot judge: {missing}")
     return found or [None]
 
 
@@ -178,39 +174,14 @@ def load_inception(device: torch.device | str = "cpu") -> nn.Module:
 
 
 @torch.no_grad()
-def inception_vectors(images, network: nn.Module) -> Tensor:
-    """(N, 2048) float64 of images (N, C, H, W), grey repeated; network: of `load_inception`."""
-
-    def seen(x: Tensor) -> Tensor:
-        rgb = (255 * x).round().byte().expand(-1, 3, -1, -1)
-        return network(rgb).cpu().double()
-
-    device = next(network.parameters()).device
-    return torch.cat(mapped(seen, images, device=device))
-
-
-def fid_and_kid(real: Tensor, fake: Tensor) -> tuple[float, float, float]:
-    """(FID, KID, KID's standard error) of `inception_vectors` (N, 2048), by torchmetrics.
-
-    FID: Fréchet distance on all 2,048 features. KID: mean of 100 subsets of half of the smaller
-    set, 1,000 at most: the spread over them, scaled as in `jackknife_error`, is the error.
-    ValueError below 4 images.
-    """
+def fid(real, fake) -> float:
+    """FID of images, a Split or (N, C, H, W): Fréchet distance on all 2,048 Inception features, by
+    torchmetrics. Grey is repeated. WeightsMissing: see `load_inception`."""
     from torchmetrics.image.fid import FrechetInceptionDistance
-    from torchmetrics.image.kid import KernelInceptionDistance
 
-    n = min(len(real), len(fake))
-    m = min(1000, n // 2)
-    if m < 2:
-        raise ValueError(f"a KID of {n} images says nothing")
-    given = nn.Identity()  # the metrics get vectors, made once for both
-    given.num_features = real.shape[1]
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # KID warns that it keeps all vectors
-        torch.manual_seed(0)
-        metrics = FrechetInceptionDistance(given), KernelInceptionDistance(given, subset_size=m)
-        for metric in metrics:
-            metric.update(real, real=True)
-            metric.update(fake, real=False)
-        value, (mean, std) = (metric.compute() for metric in metrics)
-    return value.item(), mean.item(), std.item() * (m / (n - m)) ** 0.5
+    metric = FrechetInceptionDistance(load_inception())
+    for images, is_real in ((real, True), (fake, False)):
+        for x in chunks(images):
+            rgb = (255 * x).round().byte().expand(-1, 3, -1, -1)
+            metric.update(rgb, real=is_real)
+    return metric.compute().item()

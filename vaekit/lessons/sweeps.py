@@ -110,16 +110,15 @@ class Sweep:
     def table(self, cases: dict[str, str], metrics: list[str], against: str) -> str:
         """Markdown: a row a case, {case: what to call it}; the mean over seeds, and in brackets the
         difference from `against` where it is beyond the spread of the seeds."""
-        lines = ["| | " + " | ".join(metrics) + " |", "|---" * (len(metrics) + 1) + "|"]
+        lines = [f"| | {' | '.join(metrics)} |", "|---" * (len(metrics) + 1) + "|"]
         for case, name in cases.items():
-            cells = [name]
+            line = f"| {name}"
             for metric in metrics:
-                cell = f"{self.values(case, metric).mean():.3g}"
                 gap = self.difference(case, against, metric)
+                line += f" | {self.values(case, metric).mean():.3g}"
                 if gap.word != "no difference":
-                    cell += f" ({gap.value:+.3g})"
-                cells.append(cell)
-            lines.append("| " + " | ".join(cells) + " |")
+                    line += f" ({gap.value:+.3g})"
+            lines.append(f"{line} |")
         return "\n".join(lines)
 
     def verdicts(self, case: str) -> list[str]:

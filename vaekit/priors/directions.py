@@ -32,13 +32,10 @@ def interpolate(z_a: Tensor, z_b: Tensor, steps: int, how: str = "linear") -> Te
 def principal_directions(mu: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
     """mean (*latent_shape), the k largest directions (k, *latent_shape) of unit norm, std (k,).
 
-    mu (N, *latent_shape) as encoded; k at most min(N - 1, latent elements), else ValueError.
+    mu (N, *latent_shape) as encoded; k at most min(N, latent elements), else ValueError.
     """
     from sklearn.decomposition import PCA
 
-    most = min(len(mu) - 1, mu[0].numel())
-    if not 1 <= k <= most:
-        raise ValueError(f"k={k} directions: {len(mu)} codes have between 1 and {most}")
     pca = PCA(k, svd_solver="full").fit(mu.detach().flatten(1).double().numpy())
     directions = torch.from_numpy(pca.components_).float().view(k, *mu.shape[1:])
     stds = torch.from_numpy(pca.explained_variance_**0.5).float()
