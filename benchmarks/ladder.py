@@ -67,7 +67,7 @@ def main() -> None:
     rows = [r for r in rows if r["metric"] in METRICS]
     print(tables.format_table(rows))
     say_excess(rows, chosen)
-    trunk = networks.find_trunk("auto")
+    trunk = networks.load_judges(["squeezenet"])[0]
     there, unseen = (networks.feature_vectors(s, trunk) for s in (train, test))
     copies = {name: memorisation(networks.feature_vectors(images, trunk), there, unseen)
               for name, images in samples.items()}  # fmt: skip

@@ -65,8 +65,11 @@ def score(run, data: Data) -> tuple[list[dict], dict]:
         samples[kind] = sample.decode_all(model, z)
     rows = evaluation.evaluate(model, data.test, run.cfg, val=data.val, samples=samples,
                             judges=("squeezenet",))  # fmt: skip
-    found = tables.collect({"mse": mse_per_image(model.reconstruct(x), x)}
-                            for x in data_module.chunks(data.test))["mse"]  # fmt: skip
+
+    def measured(x):
+        return {"mse": mse_per_image(model.reconstruct(x), x)}
+
+    found = tables.collect(measured, data.test)["mse"]
     rows = [r for r in rows if r["metric"] in KEPT and r["subject"] != "real"]
     rows.insert(0, tables.mean_row("mse", "reconstruction", found))
     x = data_module.as_float(data.test.images[:8])

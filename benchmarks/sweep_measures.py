@@ -6,17 +6,36 @@ import torch
 from torch import Tensor
 
 from vaekit import metrics
-from vaekit.data import as_float
+from vaekit.data import as_float, chunks
 from vaekit.judge import networks
 from vaekit.judge.distances import NEAREST, gaussian_frechet, precision_recall, principal_axes
 from vaekit.judge.health import diagnose
-from vaekit.lessons.sweeps import SHOWN, checkerboard, explained
+from vaekit.lessons.sweeps import SHOWN, explained
 from vaekit.sample import decode_all, encode_all, sample_latents
 
 
 def variety(images: Tensor) -> float:
     """Mean absolute difference of two images of the set, over pixels and pairs, in [0, 1]."""
     return torch.pdist(images.flatten(1), 1).mean().item() / images[0].numel()
+
+
+def checkerboard(images) -> float:
+    """Power at periods of 2 and 4 pixels, along rows and columns, over that of their neighbours in
+    frequency: about 1 in a picture without a lattice, else more.
+
+    images: Split or (N, C, H, W), sides divisible by 4, 32 px at least. Geometric means.
+    """
+    x = torch.cat([metrics.to_grey(part)[:, 0] for part in chunks(images)])
+    x = x - x.mean((1, 2), keepdim=True)
+    ratios = []
+    for lines in (x, x.transpose(1, 2)):
+        n = lines.shape[2]
+        spectrum = torch.fft.rfft(lines * torch.hann_window(n), dim=2)
+        power = spectrum.abs().square().mean((0, 1)).double()
+        for k in (n // 2, n // 4):  # a Hann window spreads a line over one bin either side
+            near = [power[j] for j in (k - 4, k - 3, k + 3, k + 4) if j < len(power)]
+            ratios.append(power[k].log() - torch.stack(near).log().mean())
+    return torch.stack(ratios).mean().exp().item()
 
 
 @torch.no_grad()

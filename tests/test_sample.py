@@ -269,7 +269,7 @@ def choose(smooth, copies=(), kinds=("prior", "gaussian", "gmm"), **kwargs):
     with pytest.MonkeyPatch.context() as patch:
         if copies is not None:
             patch.setattr(choice.distances, "memorisation", lambda *_: next(answers))
-        kwargs = {"trunk": None, "draws": 3, "kinds": kinds} | kwargs
+        kwargs = {"judge": "pixels", "draws": 3, "kinds": kinds} | kwargs
         return choice.choose_sampler(Pixels(), *smooth, **kwargs)
 
 
@@ -329,7 +329,7 @@ def test_a_sampler_that_memorises_cannot_be_chosen(smooth, capsys):
     assert "every one" in capsys.readouterr().out
     few = choose((smooth[0], smooth[1][:3]), kinds=("gaussian", "prior"))
     assert (few.best, few.rows) == ("gaussian", [])
-    assert "there are 3" in capsys.readouterr().out
+    assert "3 images are too few" in capsys.readouterr().out
     with pytest.raises(ValueError, match="prior, gaussian, gmm, flow"):
         choose(smooth, None, kinds=("gaussian", "diffusion"))
 

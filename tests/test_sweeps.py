@@ -28,24 +28,30 @@ def test_films_are_those_that_the_stored_pictures_reconstruct():
     assert torch.equal(error.argmin(1), torch.arange(sweeps.SHOWN))
 
 
+@pytest.fixture
+def measures(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    return import_module("sweep_measures")
+
+
 @pytest.mark.parametrize("side", [32, 64, 96])
-def test_noise_has_no_lattice_and_every_lattice_is_found(side):
+def test_noise_has_no_lattice_and_every_lattice_is_found(measures, side):
     plain, at = noise(side=side), torch.arange(side)
-    assert sweeps.checkerboard(plain) == pytest.approx(1, abs=0.2)
+    assert measures.checkerboard(plain) == pytest.approx(1, abs=0.2)
     for period in (2, 4):
         wave = 0.05 * torch.cos(2 * math.pi * at / period)
         for lines in (wave, wave[:, None]):
-            assert sweeps.checkerboard(plain + lines) > 1.2  # one of the four that are averaged
+            assert measures.checkerboard(plain + lines) > 1.2  # one of the four that are averaged
     slow = 0.2 * torch.cos(2 * math.pi * at / 16)
-    assert sweeps.checkerboard(plain + slow) == pytest.approx(1, abs=0.2)
+    assert measures.checkerboard(plain + slow) == pytest.approx(1, abs=0.2)
 
 
-def test_lattice_is_of_the_checkerboard_that_uneven_weights_paint():
+def test_lattice_is_of_the_checkerboard_that_uneven_weights_paint(measures):
     torch.manual_seed(0)
     painter = torch.nn.ConvTranspose2d(1, 1, 4, 2, 1)
     with torch.no_grad():
         painted = painter(noise(side=32))
-    assert sweeps.checkerboard(painted) > 1.3 > sweeps.checkerboard(noise())
+    assert measures.checkerboard(painted) > 1.3 > measures.checkerboard(noise())
 
 
 def test_explained_share_of_the_films_of_their_mean_and_of_half_the_way():
@@ -53,12 +59,6 @@ def test_explained_share_of_the_films_of_their_mean_and_of_half_the_way():
     mean = x.mean(0).expand_as(x)
     shares = [sweeps.explained(guess, x) for guess in (x, mean, (x + mean) / 2)]
     assert shares == pytest.approx([1, 0, 0.75], abs=1e-5)
-
-
-@pytest.fixture
-def measures(monkeypatch):
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
-    return import_module("sweep_measures")
 
 
 def test_variety_is_the_mean_distance_of_pairs(measures):

@@ -35,7 +35,7 @@ small = dict(widths=[8, 16], attention=[], image_size=16, stem_kernel=3, percept
              precision="fp32", epochs_phase1=8, epochs_phase2=1, beta_warmup=0)
 second, first = (vaekit.fit(vaekit.preset("chest_xray", latent_channels=n, **small), data)
                  for n in (2, 4))""",
-    """vaekit.explore(first, data.train, k=2, folder="shots")""",
+    """vaekit.explore(first, data.train, k=2)""",
 ]
 READY = """const done = arguments[0], notebook = jupyterapp.shell.currentWidget;
 Promise.all([notebook.context.ready, notebook.sessionContext.ready]).then(() => done(true))"""
@@ -146,7 +146,7 @@ def columns(png: bytes) -> list[bytes]:
     return [image.crop((0, y, image.width, y + 1)).tobytes() for y in range(image.height)]
 
 
-def test_slider_second_run_and_save_in_a_real_browser(driver, lab, tmp_path):
+def test_slider_and_second_run_in_a_real_browser(driver, lab, tmp_path):
     page = Page(driver)
     driver.get(lab)
     page.until(lambda: driver.execute_async_script(READY), "the notebook and its kernel", 60)
@@ -173,11 +173,6 @@ def test_slider_second_run_and_save_in_a_real_browser(driver, lab, tmp_path):
     halves = [(columns(png)[: len(one)], columns(png)[-len(one) :]) for png in (both, moved)]
     assert all(a != b for a, b in zip(*halves, strict=True))
     page.press("resample")
-    moved = page.other_than(moved, "resample")
-
-    page.press("save PNG")
-    said = page.until(lambda: [w.text for w in page.find(".widget-label") if "saved" in w.text],
-                      "where it was saved")  # fmt: skip
-    assert (tmp_path / said[0].removeprefix("saved ")).read_bytes() == moved
+    page.other_than(moved, "resample")
     if keep := os.environ.get("VAEKIT_SCREENSHOT"):
         driver.save_screenshot(keep)

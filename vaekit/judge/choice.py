@@ -1,15 +1,13 @@
 """Which sampler? Fitted on training images, chosen on validation images."""
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
 from vaekit.judge import distances
-from vaekit.judge.distances import LEAST
-from vaekit.judge.networks import feature_vectors, find_trunk, network_name
+from vaekit.judge.networks import feature_vectors, load_judges, network_name
 from vaekit.judge.rows import MAX_IMAGES, row
-from vaekit.sample import SAMPLERS, check_kind, decode_all, encode_all, fit_sampler
+from vaekit.sample import SAMPLERS, decode_all, encode_all, fit_sampler
 
 
 class Choice(NamedTuple):
@@ -18,15 +16,8 @@ class Choice(NamedTuple):
     rows: list[dict]  # the validation table, keys as in `rows.COLUMNS`
 
 
-@dataclass
-class Candidate:
-    name: str
-    features: np.ndarray  # (draws, n, D): what the judge sees of its images
-    memorises: bool = False
-
-
 def choose_sampler(
-    model, train, val, kinds=SAMPLERS, trunk="auto", draws: int = 10, seed: int = 0
+    model, train, val, kinds=SAMPLERS, judge="squeezenet", draws: int = 10, seed: int = 0
 ) -> Choice:
     """The kind of sampler nearest to `val` by Fréchet distance, fitted on `train` (Splits).
 
@@ -34,21 +25,17 @@ def choose_sampler(
     same random numbers. Rows: "frechet", beside the floor and reconstructions of training images;
     "frechet gap", what a kind has more than the chosen one; "memorises". low, high: 1.96 standard
     errors (jackknife of images and draws; paired for a gap: 0 between them is a tie).
-    A kind that `distances.memorisation` objects to is not chosen. trunk: as for `find_trunk`. Test
+    A kind that `distances.memorisation` objects to is not chosen. judge: one of `load_judges`. Test
     images are not to be seen here: score them afterwards. Below 4 images the first kind is taken,
     without rows; where every kind memorises, a line says so. ValueError for an unknown kind.
     """
-    for kind in kinds:
-        check_kind(kind)
-    trunk = find_trunk(trunk)
-    if trunk is not None:
-        trunk.to(next(model.parameters()).device)
+    (trunk,) = load_judges([judge], next(model.parameters()).device)
     mu, logvar = encode_all(model, train)
     seen, real = feature_vectors(train, trunk), feature_vectors(val, trunk)
     samplers = {kind: fit_sampler(mu, logvar, kind, seed) for kind in kinds}
     n = min(len(seen), len(real), MAX_IMAGES)
-    if n < LEAST:
-        print(f"a choice takes {LEAST} images to choose by: there are {n}, and {kinds[0]} is taken")
+    if n < distances.LEAST:
+        print(f"{n} images are too few to choose by: {kinds[0]} is taken")
         return Choice(kinds[0], samplers, [])
     axes = distances.principal_axes(real, n)
     rng = np.random.default_rng(seed)
@@ -56,25 +43,34 @@ def choose_sampler(
 
     parts = [rng.permutation(len(seen))[:n] for _ in range(draws)]
     rebuilt = look(model, [mu[part] for part in parts], trunk)
-    sets = [Candidate("floor", seen[parts]), Candidate("reconstruction", rebuilt)]
+    sets = {"floor": seen[parts], "reconstruction": rebuilt}
+    copies = {}
     for kind in kinds:
         codes = [samplers[kind].sample(n, seed=seed + i) for i in range(draws)]
-        features = look(model, codes, trunk)
-        copies = distances.memorisation(np.concatenate(features), seen, real).memorises
-        sets.append(Candidate(kind, features, copies))
-    honest = [i for i in range(2, len(sets)) if not sets[i].memorises]
+        sets[kind] = look(model, codes, trunk)
+        found = distances.memorisation(np.concatenate(sets[kind]), seen, real)
+        copies[kind] = found.memorises
+    honest = [kind for kind in kinds if not copies[kind]]
     if not honest:
         print(f"every one of {', '.join(kinds)} memorises its training images")
-        honest = range(2, len(sets))
 
-    fakes = np.stack([c.features @ axes for c in sets], axis=2).swapaxes(0, 1)
+    fakes = np.stack([features @ axes for features in sets.values()], axis=2).swapaxes(0, 1)
     real = real @ axes
     gap = differences(real, fakes)
     error = 1.96 * distances.jackknife_error(differences, real, fakes, rng=np.random.default_rng(0))
-    best = min(honest, key=lambda i: gap[i, -1])
+    place = {name: i for i, name in enumerate(sets)}
+    best = min(honest or kinds, key=lambda kind: gap[place[kind], -1])
+    pairs = [("frechet", name, -1) for name in sets if name != "floor"]
+    pairs += [("frechet gap", kind, place[best]) for kind in kinds if kind != best]
     judge = f"{network_name(trunk)}, {axes.shape[1]} PCs"
-    rows = table(sets, gap, error, best, n, judge)
-    return Choice(sets[best].name, samplers, rows)
+    rows = []
+    for metric, name, other in pairs:
+        value, e = gap[place[name], other], error[place[name], other]
+        rows.append(row(metric, name, value, value - e, value + e, n, judge))
+        if metric == "frechet":
+            rows[-1] |= dict(low=max(0.0, value - e), floor=gap[0, -1])
+    rows += [row("memorises", kind, float(copies[kind]), n=n) for kind in kinds]
+    return Choice(best, samplers, rows)
 
 
 def look(model, codes: list, trunk) -> np.ndarray:
@@ -87,23 +83,7 @@ def differences(real: np.ndarray, fakes: np.ndarray) -> np.ndarray:
 
     fakes: (n, draws, S, d). Distances are means over the draws.
     """
-    _, draws, count, _ = fakes.shape
     found = []
-    for s in range(count):
-        each = [distances.gaussian_frechet(real, fakes[:, draw, s]) for draw in range(draws)]
-        found.append(np.mean(each))
+    for draws in fakes.transpose(2, 1, 0, 3):
+        found.append(np.mean([distances.gaussian_frechet(real, fake) for fake in draws]))
     return np.subtract.outer(found, [*found, 0.0])
-
-
-def table(sets: list[Candidate], gap, error, best: int, n: int, judge: str) -> list[dict]:
-    """Rows of `choose_sampler`; the first set is the floor, the second the reconstructions."""
-    rows = []
-    for i in range(1, len(sets)):
-        value, e = gap[i, -1], error[i, -1]
-        low = max(0.0, value - e)
-        rows.append(row("frechet", sets[i].name, value, low, value + e, n, judge, gap[0, -1]))
-    for i in range(2, len(sets)):
-        value, e = gap[i, best], error[i, best]
-        if i != best:
-            rows.append(row("frechet gap", sets[i].name, value, value - e, value + e, n, judge))
-    return rows + [row("memorises", c.name, float(c.memorises), n=n) for c in sets[2:]]

@@ -2,18 +2,16 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from vaekit import plots
-from vaekit.config import Config
-from vaekit.data import as_float, chunks, pixels_of
+from vaekit.data import as_float, pixels_of
 from vaekit.files.weights import downloads_allowed
 from vaekit.judge import networks
-from vaekit.judge.evaluation import heard_by, measure, say_heard
-from vaekit.judge.rows import collect, format_table, frechet_row, mean_row, ratio_row
+from vaekit.judge.evaluation import measure, say_heard
+from vaekit.judge.rows import collect, format_table, mean_row, ratio_row
 from vaekit.linear import LinearVAE
 from vaekit.metrics import LPIPS, appearance
 from vaekit.sample import decode_all, encode_all, sample_latents
@@ -58,127 +56,69 @@ class Comparison:
         return plots.show_rows(rows, columns=columns)
 
 
-class Side(NamedTuple):
-    """One of the two: a run, or a model alone."""
-
-    name: str
-    model: Any
-    cfg: Config | None
-    data_hash: str | None  # of what it was trained on; None for a model, which does not say
-
-
-def side_of(run) -> Side:
-    """Of a Run, or of a model in its place."""
-    model = getattr(run, "model", run)
-    cfg = getattr(run, "cfg", None)
-    if model is run:
-        return Side(title_of(model), model, cfg, None)
-    data_hash = run.info.get("data", {}).get("hash", "")
-    return Side(run.path.name, model, cfg, data_hash)
+def title_of(run) -> str:
+    """The name of a run's folder; of a model in its place: "linear VAE, 256 numbers"."""
+    if hasattr(run, "path"):
+        return run.path.name
+    kind = "linear VAE" if isinstance(run, LinearVAE) else type(run).__name__
+    return f"{kind}, {math.prod(run.latent_shape)} numbers"
 
 
-def title_of(model) -> str:
-    """What a model without a run folder goes by: "linear VAE, 256 numbers"."""
-    kind = "linear VAE" if isinstance(model, LinearVAE) else type(model).__name__
-    return f"{kind}, {math.prod(model.latent_shape)} numbers"
-
-
-def compare(run_a, run_b, test, val=None) -> Comparison:
+def compare(run_a, run_b, test) -> Comparison:
     """Both runs on the same images: reconstructions from the mean, one by one, and prior samples.
 
     In a run's place a model may stand, as `vaekit.linear_vae` gives: compare(run, pca, data.test).
-    test, val: Split or (N, C, H, W), uint8 or float, of at least two images. PSNR, SSIM, LPIPS
-    (where a judge is to be had), L1 and the sharpness ratio of every test image. Difficult images
-    are difficult for both, so "b - a" is taken per image and its interval is the narrow, right
-    one; overlapping intervals of a and b alone say little. With `val` (images other than test's),
-    also Fréchet distances of its reconstructions and of prior samples from `test`, beside their
-    floor. ValueError where the two models, or the images, differ in size or channels.
+    test: Split or (N, C, H, W), uint8 or float, of at least two images. PSNR, SSIM, LPIPS (where a
+    judge is to be had), L1 and the sharpness ratio of every test image. Difficult images are
+    difficult for both, so "b - a" is taken per image and its interval is the narrow, right one;
+    overlapping intervals of a and b alone say little. ValueError where the two models, or the
+    images, differ in size or channels.
     """
-    runs, test = (side_of(run_a), side_of(run_b)), pixels_of(test)
-    a, b = (run.model.image_shape for run in runs)
+    runs, test = (run_a, run_b), pixels_of(test)
+    models = [getattr(run, "model", run) for run in runs]
+    a, b = (model.image_shape for model in models)
     if not a == b == tuple(test.shape[1:]) or len(test) < 2:
         raise ValueError(
             f"a makes {a} images, b {b}, and test has {len(test)} of {tuple(test.shape[1:])}:"
             " comparing takes at least 2, and one size for all"
         )
-    cfgs = [run.cfg for run in runs if run.cfg is not None]
+    cfgs = [run.cfg for run in runs if hasattr(run, "cfg")]
     download = downloads_allowed(cfgs[0].profile) if cfgs else None
-    judge = networks.load_judge(next(runs[0].model.parameters()).device, download)
-    rows = pair_rows(runs, test, judge)
-    if val is not None:
-        rows += frechet_rows(runs, test, val, judge)
-    rows = say_heard(rows, *(heard_by(run.model, run.cfg) for run in runs))
+    judge = networks.load_judge(next(models[0].parameters()).device, download)
+    rows = pair_rows(models, test, judge)
+    rows = say_heard(rows, *models)
     images = {"image": as_float(test[:SHOWN].cpu())}
-    for name, run in zip("ab", runs, strict=True):
-        images[name] = reconstructions(run.model, test[:SHOWN])
-        images[f"samples of {name}"] = samples(run.model, len(images[name]))
-    names = runs[0].name, runs[1].name
+    for name, model in zip("ab", models, strict=True):
+        mu, _ = encode_all(model, test[:SHOWN])
+        z = sample_latents(model, len(mu), seed=0)  # latents of one shape share the noise
+        images[name] = decode_all(model, mu)
+        images[f"samples of {name}"] = decode_all(model, z)
+    a, b = (tuple(model.latent_shape) for model in models)
+    notes = [f"latents are {a} in a and {b} in b: their samples cannot share noise"]
+    if a == b:
+        notes = ["samples of a and b are decoded from the same noise"]
+    hashes = {run.info.get("data", {}).get("hash") for run in runs if hasattr(run, "info")}
+    if len(hashes) == 2:
+        notes.append("a and b were trained on different data")
+    names = title_of(run_a), title_of(run_b)
     changed = cfgs[0].differences(cfgs[1]) if len(cfgs) == 2 else None
-    return Comparison(names, changed, rows, images, notes_on(*runs))
+    return Comparison(names, changed, rows, images, notes)
 
 
-def reconstructions(model, images) -> Tensor:
-    """From the mean: float32 (N, C, H, W) in [0, 1], CPU."""
-    mu, _ = encode_all(model, images)
-    return decode_all(model, mu)
-
-
-def samples(model, n: int) -> Tensor:
-    """n prior samples; models with latents of one shape decode the same noise."""
-    return decode_all(model, sample_latents(model, n, seed=0))
-
-
-def pair_rows(runs, test: Tensor, judge) -> list[dict]:
+def pair_rows(models, test: Tensor, judge) -> list[dict]:
     """Three rows a metric: the means of a and of b, and the mean of b - a image by image."""
-    a, b = (measure(run.model, test, judge) for run in runs)
+    a, b = (measure(model, test, judge) for model in models)
     trio = {"a": a, "b": b, DIFFERENCE: {name: b[name] - a[name] for name in a}}
-    real = collect(map(appearance, chunks(test)))
+    real = collect(appearance, test)["sharpness"]
     rows = []
     for name in [name for name in HIGHER_IS_BETTER if name in a]:
         network = LPIPS if name == "lpips" else ""
         for subject, found in trio.items():
             rows.append(mean_row(name, subject, found[name], network))
     for subject, found in trio.items():  # a delta method of means suits their difference as well
-        pair = found["sharpness"], real["sharpness"]
-        rows.append(ratio_row("sharpness ratio", subject, *pair, paired=True))
+        ratio = ratio_row("sharpness ratio", subject, found["sharpness"], real, paired=True)
+        rows.append(ratio)
     return rows
-
-
-def frechet_rows(runs, test: Tensor, val, judge) -> list[dict]:
-    """Fréchet distances from `test` of what each run makes of `val`, and of prior samples.
-
-    Both runs meet the same images in the same cut. A difference of two distances has no interval.
-    """
-    trunk = judge.trunk if judge is not None else None
-
-    def seen(images):
-        return networks.feature_vectors(images, trunk)
-
-    made = {
-        "reconstruction": [seen(reconstructions(run.model, val)) for run in runs],
-        "prior": [seen(samples(run.model, len(test))) for run in runs],
-    }
-    sets = seen(test), seen(val), networks.network_name(trunk)
-    rows = []
-    for name, (of_a, of_b) in made.items():
-        a, b = frechet_row("a", of_a, *sets), frechet_row("b", of_b, *sets)
-        gap = {"subject": DIFFERENCE, "value": b["value"] - a["value"]}
-        gap = a | gap | dict(low=None, high=None, floor=None)
-        rows += [r | {"metric": f"frechet, {name}"} for r in (a, b, gap)]
-    return rows
-
-
-def notes_on(run_a: Side, run_b: Side) -> list[str]:
-    """Sentences on what the two share, and what they do not."""
-    a, b = (tuple(run.model.latent_shape) for run in (run_a, run_b))
-    if a == b:
-        notes = ["samples of a and b are decoded from the same noise"]
-    else:
-        notes = [f"latents are {a} in a and {b} in b: their samples cannot share noise"]
-    trained_on = [run_a.data_hash, run_b.data_hash]
-    if None not in trained_on and trained_on[0] != trained_on[1]:
-        notes.append("a and b were trained on different data")
-    return notes
 
 
 def finding(row: dict) -> str:

@@ -14,11 +14,6 @@ LEAST = 4  # images that a distance between sets takes
 NEAREST = 5  # k of precision, recall, density, coverage, as Naeem et al. recommend
 
 
-class Frechet(NamedTuple):
-    value: float
-    dims: int
-
-
 def principal_axes(real: np.ndarray, n: int, dims: int = FRECHET_DIMS) -> np.ndarray:
     """(D, dims): the leading principal directions of real (N, D), at most n / 4 of them, or one.
 
@@ -31,14 +26,14 @@ def principal_axes(real: np.ndarray, n: int, dims: int = FRECHET_DIMS) -> np.nda
     return axes[:dims].T
 
 
-def frechet_distance(real: np.ndarray, other: np.ndarray, dims: int = FRECHET_DIMS) -> Frechet:
+def frechet_distance(real: np.ndarray, other: np.ndarray, dims: int = FRECHET_DIMS) -> float:
     """Fréchet distance of feature sets (N, D), (M, D) along `real`'s principal directions.
 
-    Returned with how many: `dims`, at most min(N, M) / 4. Falls with N: compare at equal N only,
-    beside real against real. ValueError below 2 images.
+    `dims` of them, at most min(N, M) / 4. Falls with N: compare at equal N only, beside real
+    against real. ValueError below 2 images.
     """
     axes = principal_axes(real, min(len(real), len(other)), dims)
-    return Frechet(gaussian_frechet(real @ axes, other @ axes), axes.shape[1])
+    return gaussian_frechet(real @ axes, other @ axes)
 
 
 def gaussian_frechet(a: np.ndarray, b: np.ndarray) -> float:
@@ -147,16 +142,14 @@ class Memorisation(NamedTuple):
 
     closer: chance that a sample is nearer to training than a test image; stands_out: that its
     nearest image stands out more among all of training; p: of both chances, were the samples
-    unseen images; authentic: share of samples that are, authentic_test: the same of test images,
-    what to expect; pairs (S, 2): sample and its nearest training image, the closest pair first;
-    distances (S,): of those pairs.
+    unseen images; authentic: share of samples that are; pairs (S, 2): sample and its nearest
+    training image, the closest pair first; distances (S,): of those pairs.
     """
 
     closer: float
     stands_out: float
     p: float
     authentic: float
-    authentic_test: float
     pairs: np.ndarray
     distances: np.ndarray
 
@@ -187,22 +180,16 @@ def memorisation(samples: np.ndarray, train: np.ndarray, test: np.ndarray) -> Me
         raise ValueError("memorisation needs 2 training images at least")
     search = NearestNeighbors(n_neighbors=2, algorithm="brute").fit(train)
     d, nearest = search.kneighbors(samples)  # (S, 2), the nearer one first
-    d_test, nearest_test = search.kneighbors(test)  # (T, 2)
-    found = np.union1d(nearest[:, 0], nearest_test[:, 0])  # not all N: that would be N x N
-    among = np.zeros(len(train))
-    among[found] = search.kneighbors(train[found])[0][:, 1]  # the nearest is the image itself
+    d_test, _ = search.kneighbors(test)  # (T, 2)
+    found, place = np.unique(nearest[:, 0], return_inverse=True)
+    among = search.kneighbors(train[found])[0][:, 1]  # the nearest is the image itself
     closer, p_closer = _chance_below(d[:, 0], d_test[:, 0])
-    stands_out, p_out = _chance_below(_ratio(d), _ratio(d_test))
-    authentic = (d[:, 0] > among[nearest[:, 0]]).mean()
-    expected = (d_test[:, 0] > among[nearest_test[:, 0]]).mean()
-    chances = closer, stands_out, max(p_closer, p_out), float(authentic), float(expected)
+    ratio, ratio_test = (x[:, 0] / np.maximum(x[:, 1], 1e-12) for x in (d, d_test))
+    stands_out, p_out = _chance_below(ratio, ratio_test)
+    authentic = float((d[:, 0] > among[place]).mean())
     order = d[:, 0].argsort()
     pairs = np.stack([order, nearest[order, 0]], axis=1)
-    return Memorisation(*chances, pairs, d[order, 0])
-
-
-def _ratio(d: np.ndarray) -> np.ndarray:
-    return d[:, 0] / np.maximum(d[:, 1], 1e-12)
+    return Memorisation(closer, stands_out, max(p_closer, p_out), authentic, pairs, d[order, 0])
 
 
 def _chance_below(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:

@@ -12,7 +12,7 @@ from vaekit.features import FeatureLoss, trunk_name
 from vaekit.files.weights import downloads_allowed
 from vaekit.judge import networks
 from vaekit.judge.distances import LEAST
-from vaekit.judge.rows import MAX_IMAGES, collect, distance_rows, mapped, mean_row, ratio_row, row
+from vaekit.judge.rows import MAX_IMAGES, collect, distance_rows, mean_row, ratio_row
 from vaekit.linear import LinearVAE
 from vaekit.losses import l1_per_image
 from vaekit.metrics import LPIPS, appearance, at_least, compare_images, octave_name, octave_powers
@@ -35,7 +35,7 @@ def measure(model, images, judge: FeatureLoss | None = None, batch_size: int = 6
     with evaluating(model) as device:
         if judge is not None:
             judge = judge.to(device)
-        return collect(mapped(measured, pixels_of(images), batch_size, device))
+        return collect(measured, images, batch_size, device)
 
 
 def looks(x: Tensor) -> dict[str, Tensor]:
@@ -44,17 +44,14 @@ def looks(x: Tensor) -> dict[str, Tensor]:
     return appearance(x) | {octave_name(i): power for i, power in enumerate(powers)}
 
 
-def evaluate(
-    model, test, cfg: Config, val=None, samples=None, fid: bool = False, judges=None
-) -> list[dict]:
+def evaluate(model, test, cfg: Config, val=None, samples=None, judges=None) -> list[dict]:
     """Rows (keys: COLUMNS) for reconstructions of `test` from the mean, real images and `samples`.
 
     test, val: Split or (N, C, H, W), uint8 or float; samples: {name: images}. Distances compare
     test with reconstructions of *other* images, `val` (training images do as well: more of them);
     without `val`, one half of test with reconstructions of the other half. They come once for
     each of `judges` (see `load_judges`), all at the N of the smallest set of 4 images or more,
-    with their floor; see `distance_rows`. Means carry -+ 1.96 standard errors. `fid` adds FID and
-    KID of `samples`.
+    with their floor; see `distance_rows`. Means carry -+ 1.96 standard errors.
 
     judges: None for SqueezeNet and, where its weights are on this machine, VGG-19 to relu3_4 (see
     `second_judge`), which also gives the "feature distance" of reconstructions: where SqueezeNet
@@ -70,7 +67,6 @@ def evaluate(
     with evaluating(model) as device:
         judge = networks.load_judge(device, download)
         second = networks.second_judge(device) if judges is None else None
-        judges = ["squeezenet"] if judges is None else judges
         rows = _image_rows(model, test, samples, judge, cfg.batch_size)
         if second is not None:
             part = _shuffled(test, SECOND_IMAGES, cfg.seed)
@@ -81,36 +77,31 @@ def evaluate(
         large = {k: _shuffled(s, MAX_IMAGES, cfg.seed) for k, s in samples.items() if k not in few}
         if few:
             print(f"no distances of {', '.join(few)}: below {LEAST} images")
-        for judge in networks.load_judges(judges, device, download):
+        for judge in networks.load_judges(judges or ["squeezenet"], device, download):
             rows += _judged_rows(model, large, real, others, judge, cfg)
-        if fid and min(len(real), len(others)) >= LEAST:
-            rows += _inception_rows(large, real, others, device)
         if second is not None:
             large = {k: s[:SECOND_IMAGES] for k, s in large.items()}
             real, others = real[:SECOND_IMAGES], others[:SECOND_IMAGES]
             rows += _judged_rows(model, large, real, others, second.trunk, cfg)
-    return say_heard(rows, heard_by(model, cfg))
+    return say_heard(rows, model, cfg=cfg)
 
 
 def _image_rows(model, test: Tensor, samples: dict, judge, batch_size: int) -> list[dict]:
     """Rows of what is measured image by image."""
-
-    def seen(images: Tensor) -> dict[str, Tensor]:
-        return collect(mapped(looks, images, batch_size))
-
-    found, real = measure(model, test, judge, batch_size), seen(test)
-    octaves = [name for name in real if name.startswith("power")]
-    ratios = {"sharpness ratio": "sharpness"} | {name: name for name in octaves}
+    found = measure(model, test, judge, batch_size)
     rows = [mean_row(name, "reconstruction", found[name]) for name in ("psnr", "ssim")]
     if judge is not None:
         rows.append(mean_row("lpips", "reconstruction", found["lpips"], LPIPS))
-    drawn = {name: seen(images) for name, images in samples.items()}
-    for subject, values in ({"reconstruction": found, "real": real} | drawn).items():
+    sets = {"reconstruction": found}
+    for name, images in ({"real": test} | samples).items():
+        sets[name] = collect(looks, images, batch_size)
+    real = sets["real"]
+    octaves = [name for name in real if name.startswith("power")]
+    for subject, values in sets.items():
         rows += [mean_row(name, subject, values[name]) for name in real if name not in octaves]
-        if subject == "real":
-            continue
-        for metric, name in ratios.items():
-            if name in values:  # smaller images have fewer octaves
+        for name in ["sharpness", *octaves]:
+            if subject != "real" and name in values:  # smaller images have fewer octaves
+                metric = "sharpness ratio" if name == "sharpness" else name
                 pair = values[name], real[name]
                 rows.append(ratio_row(metric, subject, *pair, paired=values is found))
     return rows
@@ -123,7 +114,7 @@ def _feature_row(model, test: Tensor, judge: FeatureLoss, batch_size: int) -> di
         return judge(at_least(model.reconstruct(x), 64), at_least(x, 64))
 
     device = next(model.parameters()).device
-    found = collect(mapped(measured, test, batch_size, device))
+    found = collect(measured, test, batch_size, device)
     name = networks.network_name(judge.trunk)
     return mean_row("feature distance", "reconstruction", found["perceptual"], name)
 
@@ -158,32 +149,14 @@ def _judged_rows(model, samples: dict, real: Tensor, others: Tensor, judge, cfg)
     return distance_rows(fakes, real, others, network, cfg.seed)
 
 
-def _inception_rows(samples: dict, real: Tensor, others: Tensor, device) -> list[dict]:
-    network, name = networks.load_inception(device), "inception, all 2048"
-    real, others = (networks.inception_vectors(s, network) for s in (real, others))
-    rows = []
-    for subject, images in samples.items():
-        fake = networks.inception_vectors(images, network)
-        n = min(len(real), len(others), len(fake))
-        a, b, c = real[:n], fake[:n], others[:n]
-        value, floor = networks.fid(a, b), networks.fid(a, c)
-        rows.append(row("fid", subject, value, n=n, network=name, floor=floor))
-        (value, error), (floor, _) = networks.kid(a, b), networks.kid(a, c)
-        low, high = value - 1.96 * error, value + 1.96 * error
-        rows.append(row("kid", subject, value, low, high, n, name, floor))
-    return rows
-
-
-def heard_by(model, cfg: Config | None) -> str:
-    """The network that the training of `model` listened to; cfg: where the model has none."""
-    if isinstance(model, LinearVAE):
-        return "none"
-    cfg = getattr(model, "cfg", cfg)
-    return trunk_name(cfg) if cfg else "unknown"
-
-
-def say_heard(rows: list[dict], *names: str) -> list[dict]:
-    """The rows, judges beside what the trainers listened to: one that they have heard flatters."""
+def say_heard(rows: list[dict], *models, cfg: Config | None = None) -> list[dict]:
+    """The rows, judges beside the networks that the trainings of `models` listened to: one that
+    they have heard flatters. cfg: where a model has none."""
+    names = []
+    for model in models:
+        own = getattr(model, "cfg", cfg)
+        name = trunk_name(own) if own else "unknown"
+        names.append("none" if isinstance(model, LinearVAE) else name)
     heard = " and ".join(dict.fromkeys(names))
     for r in rows:
         if r["network"]:
@@ -192,16 +165,15 @@ def say_heard(rows: list[dict], *names: str) -> list[dict]:
 
 
 class Cases(NamedTuple):
-    """Indices of the best (best first) and worst (worst first) images, and every image's value."""
+    """Indices of the best (best first) and worst (worst first) images, and every image's SSIM."""
 
     best: list[int]
     worst: list[int]
     values: Tensor  # (N,)
-    metric: str
 
 
 def rank_cases(model, split, k: int = 4, batch_size: int = 64) -> Cases:
     """The k best and k worst reconstructed (from the mean) images of `split`, by SSIM."""
     values = measure(model, split, batch_size=batch_size)["ssim"]
     order = values.argsort(descending=True).tolist()
-    return Cases(order[:k], order[::-1][:k], values, "SSIM")
+    return Cases(order[:k], order[::-1][:k], values)

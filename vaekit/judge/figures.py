@@ -1,8 +1,8 @@
 """Figures of an evaluation."""
 
-from fractions import Fraction
 from math import ceil
 
+import numpy as np
 from matplotlib.figure import Figure
 
 from vaekit.data import as_float, pixels_of
@@ -12,12 +12,8 @@ from vaekit.plots import COLOURS, difference, label, panels, show_rows
 
 HEADS = {
     "psnr": "PSNR, dB",
-    "ssim": "SSIM",
-    "lpips": "LPIPS",
     "frechet": "Fréchet distance",
     "sharpness ratio": "Sharpness ratio to real images\n1 is best, above 1.1 is noise",
-    "fid": "FID",
-    "kid": "KID",
 }
 
 
@@ -27,8 +23,8 @@ def show_cases(model, split, cases: Cases) -> Figure:
     with evaluating(model) as device:
         x = as_float(pixels_of(split)[chosen].to(device))
         x_hat = model.reconstruct(x)
-    titles = [f"best\n{cases.metric} {cases.values[i]:.3f}" for i in cases.best]
-    titles += [f"worst\n{cases.metric} {cases.values[i]:.3f}" for i in cases.worst]
+    titles = [f"best\nSSIM {cases.values[i]:.3f}" for i in cases.best]
+    titles += [f"worst\nSSIM {cases.values[i]:.3f}" for i in cases.worst]
     rows = {"image": x, "reconstruction": x_hat} | difference(x, x_hat, "|difference|")
     return show_rows(rows, columns=len(chosen), titles=titles)
 
@@ -64,52 +60,47 @@ def plot_octaves(rows: list[dict], title: str = "") -> Figure:
     The grey band is 0.75 to 1.25: below is blur, above noise or flecks. Bars are the rows'
     intervals. ValueError where no row is of an octave.
     """
-    subjects: dict[str, list] = {}
-    ends = set()
-    for row in rows:
-        if row["metric"].startswith("power "):
-            low, high = map(Fraction, row["metric"].removeprefix("power ").split("-"))
-            ends |= {low, high}
-            subjects.setdefault(row["subject"], []).append((float(low * high) ** 0.5, row))
-    if not subjects:
+    rows = [row for row in rows if row["metric"].startswith("power ")]
+    if not rows:
         raise ValueError("no row is of an octave of the power spectrum")
+    octaves = list(dict.fromkeys(row["metric"] for row in rows))
+    subjects = list(dict.fromkeys(row["subject"] for row in rows))
     figure, ((axis,),) = panels(1, 1, (6.5, 4.2))
-    axis.set_xscale("log", base=2)
     axis.axhspan(0.75, 1.25, color="0.9", zorder=0, lw=0)
     axis.axhline(1, color="0.4", lw=1)
-    for i, (subject, points) in enumerate(subjects.items()):
-        colour = COLOURS[i % len(COLOURS)]
-        aside = 2 ** (0.06 * (i - (len(subjects) - 1) / 2))  # intervals side by side
-        x = [middle * aside for middle, _ in points]
-        name = f"{subject}, N={points[0][1]['n']}"
-        axis.plot(x, [row["value"] for _, row in points], "o-", color=colour, ms=5, label=name)
-        for at, (_, row) in zip(x, points, strict=True):
-            if row["low"] is not None:
-                axis.plot([at, at], [row["low"], row["high"]], color=colour, lw=1.4)
-    axis.set_xticks([float(end) for end in ends], [str(end) for end in ends])
-    axis.minorticks_off()
-    axis.set_xlim(float(min(ends)), float(max(ends)))
+    for i, subject in enumerate(subjects):
+        group = [row for row in rows if row["subject"] == subject]
+        aside = 0.06 * (i - (len(subjects) - 1) / 2)  # intervals side by side
+        x = [octaves.index(row["metric"]) - aside for row in group]
+        values = [row["value"] for row in group]
+        name = f"{subject}, N={group[0]['n']}"
+        style = dict(fmt="o-", ms=5, color=COLOURS[i % len(COLOURS)])
+        axis.errorbar(x, values, reaches(group), label=name, **style)
+    axis.set_xticks(range(len(octaves)), [name.removeprefix("power ") for name in octaves])
+    axis.invert_xaxis()  # rows begin with the highest octave
     axis.set_ylim(0, max(1.5, axis.get_ylim()[1]))
-    axis.tick_params(labelsize=9)
-    axis.set_xlabel("cycles per pixel", fontsize=10)
-    axis.set_ylabel("power over that of real images", fontsize=10)
-    axis.set_title(title or "Power by octave: less than 1 is blur, more is noise", fontsize=10)
-    axis.legend(fontsize=9, frameon=False)
+    title = title or "Power by octave: less than 1 is blur, more is noise"
+    label(axis, title, "cycles per pixel", "power over that of real images")
     return figure
+
+
+def reaches(rows: list[dict]) -> np.ndarray:
+    """(2, N): how far below and above its value each row's interval reaches; NaN without one."""
+    low, value, high = np.array([[r["low"], r["value"], r["high"]] for r in rows], float).T
+    return np.stack([value - low, high - value])
 
 
 def _draw_group(axis, rows: list[dict]) -> None:
     """A dot a row with its interval and its floor, subjects from top to bottom."""
     metric, network = rows[0]["metric"], rows[0]["network"]
-    for y, row in enumerate(rows):
-        axis.plot(row["value"], y, "o", color=COLOURS[0], ms=5)
-        if row["low"] is not None:
-            axis.plot([row["low"], row["high"]], [y, y], color=COLOURS[0], lw=1.4)
-        if row["floor"] is not None:
-            name = "real against real" if y == 0 else None
-            ends = [y - 0.3, y + 0.3]
-            axis.plot([row["floor"]] * 2, ends, color=COLOURS[1], lw=2, label=name)
-    axis.set_yticks(range(len(rows)), [f"{row['subject']}\nN={row['n']}" for row in rows])
+    places = np.arange(len(rows))
+    values = [row["value"] for row in rows]
+    axis.errorbar(values, places, xerr=reaches(rows), fmt="o", color=COLOURS[0], ms=5)
+    if rows[0]["floor"] is not None:
+        floors = [row["floor"] for row in rows]
+        style = dict(color=COLOURS[1], lw=2, label="real against real")
+        axis.vlines(floors, places - 0.3, places + 0.3, **style)
+    axis.set_yticks(places, [f"{row['subject']}\nN={row['n']}" for row in rows])
     axis.set_ylim(len(rows) - 0.5, -0.5)
     if metric == "sharpness ratio":
         axis.axvspan(0.9, 1.1, color="0.9", zorder=0, lw=0)

@@ -80,10 +80,8 @@ class Diagnosis:
 
     def __str__(self) -> str:
         width = max(map(len, self.numbers))
-        lines = [f"{self.verdict}: {self.advice}"]
-        for name, value in self.numbers.items():
-            lines.append(f"  {name:<{width}}  {value:.4g}")
-        return "\n".join(lines)
+        lines = [f"  {name:<{width}}  {value:.4g}" for name, value in self.numbers.items()]
+        return "\n".join([f"{self.verdict}: {self.advice}", *lines])
 
     def plot(self) -> Figure:
         """KL, active units, sigma and the spectrum; what is expected is drawn beside it."""
@@ -130,13 +128,9 @@ def diagnose(model, split, seed: int = 0, batch_size: int = 64, train=None) -> D
     generator = torch.Generator().manual_seed(seed)
     z = model.reparameterize(mu, logvar, generator)
     other = mu.roll(n // 2, 0)  # not the next image, which may be of the same patient
-    arrays = {
-        "kl": kl_elements(mu, logvar).mean(0),
-        "sigma": (0.5 * logvar).exp().flatten(1),
-        "mse_mean": decoding_errors(model, split, mu, batch_size),
-        "mse_sampled": decoding_errors(model, split, z, batch_size),
-        "mse_other": decoding_errors(model, split, other, batch_size),
-    }
+    arrays = {"kl": kl_elements(mu, logvar).mean(0), "sigma": (0.5 * logvar).exp().flatten(1)}
+    for name, codes in (("mean", mu), ("sampled", z), ("other", other)):
+        arrays[f"mse_{name}"] = decoding_errors(model, split, codes, batch_size)
     mu, logvar, z = (t.flatten(1).double() for t in (mu, logvar, z))
     arrays["variance"] = mu.var(0)
     arrays["noise"] = logvar.exp().mean(0)
@@ -190,10 +184,8 @@ def describe(arrays: dict[str, Tensor], pixels: int) -> dict[str, float | int]:
     count, units = int(active.sum()), len(active)
     those = active if count else ~active  # without active units, figures of the others
     spread = variance[those].clamp(min=1e-12)
-    mean, sampled, other = (
-        arrays[name].double().mean().clamp(min=1e-12).item()
-        for name in ("mse_mean", "mse_sampled", "mse_other")
-    )
+    errors = [arrays[f"mse_{name}"].double().mean() for name in ("mean", "sampled", "other")]
+    mean, sampled, other = torch.stack(errors).clamp(min=1e-12).tolist()
     return {
         "images": len(arrays["sigma"]),
         "units": units,
@@ -222,11 +214,6 @@ def total_correlation(cov: Tensor) -> float:
     return (cov.diagonal().log().sum() - torch.linalg.slogdet(cov).logabsdet).item() / 2
 
 
-def spectrum_of(cov: Tensor) -> Tensor:
-    """Eigenvalues, the largest first."""
-    return torch.linalg.eigvalsh(cov).flip(0).clamp(min=1e-12)
-
-
 def prior_gap(mu: Tensor, noise: Tensor, generator) -> tuple[dict, dict]:
     """How far N(m, C) with the aggregated posterior's moments is from N(0, I), and the spectrum.
 
@@ -238,7 +225,7 @@ def prior_gap(mu: Tensor, noise: Tensor, generator) -> tuple[dict, dict]:
     """
     chosen = torch.randperm(len(noise), generator=generator)[:UNITS]
     mu, noise = mu[:, chosen], noise[chosen].clamp(min=1e-12)
-    drawn = torch.randn(mu.shape, generator=generator, dtype=mu.dtype)
+    drawn = prior_like(mu, generator)
     cov = covariance(mu, noise)
     independent = covariance(drawn * mu.std(0), noise)
     perfect = covariance(drawn * (1 - noise).clamp(min=0).sqrt(), noise)
@@ -246,13 +233,19 @@ def prior_gap(mu: Tensor, noise: Tensor, generator) -> tuple[dict, dict]:
     alone = (variance - 1 - variance.log() + mu.mean(0).square()).sum().item() / 2
     together = max(total_correlation(cov) - total_correlation(independent), 0.0)
     active = max(int((mu.var(0) > ACTIVE).sum()), 1)
-    values = spectrum_of(cov)
+    spectrum = {}
+    for name, matrix in (("eigenvalues", cov), ("expected_eigenvalues", perfect)):
+        spectrum[name] = torch.linalg.eigvalsh(matrix).flip(0).clamp(min=1e-12)
     numbers = {
         "prior_gap": (alone + together) / active,
-        "largest_eigenvalue": values[0].item(),
-        "smallest_eigenvalue": values[-1].item(),
+        "largest_eigenvalue": spectrum["eigenvalues"][0].item(),
+        "smallest_eigenvalue": spectrum["eigenvalues"][-1].item(),
     }
-    return numbers, {"eigenvalues": values, "expected_eigenvalues": spectrum_of(perfect)}
+    return numbers, spectrum
+
+
+def prior_like(z: Tensor, generator) -> Tensor:
+    return torch.randn(z.shape, generator=generator, dtype=z.dtype)
 
 
 def rbf(x: Tensor, y: Tensor) -> Tensor:
@@ -269,11 +262,9 @@ def prior_mmd(z: Tensor, generator) -> dict[str, float]:
     z = z[torch.randperm(len(z), generator=generator)[:IMAGES]]
     nulls = []
     for _ in range(NULLS):
-        a = torch.randn(z.shape, generator=generator, dtype=z.dtype)
-        b = torch.randn(z.shape, generator=generator, dtype=z.dtype)
+        a, b = prior_like(z, generator), prior_like(z, generator)
         nulls.append(mmd(a, b, rbf)[0])
-    prior = torch.randn(z.shape, generator=generator, dtype=z.dtype)
-    value, share = mmd(z, prior, rbf)
+    value, share = mmd(z, prior_like(z, generator), rbf)
     null = torch.tensor(nulls).quantile(0.95).item()
     return {"mmd": value, "mmd_null": null, "mmd_share": share}
 

@@ -1,7 +1,6 @@
-"""Judges: images in batches -> feature vectors, by a network that is named. FID and KID."""
+"""Judges: images in batches -> feature vectors, by a network that is named. FID."""
 
 import time
-import warnings
 from collections.abc import Callable, Iterable
 
 import numpy as np
@@ -10,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vaekit.config import profile
-from vaekit.data import as_float, pixels_of
+from vaekit.data import as_float, chunks
 from vaekit.features import FeatureLoss, Trunk, WeightsMissing
 from vaekit.files.weights import downloads_allowed, load_trunk, weight_places
 from vaekit.judge.rows import mapped
@@ -60,15 +59,12 @@ def load_judges(judges: Iterable, device="cpu", download: bool | None = None) ->
     download = downloads_allowed(profile()) if download is None else download
     found = []
     for judge in judges:
-        if judge == "pixels":
-            found.append(None)
-        elif isinstance(judge, nn.Module):
-            found.append(judge.to(device))
-        else:
-            try:
-                found.append(load_trunk(judge, download=download).to(device))
-            except WeightsMissing as missing:
-                _tell_once(judge, f"{judge} cannot judge: {missing}")
+        try:
+            if isinstance(judge, str) and judge != "pixels":
+                judge = load_trunk(judge, download=download)
+            found.append(None if judge == "pixels" else judge.to(device))
+        except WeightsMissing as missing:
+            _tell_once(judge, f"{judge} cannot judge: {missing}")
     return found or [None]
 
 
@@ -76,14 +72,6 @@ def _tell_once(name: str, notice: str) -> None:
     if name not in _told:
         print(notice)
     _told.add(name)
-
-
-def find_trunk(trunk: Trunk | str | None, download: bool = True) -> Trunk | None:
-    """The judge's SqueezeNet for "auto", None where its weights are not to be had; else `trunk`."""
-    if trunk != "auto":
-        return trunk
-    judge = load_judge(download=download)
-    return judge.trunk if judge is not None else None
 
 
 def network_name(judge: nn.Module | None) -> str:
@@ -116,7 +104,7 @@ def feature_vectors(
         x = at_least(x, 64) if isinstance(trunk, Trunk) else x
         return trunk.pooled(x).cpu().double().numpy()
 
-    return np.concatenate(list(mapped(seen, pixels_of(images), batch_size)))
+    return np.concatenate(mapped(seen, images, batch_size))
 
 
 class LabelJudge(nn.Module):
@@ -186,59 +174,14 @@ def load_inception(device: torch.device | str = "cpu") -> nn.Module:
 
 
 @torch.no_grad()
-def inception_vectors(images, network: nn.Module | None = None) -> Tensor:
-    """(N, 2048) float64 of images (N, C, H, W), grey repeated; vectors stay what they are.
-
-    network: of `load_inception`, which is called without it.
-    """
-    if isinstance(images, Tensor) and images.dim() == 2:
-        return images
-    network = network or load_inception()
-
-    def seen(x: Tensor) -> Tensor:
-        rgb = (255 * x).round().byte().expand(-1, 3, -1, -1)
-        return network(rgb).cpu().double()
-
-    device = next(network.parameters()).device
-    return torch.cat(list(mapped(seen, pixels_of(images), 64, device)))
-
-
-def _by_torchmetrics(metric, real: Tensor, fake: Tensor):
-    metric.update(real, real=True)
-    metric.update(fake, real=False)
-    return metric.compute()
-
-
 def fid(real, fake) -> float:
-    """FID: Fréchet distance on all 2,048 Inception features, by torchmetrics.
-
-    Of images or of their `inception_vectors`; WeightsMissing: see `load_inception`.
-    """
+    """FID of images, a Split or (N, C, H, W): Fréchet distance on all 2,048 Inception features, by
+    torchmetrics. Grey is repeated. WeightsMissing: see `load_inception`."""
     from torchmetrics.image.fid import FrechetInceptionDistance
 
-    real, fake = inception_vectors(real), inception_vectors(fake)
-    given = nn.Identity()  # the metric gets vectors, made once for all that is asked of them
-    given.num_features = real.shape[1]
-    return _by_torchmetrics(FrechetInceptionDistance(given), real, fake).item()
-
-
-def kid(real, fake, subset_size: int = 1000) -> tuple[float, float]:
-    """KID and its standard error, from 100 subsets of Inception features, by torchmetrics.
-
-    Of images or of their `inception_vectors`. A subset has at most half of the smaller set: the
-    spread over them, scaled as in `jackknife_error`, is the error. ValueError below 4 images,
-    WeightsMissing: see `load_inception`.
-    """
-    from torchmetrics.image.kid import KernelInceptionDistance
-
-    n = min(len(real), len(fake))
-    m = min(subset_size, n // 2)
-    if m < 2:
-        raise ValueError(f"a KID of {n} images says nothing")
-    real, fake = inception_vectors(real), inception_vectors(fake)
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it warns that it keeps all vectors
-        torch.manual_seed(0)
-        metric = KernelInceptionDistance(nn.Identity(), subset_size=m)
-        mean, std = _by_torchmetrics(metric, real, fake)
-    return mean.item(), std.item() * (m / (n - m)) ** 0.5
+    metric = FrechetInceptionDistance(load_inception())
+    for images, is_real in ((real, True), (fake, False)):
+        for x in chunks(images):
+            rgb = (255 * x).round().byte().expand(-1, 3, -1, -1)
+            metric.update(rgb, real=is_real)
+    return metric.compute().item()

@@ -1,14 +1,14 @@
 """Rows of a table: a number, its interval, its N, its network, its floor."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from math import inf, nan
 
 import numpy as np
 import torch
-from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+from accelerate.utils import find_executable_batch_size
 from torch import Tensor
 
-from vaekit.data import as_float
+from vaekit.data import chunks
 from vaekit.judge import distances
 
 COLUMNS = ("metric", "subject", "value", "low", "high", "n", "network", "floor")
@@ -19,36 +19,31 @@ METRICS = ("frechet", "frechet excess", "kernel", "precision", "recall", "densit
 
 def row(metric, subject, value, low=None, high=None, n=0, network="", floor=None) -> dict:
     """One row of the evaluation, keys as in COLUMNS; None where there is no such number."""
-    what = dict(metric=metric, subject=subject, value=value, low=low, high=high)
-    return what | dict(n=n, network=network, floor=floor)
+    values = metric, subject, value, low, high, n, network, floor
+    return dict(zip(COLUMNS, values, strict=True))
 
 
-def mapped(function: Callable, images: Tensor, batch_size: int, device="cpu") -> Iterator:
-    """`function` of float batches of images (N, C, H, W) on `device`, in order: of `batch_size`
-    or, from where memory runs out, of half as many, and so on."""
-    start = 0
-    while start < len(images):
-        x = as_float(images[start : start + batch_size].to(device))
-        try:
-            yield function(x)
-            start += len(x)
-            continue
-        except RuntimeError as error:
-            if len(x) < 2 or not should_reduce_batch_size(error):
-                raise
-            batch_size = len(x) // 2
-        clear_device_cache(garbage_collection=True)  # without the error, which holds what failed
+def mapped(function: Callable, images, batch_size: int = 64, device="cpu") -> list:
+    """`function` of float batches of images, a Split or (N, C, H, W), on `device`, in order: of
+    `batch_size`, or of as many as the memory holds."""
+
+    @find_executable_batch_size(starting_batch_size=batch_size)
+    def run(size: int) -> list:
+        return [function(x) for x in chunks(images, size, device)]
+
+    return run()
 
 
-def collect(results: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Per-image results of many batches -> {name: (N,) float32 on the CPU}."""
-    found: dict[str, list] = {}
-    for result in results:
-        for name, values in result.items():
-            # numbers, not tensors: thousands of small tensors between large ones that come and go
-            # tear the heap to pieces, 25 kB an image at 64 px
-            found.setdefault(name, []).extend(values.float().tolist())
-    return {name: torch.tensor(values) for name, values in found.items()}
+def collect(function: Callable, images, batch_size: int = 64, device="cpu") -> dict[str, Tensor]:
+    """Per-image results of `mapped`, {name: (B,)} -> {name: (N,) float32 on the CPU}."""
+
+    def numbers(x: Tensor) -> dict[str, list]:
+        # not tensors: thousands of small ones between large ones that come and go tear the heap
+        # to pieces, 25 kB an image at 64 px
+        return {name: values.float().tolist() for name, values in function(x).items()}
+
+    parts = mapped(numbers, images, batch_size, device)
+    return {name: torch.tensor(sum((part[name] for part in parts), [])) for name in parts[0]}
 
 
 def mean_row(metric: str, subject: str, values: Tensor, network: str = "") -> dict:
@@ -133,26 +128,20 @@ def _interval(metric: str, value: float, error: float, n: int) -> list[float]:
     return np.clip([low, high], least, most).tolist()
 
 
-def frechet_row(subject: str, features, real, others, network: str, seed: int = 0) -> dict:
-    """The Fréchet row of `distance_rows`, for one set of `features`."""
-    return distance_rows({subject: features}, real, others, network, seed)[0]
-
-
 def format_table(rows: list[dict]) -> str:
     """The rows as aligned text that is also a Markdown table; None is left blank."""
-    table = [list(COLUMNS)] + [[_text(row[c]) for c in COLUMNS] for row in rows]
+    table = [COLUMNS] + [[_text(row[c]) for c in COLUMNS] for row in rows]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    table.insert(1, ["-" * width for width in widths])
     lines = []
     for cells in table:
-        padded = (cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
-        lines.append("| " + " | ".join(padded) + " |")
-    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
+        padded = map(str.ljust, cells, widths)
+        lines.append(f"| {' | '.join(padded)} |")
+    lines[1] = lines[1].replace(" ", "-")
     return "\n".join(lines)
 
 
 def _text(value) -> str:
-    if value is None:
-        return ""
     if isinstance(value, float):
         return f"{value:.3g}" if abs(value) < 1e3 else f"{value:.0f}"
-    return str(value)
+    return "" if value is None else str(value)

@@ -9,6 +9,7 @@ import torch
 from IPython.display import display
 from matplotlib.figure import Figure
 from torch import Tensor
+from torchvision.utils import make_grid
 
 from vaekit import metrics, plots
 from vaekit.config import Config, preset, profile
@@ -70,18 +71,13 @@ class Portrait:
         """Films are the first of data.test, the Gaussian is fitted to the codes of data.train."""
         cfg, films = model.cfg, as_float(data.test.images[:JUDGED])
         mu, _ = encode_all(model, films)
-        prior = sample_latents(model, len(films))
-        gaussian = sample_latents(model, len(films), "gaussian", fit_on=data.train)
-        x_hat = decode_all(model, mu)
-        pictures = {
-            "reconstruction": x_hat,
-            "sample, prior": decode_all(model, prior),
-            "sample, Gaussian": decode_all(model, gaussian),
+        codes = {
+            "reconstruction": mu,
+            "sample, prior": sample_latents(model, len(films)),
+            "sample, Gaussian": sample_latents(model, len(films), "gaussian", data.train),
         }
-        _, real = metrics.radial_power_spectrum(films)
-        spectra = {}
-        for name, x in pictures.items():
-            spectra[name] = metrics.radial_power_spectrum(x)[1] / real
+        pictures = {name: decode_all(model, z) for name, z in codes.items()}
+        x_hat = pictures["reconstruction"]
         gap = x_hat - films
         l1, mse = gap.abs().mean().item(), gap.square().mean().item()
         found = diagnose(model, films)
@@ -93,7 +89,11 @@ class Portrait:
             "kl": found.numbers["kl"],
             "active": found.numbers["active_share"],
         }
-        shown = {name: x[:COLUMNS] for name, x in pictures.items()}
+        _, real = metrics.radial_power_spectrum(films)
+        spectra, shown = {}, {}
+        for name, x in pictures.items():
+            spectra[name] = metrics.radial_power_spectrum(x)[1] / real
+            shown[name] = x[:COLUMNS]
         return cls(cfg.beta, found.verdict, numbers, shown, spectra)
 
     def __str__(self) -> str:
@@ -148,20 +148,25 @@ class BetaSlider:
         self.picture.value = self.drawn[beta]
 
     def figure(self, shown: Portrait) -> Figure:
-        """One beta: pictures on the left; spectrum and rate-distortion curve on the right."""
+        """One beta: pictures on the left; on the right the power at every frequency over that of
+        the films (1 is as sharp as they are), and the rate-distortion curve."""
         figure = Figure(figsize=(11, 5), layout="constrained")
         figure.suptitle(str(shown), fontsize=9)
-        pictures, curves = figure.subfigures(1, 2, width_ratios=(2, 1))
+        parts = [["pictures", "spectrum"], ["pictures", "curve"]]
+        axes = figure.subplot_mosaic(parts, width_ratios=(2, 1))
         rows = {"film": self.films, **shown.pictures}
-        axes = pictures.subplots(len(rows), COLUMNS, squeeze=False)
-        for (name, images), line in zip(rows.items(), axes, strict=True):
-            line[0].set_ylabel(name.replace(", ", ",\n"), fontsize=8)
-            for image, axis in zip(images, line, strict=False):
-                axis.imshow(image.permute(1, 2, 0), cmap="gray", vmin=0, vmax=1)
-                axis.set(xticks=[], yticks=[])
-        upper, lower = curves.subplots(2, 1)
-        draw_spectra(upper, shown)
-        self.draw_curve(lower, shown)
+        sheet = make_grid(torch.cat([*rows.values()]), nrow=len(self.films))  # (3, H, W)
+        side = sheet.shape[1] / len(rows)
+        axes["pictures"].imshow(sheet.permute(1, 2, 0))
+        axes["pictures"].set_yticks([side * (i + 0.5) for i in range(len(rows))], rows, fontsize=8)
+        axes["pictures"].set_xticks([])
+        for name, ratio in shown.spectra.items():
+            frequencies = np.linspace(0, 0.5, len(ratio) + 1)[1:]
+            axes["spectrum"].semilogy(frequencies, ratio, label=name)
+        axes["spectrum"].axhline(1, color="grey", lw=0.8)
+        axes["spectrum"].set(xlabel="cycles per pixel", ylabel="power over films'", ylim=(1e-3, 10))
+        axes["spectrum"].legend(fontsize=7)
+        self.draw_curve(axes["curve"], shown)
         return figure
 
     def draw_curve(self, axis, shown: Portrait | None = None) -> None:
@@ -169,9 +174,7 @@ class BetaSlider:
         points = {p.beta: (max(p.numbers["kl"], 0.1), p.numbers["psnr"]) for p in self.portraits}
         axis.semilogx(*zip(*points.values(), strict=True), "o-", color="grey", ms=4)
         for beta, point in points.items():
-            axis.annotate(
-                f"{beta:g}", point, textcoords="offset points", xytext=(4, -11), fontsize=9
-            )
+            axis.annotate(f"{beta:g}", point, (4, -11), textcoords="offset points", fontsize=9)
         if shown is not None:
             axis.plot(*points[shown.beta], "o", ms=9, color="C3")
         axis.set(xlabel="KL (nats)", ylabel="PSNR (dB)")
@@ -188,12 +191,3 @@ class BetaSlider:
 
     def _ipython_display_(self) -> None:
         display(self.strip(), self.box)  # the figure first: it needs no kernel to be seen
-
-
-def draw_spectra(axis, shown: Portrait) -> None:
-    """Power at every frequency over that of the films: 1 is as sharp as they are."""
-    for name, ratio in shown.spectra.items():
-        axis.semilogy(np.linspace(0, 0.5, len(ratio) + 1)[1:], ratio, label=name)
-    axis.axhline(1, color="grey", lw=0.8)
-    axis.set(xlabel="cycles per pixel", ylabel="power over films'", ylim=(1e-3, 10))
-    axis.legend(fontsize=7)

@@ -11,10 +11,9 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-from vaekit.data import load_data
 from vaekit.judge.comparison import title_of
 from vaekit.keep.folder import runs_dir
-from vaekit.keep.run import Run, load_run
+from vaekit.keep.run import load_run
 from vaekit.linear import LinearVAE
 from vaekit.plots import show_rows
 from vaekit.priors.directions import principal_directions, traverse
@@ -27,21 +26,14 @@ ALONE = "(none)"  # the dropdown's entry for no second run
 STRIP_ROWS = 3
 
 
-def leading_directions(model, mu: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
-    """(mean, directions (k, *latent_shape), deviations (k,)): the principal directions of mu; of
-    a code that starts as the linear VAE's its first numbers, whose pictures vary most."""
-    if isinstance(model, LinearVAE) or getattr(model, "linear", None) is not None:
-        return mu.mean(0), torch.eye(mu.shape[1])[:k], mu.std(0)[:k]
-    return principal_directions(mu, k)
-
-
 class LatentView:
     """A decoder behind sliders: image of z = base(T) + sum_i v_i s_i d_i.
 
-    d_i, s_i: the k `leading_directions` of the images' means mu and the deviations along them
-    (fewer than k where N - 1 images or the latent have no more); base(T): a draw from the
-    sampler fitted to the images at temperature T, see `sample.fit_sampler`. images: a Split or
-    uint8 (N, C, S, S). ValueError for images of another size, another sampler, or N < 2.
+    d_i, s_i: the k leading principal directions of the images' means mu and the deviations along
+    them (fewer than k where N - 1 images or the latent have no more); of a code that starts as the
+    linear VAE's its first numbers, whose pictures vary most. base(T): a draw from the sampler
+    fitted to the images at temperature T, see `sample.fit_sampler`. images: a Split or uint8
+    (N, C, S, S). ValueError for images of another size, another sampler, or N < 2.
     """
 
     def __init__(self, model, images, k: int = 6, sampler: str = "gaussian"):
@@ -49,7 +41,10 @@ class LatentView:
         self.model = model
         self.sampler = fit_sampler(mu, logvar, sampler)
         k = min(k, len(mu) - 1, mu[0].numel())
-        self.mean, self.directions, self.stds = leading_directions(model, mu, k)
+        self.mean, self.directions, self.stds = principal_directions(mu, k)
+        if isinstance(model, LinearVAE) or getattr(model, "linear", None) is not None:
+            self.directions = torch.eye(mu.shape[1])[:k]
+            self.stds = mu.std(0)[:k]
 
     def code(self, values, temperature: float = 1.0, seed: int = 0) -> Tensor:
         """z (*latent_shape): values in standard deviations, one a direction; further ones are
@@ -83,16 +78,13 @@ def magnify(image: np.ndarray, side: int = SIDE) -> np.ndarray:
 
 
 def png_bytes(images: list[np.ndarray]) -> bytes:
-    """uint8 images side by side on white as a PNG file, in colour where one of them is."""
-    mode = "RGB" if any(image.ndim == 3 for image in images) else "L"
-    width = sum(image.shape[1] + GAP for image in images) - GAP
-    canvas = Image.new(mode, (width, max(map(len, images))), "white")
-    left = 0
-    for image in images:
-        canvas.paste(Image.fromarray(image), (left, 0))
-        left += image.shape[1] + GAP
+    """uint8 images of one size, `magnify`ed, side by side with white between, as a PNG file."""
+    row = []
+    for image in map(magnify, images):
+        row += [image, np.full_like(image[:, :GAP], 255)]
     file = io.BytesIO()
-    canvas.save(file, "PNG", compress_level=1)  # 1: a move waits for it
+    picture = Image.fromarray(np.hstack(row[:-1]))
+    picture.save(file, "PNG", compress_level=1)  # 1: a move waits for it
     return file.getvalue()
 
 
@@ -104,12 +96,11 @@ def stored_runs(out: str | Path) -> list[Path]:
 class Explorer:
     """What `explore` returns. Where it ends a cell it shows `strip`, then the widgets, `box`."""
 
-    def __init__(self, run: Run, images, k: int, sampler: str, seed: int, folder, out: Path):
+    def __init__(self, run, images, k: int, sampler: str, seed: int, out: Path):
         self.images, self.k, self.kind, self.seed = images, k, sampler, seed
-        self.runs = [run]
-        self.views = [LatentView(run.model, images, k, sampler)]
+        self.names = [title_of(run)]
+        self.views = [LatentView(getattr(run, "model", run), images, k, sampler)]
         self.strip = self.views[0].strip()
-        self.folder = Path(folder or run.path / "samples")
         self.out = out
 
         count = len(self.views[0].stds)
@@ -117,21 +108,18 @@ class Explorer:
         self.temperature = slider("temperature", 1, 0, 1.5, 0.05)
         for moved in (*self.sliders, self.temperature):
             moved.observe(self.redraw, names="value")
-        first = run.path.resolve()
-        others = [path.name for path in stored_runs(self.out) if path.resolve() != first]
+        others = [path.name for path in stored_runs(out) if path.name not in self.names]
         self.second = widgets.Dropdown(options=[ALONE, *others], description="load run")
         self.second.observe(self.load, names="value")
         self.resample_button = widgets.Button(description="resample")
         self.resample_button.on_click(self.resample)
-        self.save_button = widgets.Button(description="save PNG")
-        self.save_button.on_click(self.save)
 
         self.picture = widgets.Image(format="png", layout={"flex": "none"})
         self.caption, self.message = widgets.Label(), widgets.Label()
-        buttons = widgets.HBox([self.resample_button, self.save_button])
-        controls = widgets.VBox([*self.sliders, self.temperature, self.second, buttons])
+        moving = [*self.sliders, self.temperature, self.second, self.resample_button]
         pictures = widgets.VBox([self.caption, self.picture])
-        row = widgets.HBox([controls, pictures], layout={"flex_flow": "row wrap"})
+        parts = [widgets.VBox(moving), pictures]
+        row = widgets.HBox(parts, layout={"flex_flow": "row wrap"})
         self.box = widgets.VBox([row, self.message])
         self.redraw()
 
@@ -142,8 +130,8 @@ class Explorer:
         """The pictures under the sliders as they stand, one a run."""
         values = [slider.value for slider in self.sliders]
         images = [view.image(values, self.temperature.value, self.seed) for view in self.views]
-        self.picture.value = png_bytes([magnify(image) for image in images])
-        self.caption.value = "   |   ".join(run.path.name for run in self.runs)
+        self.picture.value = png_bytes(images)
+        self.caption.value = "   |   ".join(self.names)
 
     def resample(self, button=None) -> None:
         """Another base code, at the temperature of the slider."""
@@ -151,65 +139,31 @@ class Explorer:
         self.redraw()
 
     def load(self, change=None) -> None:
-        """The run chosen in the dropdown beside the first, under the same sliders; or none."""
-        del self.runs[1:], self.views[1:]
-        self.message.value = ""
-        if self.second.value != ALONE:
-            self.message.value = f"loading {self.second.value} ..."
-            try:
-                self.add(load_run(self.out / self.second.value))
-                self.message.value = ""
-            except (OSError, ValueError, RuntimeError) as error:
-                self.message.value = first_line(error)
-        self.redraw()
+        """The run chosen in the dropdown beside the first, under the same sliders; or none.
 
-    def add(self, run: Run) -> None:
-        """Its directions are of the images at hand where both runs saw the same, else of its own.
-
-        Beside a model without a run folder always of those at hand: what that saw is not known.
-        ValueError where these are not here, and as `LatentView`.
+        Its directions are of the images at hand as well. What goes wrong is said below the
+        widgets: a click has no cell to raise in.
         """
-        images, wanted = self.images, data_hash(run)
-        if self.runs[0].cfg is not None and wanted != data_hash(self.runs[0]):
-            data = load_data(run.cfg, verbose=False)
-            if data.hash != wanted:
-                raise ValueError(f"the images that {run.path.name} was trained on are not here")
-            images = data.train
-        self.views.append(LatentView(run.model, images, self.k, self.kind))
-        self.runs.append(run)
-
-    def save(self, button=None) -> None:
-        """The picture as shown, into the first free `explore_<n>.png` of `folder`."""
-        n = 1
-        while (self.folder / f"explore_{n}.png").exists():
-            n += 1
-        path = self.folder / f"explore_{n}.png"
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(self.picture.value)
-            self.message.value = f"saved {path}"
-        except OSError as error:
-            self.message.value = first_line(error)
-
-
-def data_hash(run: Run) -> str | None:
-    return run.info.get("data", {}).get("hash")
-
-
-def first_line(error: Exception) -> str:
-    """A click has no cell to raise in: what went wrong is said beside the buttons."""
-    return str(error).partition("\n")[0]
+        del self.names[1:], self.views[1:]
+        self.message.value = ""
+        name = self.second.value
+        if name != ALONE:
+            try:
+                model = load_run(self.out / name).model
+                self.views.append(LatentView(model, self.images, self.k, self.kind))
+                self.names.append(name)
+            except (OSError, ValueError, RuntimeError) as error:
+                self.message.value = str(error).partition("\n")[0]
+        self.redraw()
 
 
 def slider(name: str, value: float, low: float, high: float, step: float) -> widgets.FloatSlider:
-    style = {"description_width": "7em"}
-    return widgets.FloatSlider(
-        value=value, min=low, max=high, step=step, description=name, style=style
-    )
+    scale = dict(value=value, min=low, max=high, step=step)
+    return widgets.FloatSlider(**scale, description=name, style={"description_width": "7em"})
 
 
 def explore(
-    run: Run, images, k: int = 6, sampler: str = "gaussian", seed: int = 0, folder=None, out=None
+    run, images, k: int = 6, sampler: str = "gaussian", seed: int = 0, out=None
 ) -> Explorer:
     """Sliders along the k leading principal directions of mu, in standard deviations, around a
     code drawn from `sampler` ("prior", "gaussian", "gmm") at the temperature of another slider.
@@ -217,12 +171,8 @@ def explore(
     In the run's place a model may stand, as `vaekit.linear_vae` gives: explore(pca, data.train).
     images: what the run was trained on, `data.train` or uint8 (N, C, S, S). *resample* draws
     another base code, *load run* puts a run from `out` (default `vaekit.runs_dir()`) beside it
-    under the same sliders, with directions of its own, *save PNG* writes into `folder` (default
-    the run's `samples`; a model's are in a folder of its name in `out`). End a cell with it: a
-    figure first, which a saved notebook keeps, then the widgets, which need a kernel. ValueError
-    as `LatentView`.
+    under the same sliders, with its own directions of `images`. End a cell with it: a figure
+    first, which a saved notebook keeps, then the widgets, which need a kernel. ValueError as
+    `LatentView`.
     """
-    out = Path(out or runs_dir())
-    if isinstance(run, torch.nn.Module):
-        run = Run(run, [], out / title_of(run), None)
-    return Explorer(run, images, k, sampler, seed, folder, out)
+    return Explorer(run, images, k, sampler, seed, Path(out or runs_dir()))

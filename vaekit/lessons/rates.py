@@ -60,18 +60,6 @@ def at_price(model: LinearVAE, theta: float) -> LinearVAE:
     return LinearVAE(model.mean, model.basis[paid], model.variances[paid], theta, model.size)
 
 
-def by_formula(model: LinearVAE, theta: float) -> tuple[float, float]:
-    """(rate in nats, mean squared error, z sampled) that the variances alone foretell.
-
-    Exact for the images that `model`, with all directions, was fitted to, apart from the cutting
-    off at 0 and 1 in `decode`, which lowers the error.
-    """
-    variances = model.variances.double()
-    rate = 0.5 * (variances / theta).clamp(min=1).log().sum()
-    error = variances.clamp(max=theta).sum() / model.mean.numel()
-    return rate.item(), error.item()
-
-
 def linear_curve(model: LinearVAE, images, prices) -> list[Point]:
     """`model` at every price, measured on `images`."""
     return [measure(at_price(model, theta), images) for theta in prices]

@@ -18,11 +18,10 @@ from PIL import Image
 from torch import Tensor
 
 from vaekit.config import Config, preset
-from vaekit.data import Data, chunks, load_data
+from vaekit.data import Data, load_data
 from vaekit.files.images import prepare
 from vaekit.files.phantom import draw_film
 from vaekit.files.sources import bundled
-from vaekit.metrics import to_grey
 from vaekit.plots import COLOURS, label, panels
 
 RESULTS = Path(__file__).parent / "results"
@@ -46,25 +45,6 @@ def shown_films(size: int = 64) -> Tensor:
     cfg = preset("chest_xray", image_size=size)
     films = [prepare(draw_film(*shown, seed=1), cfg) for shown in SHOWN_FILMS]
     return torch.from_numpy(np.stack(films)).float() / 255
-
-
-def checkerboard(images) -> float:
-    """Power at periods of 2 and 4 pixels, along rows and columns, over that of their neighbours in
-    frequency: about 1 in a picture without a lattice, else more.
-
-    images: Split or (N, C, H, W), sides divisible by 4, 32 px at least. Geometric means.
-    """
-    x = torch.cat([to_grey(part)[:, 0] for part in chunks(images)])
-    x = x - x.mean((1, 2), keepdim=True)
-    ratios = []
-    for lines in (x, x.transpose(1, 2)):
-        n = lines.shape[2]
-        spectrum = torch.fft.rfft(lines * torch.hann_window(n), dim=2)
-        power = spectrum.abs().square().mean((0, 1)).double()
-        for k in (n // 2, n // 4):  # a Hann window spreads a line over one bin either side
-            near = [power[j] for j in (k - 4, k - 3, k + 3, k + 4) if j < len(power)]
-            ratios.append(power[k].log() - torch.stack(near).log().mean())
-    return torch.stack(ratios).mean().exp().item()
 
 
 def explained(x_hat: Tensor, x: Tensor) -> float:
@@ -119,9 +99,9 @@ class Sweep:
         """Seed by seed: the same seed means the same films, batches and first weights."""
         from scipy.stats import t
 
-        a, b = self.values(case, metric), self.values(against, metric)
-        n = min(len(a), len(b))  # a sweep that is not finished has fewer of one
-        gap = a[:n] - b[:n]
+        pairs = zip(self.values(case, metric), self.values(against, metric), strict=False)
+        gap = np.array([a - b for a, b in pairs])  # an unfinished sweep has fewer of one
+        n = len(gap)
         mean, error = float(gap.mean()), math.inf
         if n > 1:
             error = float(t.ppf(0.975, n - 1) * gap.std(ddof=1) / n**0.5)
@@ -130,16 +110,15 @@ class Sweep:
     def table(self, cases: dict[str, str], metrics: list[str], against: str) -> str:
         """Markdown: a row a case, {case: what to call it}; the mean over seeds, and in brackets the
         difference from `against` where it is beyond the spread of the seeds."""
-        lines = ["| | " + " | ".join(metrics) + " |", "|---" * (len(metrics) + 1) + "|"]
+        lines = [f"| | {' | '.join(metrics)} |", "|---" * (len(metrics) + 1) + "|"]
         for case, name in cases.items():
-            cells = [name]
+            line = f"| {name}"
             for metric in metrics:
-                cell = f"{self.values(case, metric).mean():.3g}"
                 gap = self.difference(case, against, metric)
+                line += f" | {self.values(case, metric).mean():.3g}"
                 if gap.word != "no difference":
-                    cell += f" ({gap.value:+.3g})"
-                cells.append(cell)
-            lines.append("| " + " | ".join(cells) + " |")
+                    line += f" ({gap.value:+.3g})"
+            lines.append(f"{line} |")
         return "\n".join(lines)
 
     def verdicts(self, case: str) -> list[str]:

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vaekit.model import evaluating
+from vaekit.sample import decode_all
 
 
 def interpolate(z_a: Tensor, z_b: Tensor, steps: int, how: str = "linear") -> Tensor:
@@ -32,13 +32,10 @@ def interpolate(z_a: Tensor, z_b: Tensor, steps: int, how: str = "linear") -> Te
 def principal_directions(mu: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
     """mean (*latent_shape), the k largest directions (k, *latent_shape) of unit norm, std (k,).
 
-    mu (N, *latent_shape) as encoded; k at most min(N - 1, latent elements), else ValueError.
+    mu (N, *latent_shape) as encoded; k at most min(N, latent elements), else ValueError.
     """
     from sklearn.decomposition import PCA
 
-    most = min(len(mu) - 1, mu[0].numel())
-    if not 1 <= k <= most:
-        raise ValueError(f"k={k} directions: {len(mu)} codes have between 1 and {most}")
     pca = PCA(k, svd_solver="full").fit(mu.detach().flatten(1).double().numpy())
     directions = torch.from_numpy(pca.components_).float().view(k, *mu.shape[1:])
     stds = torch.from_numpy(pca.explained_variance_**0.5).float()
@@ -62,21 +59,14 @@ def class_direction(mu: Tensor, labels: Tensor, a: int, b: int) -> tuple[Tensor,
     return arrow, (mu * arrow).flatten(1).sum(1).std()
 
 
-def move(z: Tensor, direction: Tensor, values) -> Tensor:
-    """z + t * direction for each t of `values`: (len(values), *z.shape).
-
-    z: one code or (N, *latent_shape); direction (*latent_shape). With `class_direction` this is
-    attribute arithmetic: the same image, further towards a class.
-    """
-    t = torch.as_tensor(values).to(z).view(-1, *[1] * z.dim())
-    return z + t * direction
-
-
 def traverse(model, mean: Tensor, direction: Tensor, std: Tensor | float, values) -> Tensor:
-    """Images (len(values), C, H, W), CPU, of mean + value * std * direction: values in stds."""
-    z = move(mean, std * direction, values)
-    with evaluating(model) as device:
-        return model.decode(z.to(device)).cpu()
+    """Images (len(values), C, H, W), CPU, of mean + value * std * direction: values in stds.
+
+    mean: a code, (*latent_shape). With `class_direction` this is attribute arithmetic: the same
+    image, further towards a class.
+    """
+    t = torch.as_tensor(values).to(mean).view(-1, *[1] * mean.dim())
+    return decode_all(model, mean + t * (std * direction))
 
 
 class Probe(NamedTuple):
