@@ -193,7 +193,7 @@ def colab(pythons: dict, only: tuple) -> None:
     expect(
         text,
         r"· colab · Python 3\.13",
-        "no FID and KID: torchmetrics is missing",
+        "no FID: torchmetrics is missing",
         "data: kagglehub cache",
     )
 

@@ -54,7 +54,7 @@ def rows() -> list[tuple[str, str, str, str, str]]:
     file = INCEPTION_FILE.removeprefix("*")
     digits = re.findall(r"-([0-9a-f]{8})\.pth", file)[0]
     origin = f"[torch-fidelity]({INCEPTION_URL}{file})"
-    return [*found, (f"weights-{file}", "", digits, "FID and KID", origin)]
+    return [*found, (f"weights-{file}", "", digits, "FID", origin)]
 
 
 def table() -> str:

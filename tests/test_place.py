@@ -103,7 +103,7 @@ def test_set_up_installs_what_is_missing_and_nothing_else(monkeypatch):
     monkeypatch.setattr(setup, "_absent", lambda names: [n for n in names if not there.get(n, 1)])
     line = setup.set_up()
     assert asked[-2:] == ["lpips", "torchmetrics"] and "\n" not in line
-    assert "installed lpips" in line and "no FID and KID: torchmetrics is missing" in line
+    assert "installed lpips" in line and "no FID: torchmetrics is missing" in line
     there["tqdm"] = False
     with pytest.raises(ModuleNotFoundError, match="tqdm missing: .*Internet"):
         setup.set_up()

@@ -178,7 +178,7 @@ def test_every_metric_of_every_judge_has_a_scale_of_its_own():
                             judges=("pixels", LabelJudge(1, 2).eval()))  # fmt: skip
     wanted = ("psnr", "sharpness ratio", "frechet", "frechet excess", "kernel", "precision")
     figure = figures.plot_rows(rows, metrics=wanted)
-    heads = [axis.get_title().split("\ntrained")[0] for axis in figure.axes]
+    heads = [axis.get_title().split("\nmodel trained")[0] for axis in figure.axes]
     assert heads[0] == "PSNR, dB" and len(heads) == 10
     assert heads[2:4] == ["Fréchet distance\npixels 32x32, 2 PCs",
                           "Fréchet distance\nCNN on 2 labels, 2 PCs"]  # fmt: skip

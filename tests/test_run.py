@@ -139,7 +139,7 @@ def test_more_epochs_go_on_from_a_finished_run(data, tmp_path, capsys):
         assert rows(more.history)[:4] == rows(short.history)
         assert vaekit.load_run(more.path).finished and first in said
         assert ("epoch   1/6" in said) == (how == "never")
-        assert (f"{short.path.name} ended, after epoch 4 of 6" in said) == (how == "auto")
+        assert (f"{short.path.name} ended" in said) == (how == "auto")
     vaekit.fit(cfg.replace(epochs_phase2=5, beta=0.5), data, out=tmp_path)
     assert "epoch   1/7" in capsys.readouterr().out
 

@@ -8,6 +8,7 @@ from math import inf
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from vaekit.config import Config
 
@@ -230,7 +231,8 @@ def moved(x: Tensor, shift: Tensor) -> Tensor:
 
 def being_traced() -> bool:
     """Whether torch records a graph (TorchScript, torch.compile, torch.export), without checks."""
-    return torch.jit.is_tracing() or torch.compiler.is_compiling()
+    recorded = torch.jit.is_tracing() or torch.compiler.is_compiling()
+    return recorded or _get_current_dispatch_mode() is not None  # such as tensors without values
 
 
 def check_shape(name: str, x: Tensor, shape: tuple) -> None:

@@ -94,6 +94,11 @@ class LinearVAE(nn.Module):
         eps = torch.empty_like(mu).normal_(generator=generator)
         return mu + (0.5 * logvar).exp() * eps
 
+    def forward(self, x: Tensor, sample: bool = True) -> tuple[Tensor, Tensor, Tensor]:
+        mu, logvar = self.encode(x)
+        z = self.reparameterize(mu, logvar) if sample else mu
+        return self.decode(z), mu, logvar
+
     def reconstruct(self, x: Tensor) -> Tensor:
         """decode(mean of q(z|x)): PCA's, each direction shrunk by 1 - sigma2 / lambda."""
         return self.decode(self.encode(x)[0])

@@ -16,7 +16,7 @@ STARTED = time.monotonic()  # of the session, near enough: every notebook import
 
 MACHINES_OWN = ["torch", "torchvision", "numpy", "cv2"]  # never installed, never replaced
 # import name: what cannot be done without it
-OPTIONAL = {"kagglehub": "downloads from Kaggle", "lpips": "LPIPS", "torchmetrics": "FID and KID"}
+OPTIONAL = {"kagglehub": "downloads from Kaggle", "lpips": "LPIPS", "torchmetrics": "FID"}
 NEEDED = ["accelerate", "filelock", "ipywidgets", "matplotlib", "PIL", "safetensors", "scipy"]
 NEEDED += ["sklearn", "tensorboard", "tqdm", *OPTIONAL]
 ON_PYPI = {"PIL": "pillow", "sklearn": "scikit-learn"}  # where it has another name
