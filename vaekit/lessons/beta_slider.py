@@ -187,7 +187,7 @@ class BetaSlider:
             parts = [images[:third] for images in p.pictures.values()]
             rows[f"β {p.beta:g}\n{p.verdict}"] = torch.cat(parts)
         title = "reconstructions · prior samples · Gaussian samples"
-        return plots.show_rows(rows, title, size=0.9)
+        return plots.show_rows(rows, title, size=1.3)
 
     def _ipython_display_(self) -> None:
         display(self.strip(), self.box)  # the figure first: it needs no kernel to be seen
