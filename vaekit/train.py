@@ -50,8 +50,8 @@ class Trainer:
             fast.keep_freed_memory()
         # Accelerator brings device, processes and DDP. Precision stays here: a second Accelerator
         # with another `mixed_precision` raises, and one notebook holds many fits.
-        rests = DistributedDataParallelKwargs(find_unused_parameters=cfg.critic_share > 0)
-        self.accelerator = Accelerator(cpu=device.type == "cpu", kwargs_handlers=[rests])
+        ddp = DistributedDataParallelKwargs(find_unused_parameters=cfg.critic_share > 0)
+        self.accelerator = Accelerator(cpu=device.type == "cpu", kwargs_handlers=[ddp])
         self.device = self.accelerator.device
         self.precision = choose_precision(cfg.precision, self.device)
         self.fused = self.device.type in ("cuda", "cpu")
