@@ -2,10 +2,12 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from matplotlib.figure import Figure
 
+import vaekit
 from vaekit.lessons import rates
 from vaekit.linear import LinearVAE
 
@@ -77,3 +79,10 @@ def test_between_two_points_the_curve_is_nearly_straight(model):
     axis = Figure().subplots()
     rates.draw(axis, curve, curve, {"a model": exact})
     assert len(axis.lines) == 4 and axis.get_xscale() == "log"
+
+
+def test_a_price_may_be_a_numpy_number():
+    model = vaekit.linear_vae(torch.rand(20, 1, 8, 8), 4)
+    images = torch.rand(6, 1, 8, 8)
+    (point,) = rates.linear_curve(model, images, [np.float64(0.01)])
+    assert np.isfinite(point.rate)

@@ -40,7 +40,7 @@ class LinearVAE(nn.Module):
         self.latent_shape = (len(basis),)
         self.image_shape = (len(mean), size, size)
         self.size = size
-        self.sigma2 = nn.Parameter(torch.tensor(sigma2), requires_grad=False)
+        self.sigma2 = nn.Parameter(torch.tensor(float(sigma2)), requires_grad=False)
         # (C, fit_size, fit_size)
         self.mean = nn.Parameter(mean, requires_grad=False)
         # (k, D), orthonormal rows
