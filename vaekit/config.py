@@ -85,7 +85,7 @@ class Config:
     lpips_weight: float = 0.0
     spectral_weight: float = 0.0
     band_weight: float = 0.0  # energy of three bands of detail, window by window
-    critic_share: Annotated[float, 0.0, 10.0] = 0.0  # its pull on the decoder, of the others'
+    critic_share: Annotated[float, 0.0, 10.0] = 0.0  # a critic's gradient, over the other terms'
     critic_from: Share = 0.6  # of all epochs: from then on the encoder rests
     num_scales: Annotated[int, 1, 5] = 1  # pixels and SSIM at 1x, 1/2x, ...
     features: TrunkName = "auto"  # "auto": the profile's, or none with a notice
