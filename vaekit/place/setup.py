@@ -7,10 +7,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 
 KAGGLE_INPUT = Path("/kaggle/input")  # where Kaggle mounts what is attached
+FEW_FOLDERS = 100  # as many lie in one that is searched
 KAGGLE_HOURS = 12.0  # then Kaggle ends a session, and what was not saved is gone
 STARTED = time.monotonic()  # of the session, near enough: every notebook imports vaekit first
 
@@ -74,9 +76,20 @@ def _pip_install(packages: list[str]) -> None:
 def attached() -> list[Path]:
     """Every folder of what is attached on Kaggle, nearest first, five levels down.
 
-    That is two levels inside of datasets/OWNER/NAME; deeper a million files may wait."""
-    levels = [sorted(KAGGLE_INPUT.glob("*/" * depth)) for depth in range(1, 6)]
-    return [folder for level in levels for folder in level]
+    That is two levels inside of datasets/OWNER/NAME. A folder with more than FEW_FOLDERS is not
+    gone into: those are patients or classes, and may be tens of thousands."""
+    found, level = [], [KAGGLE_INPUT]
+    for _ in range(5):
+        inside = map(_folders_in, level)
+        level = [folder for folders in inside if len(folders) <= FEW_FOLDERS for folder in folders]
+        found += level
+    return found
+
+
+def _folders_in(folder: Path) -> list[Path]:
+    with suppress(OSError), os.scandir(folder) as entries:
+        return sorted(Path(entry.path) for entry in entries if entry.is_dir())
+    return []
 
 
 def minutes_left() -> float | None:
