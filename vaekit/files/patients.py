@@ -124,29 +124,21 @@ def near_duplicates(thumbs: np.ndarray) -> list[tuple[int, int]]:
     thumbnails pair with nothing. Above MOST_COMPARED images only identical ones pair.
     """
     blank = thumbs.min((1, 2)) == thumbs.max((1, 2))
-    if len(thumbs) > MOST_COMPARED:
-        first = np.array(_first([thumb.tobytes() for thumb in thumbs]))
-    else:
-        first = _first_alike(thumbs, blank)
-    others = np.flatnonzero((first < np.arange(len(first))) & ~blank)
+    rows = np.arange(len(thumbs))
+    first = np.where(blank, rows, _first([thumb.tobytes() for thumb in thumbs]))
+    if len(thumbs) <= MOST_COMPARED:
+        blurred = np.stack([cv2.GaussianBlur(x, (0, 0), THUMB_BLUR) for x in thumbs.astype("f4")])
+        detail = (thumbs - blurred).reshape(len(thumbs), -1)
+        detail -= detail.mean(1, keepdims=True)
+        detail /= np.linalg.norm(detail, axis=1, keepdims=True).clip(1e-6)
+        detail[blank] = 0
+        for start in range(0, len(detail), 1024):  # blocks: never an N x N matrix
+            for alike in detail[start : start + 1024] @ detail[start:].T > NEAR_DUPLICATE:
+                met = first[start:][alike]  # itself as well
+                if len(met) > 1:
+                    first[np.isin(first, met)] = met.min()
+    others = np.flatnonzero(first < rows)
     return list(zip(first[others].tolist(), others.tolist(), strict=True))
-
-
-def _first_alike(thumbs: np.ndarray, blank: np.ndarray) -> np.ndarray:
-    """The first of those that each thumbnail is a near-duplicate of, or its own row: (N,)."""
-    blurred = np.stack([cv2.GaussianBlur(x, (0, 0), THUMB_BLUR) for x in thumbs.astype("f4")])
-    detail = (thumbs - blurred).reshape(len(thumbs), -1)
-    detail -= detail.mean(1, keepdims=True)
-    detail /= np.linalg.norm(detail, axis=1, keepdims=True).clip(1e-6)
-    detail[blank] = 0
-    first = np.arange(len(thumbs))
-    for start in range(0, len(detail), 1024):  # blocks: never an N x N matrix
-        correlation = detail[start : start + 1024] @ detail[start:].T
-        alike = np.triu(correlation > NEAR_DUPLICATE, 1)
-        for row in np.flatnonzero(alike.any(1)):
-            joined = np.append(first[start:][alike[row]], first[start + row])
-            first[np.isin(first, joined)] = joined.min()
-    return first
 
 
 def _first(values: list) -> list[int]:

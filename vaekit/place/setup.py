@@ -7,7 +7,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 
@@ -80,16 +79,10 @@ def attached() -> list[Path]:
     gone into: those are patients or classes, and may be tens of thousands."""
     found, level = [], [KAGGLE_INPUT]
     for _ in range(5):
-        inside = map(_folders_in, level)
-        level = [folder for folders in inside if len(folders) <= FEW_FOLDERS for folder in folders]
+        inside = [sorted(folder.glob("*/")) for folder in level]
+        level = sum((folders for folders in inside if len(folders) <= FEW_FOLDERS), [])
         found += level
     return found
-
-
-def _folders_in(folder: Path) -> list[Path]:
-    with suppress(OSError), os.scandir(folder) as entries:
-        return sorted(Path(entry.path) for entry in entries if entry.is_dir())
-    return []
 
 
 def minutes_left() -> float | None:
