@@ -98,7 +98,8 @@ def load_trunk(name: str, path: str | Path = "", download=True, taps: tuple = ()
     taps = tuple(tap for tap in taps if tap < num_layers)
     # files of Oxford's VGG-19 are named by their layers, torchvision's are not
     oxford = name == "vgg19" and "conv1_1" in file.name
-    return Trunk(name, layers, taps, oxford)
+    trunk = Trunk(name, layers, taps, oxford)
+    return trunk.to(memory_format=torch.channels_last)  # LPIPS takes 30% less time on AVX2
 
 
 def lpips_head(name: str) -> list[Tensor]:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from vaekit.config import Config
-from vaekit.data import pixels_of
+from vaekit.data import chunks, pixels_of
 from vaekit.features import FeatureLoss, trunk_name
 from vaekit.files.weights import downloads_allowed
 from vaekit.judge import networks
@@ -55,7 +55,8 @@ def evaluate(model, test, cfg: Config, val=None, samples=None, judges=None) -> l
 
     judges: None for SqueezeNet and, where its weights are on this machine, VGG-19 to relu3_4 (see
     `second_judge`), which also gives the "feature distance" of reconstructions: where SqueezeNet
-    trains, VGG-19 decides. It sees 256 images of a set at most, drawn at random.
+    trains, VGG-19 decides. It sees 256 images of a set at most, drawn at random. An empty list: no
+    distances, which saves their time.
 
     "power 1/4-1/2" and so on: power of a subject over that of real images in an octave of
     frequency, in cycles per pixel (see `octave_powers`). Below 0.75 is blur, above 1.25 noise or
@@ -68,6 +69,8 @@ def evaluate(model, test, cfg: Config, val=None, samples=None, judges=None) -> l
         judge = networks.load_judge(device, download)
         second = networks.second_judge(device) if judges is None else None
         rows = _image_rows(model, test, samples, judge, cfg.batch_size)
+        if judges is not None and not judges:
+            return say_heard(rows, model, cfg=cfg)
         if second is not None:
             part = _shuffled(test, SECOND_IMAGES, cfg.seed)
             rows.append(_feature_row(model, part, second, cfg.batch_size))
@@ -149,6 +152,16 @@ def _judged_rows(model, samples: dict, real: Tensor, others: Tensor, judge, cfg)
     return distance_rows(fakes, real, others, network, cfg.seed)
 
 
+def judge_images(fakes: dict, real, others, judge=None, seed: int = 0) -> list[dict]:
+    """`distance_rows` of images: each {subject: images} from `real`, the floor from `others`.
+
+    Any of them a Split or (N, C, H, W); judge: one of `load_judges`. Each set is looked at once.
+    """
+    seen = {name: networks.feature_vectors(images, judge) for name, images in fakes.items()}
+    real, others = (networks.feature_vectors(images, judge) for images in (real, others))
+    return distance_rows(seen, real, others, networks.network_name(judge), seed)
+
+
 def say_heard(rows: list[dict], *models, cfg: Config | None = None) -> list[dict]:
     """The rows, judges beside the networks that the trainings of `models` listened to: one that
     they have heard flatters. cfg: where a model has none."""
@@ -172,8 +185,9 @@ class Cases(NamedTuple):
     values: Tensor  # (N,)
 
 
-def rank_cases(model, split, k: int = 4, batch_size: int = 64) -> Cases:
-    """The k best and k worst reconstructed (from the mean) images of `split`, by SSIM."""
-    values = measure(model, split, batch_size=batch_size)["ssim"]
+def rank_cases(x_hat, x, k: int = 4) -> Cases:
+    """The k best and k worst of reconstructions x_hat by SSIM with x; a Split or (N, C, H, W)."""
+    pairs = zip(chunks(x_hat), chunks(x), strict=True)
+    values = torch.cat([compare_images(*pair, None)["ssim"] for pair in pairs])
     order = values.argsort(descending=True).tolist()
     return Cases(order[:k], order[::-1][:k], values)
