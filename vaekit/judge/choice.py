@@ -11,10 +11,14 @@ from vaekit.sample import SAMPLERS, decode_all, encode_all, fit_sampler
 
 
 class Choice(NamedTuple):
-    best: str  # the kind
-    samplers: dict  # of every kind, fitted
-    rows: list[dict]  # the validation table, keys as in `rows.COLUMNS`
-    seen: np.ndarray  # the judge's vectors of the training images
+    # the kind
+    best: str
+    # of every kind, fitted
+    samplers: dict
+    # the validation table, keys as in `rows.COLUMNS`
+    rows: list[dict]
+    # the judge's vectors of the training images
+    seen: np.ndarray
 
 
 def choose_sampler(

@@ -12,13 +12,14 @@ from vaekit.features import FeatureLoss, trunk_name
 from vaekit.files.weights import downloads_allowed
 from vaekit.judge import networks
 from vaekit.judge.distances import LEAST
-from vaekit.judge.rows import MAX_IMAGES, collect, distance_rows, mean_row, ratio_row
+from vaekit.judge.rows import MAX_IMAGES, collect, distance_rows, mapped, mean_row, ratio_row
 from vaekit.linear import LinearVAE
 from vaekit.losses import l1_per_image
 from vaekit.metrics import LPIPS, appearance, at_least, compare_images, octave_name, octave_powers
 from vaekit.model import evaluating
 
-SECOND_IMAGES = 256  # of a set, for the second judge, which costs thirty times the first's
+# of a set, for the second judge, which costs thirty times the first's
+SECOND_IMAGES = 256
 
 
 def measure(model, images, judge: FeatureLoss | None = None, batch_size: int = 64) -> dict:
@@ -137,29 +138,24 @@ def _shuffled(images: Tensor, n: int, seed: int) -> Tensor:
 
 def _judged_rows(model, samples: dict, real: Tensor, others: Tensor, judge, cfg) -> list[dict]:
     """Distances, in one judge's eyes, of reconstructions of `others` and of `samples`."""
-    device, size = next(model.parameters()).device, cfg.batch_size
-    network = networks.network_name(judge)
     if min(len(real), len(others)) < LEAST:
+        network = networks.network_name(judge)
         return distance_rows({"reconstruction": others} | samples, real, others, network)
-
-    def remade(x: Tensor) -> Tensor:
-        return model.reconstruct(x.to(device))
-
-    fakes = {"reconstruction": networks.feature_vectors(others, judge, size, remade)}
-    for name, images in samples.items():
-        fakes[name] = networks.feature_vectors(images, judge, size)
-    real, others = (networks.feature_vectors(s, judge, size) for s in (real, others))
-    return distance_rows(fakes, real, others, network, cfg.seed)
+    device = next(model.parameters()).device
+    remade = mapped(lambda x: model.reconstruct(x).cpu(), others, cfg.batch_size, device)
+    fakes = {"reconstruction": torch.cat(remade)} | samples
+    return judge_images(fakes, real, others, judge, cfg.seed, cfg.batch_size)
 
 
-def judge_images(fakes: dict, real, others, judge=None, seed: int = 0) -> list[dict]:
+def judge_images(fakes: dict, real, others, judge=None, seed=0, batch_size=64) -> list[dict]:
     """`distance_rows` of images: each {subject: images} from `real`, the floor from `others`.
 
     Any of them a Split or (N, C, H, W); judge: one of `load_judges`. Each set is looked at once.
     """
-    seen = {name: networks.feature_vectors(images, judge) for name, images in fakes.items()}
-    real, others = (networks.feature_vectors(images, judge) for images in (real, others))
-    return distance_rows(seen, real, others, networks.network_name(judge), seed)
+    sets = [real, others, *fakes.values()]
+    real, others, *seen = (networks.feature_vectors(x, judge, batch_size) for x in sets)
+    vectors = dict(zip(fakes, seen, strict=True))
+    return distance_rows(vectors, real, others, networks.network_name(judge), seed)
 
 
 def say_heard(rows: list[dict], *models, cfg: Config | None = None) -> list[dict]:
