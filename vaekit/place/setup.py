@@ -12,6 +12,7 @@ from pathlib import Path
 
 KAGGLE_INPUT = Path("/kaggle/input")  # where Kaggle mounts what is attached
 KAGGLE_HOURS = 12.0  # then Kaggle ends a session, and what was not saved is gone
+KAGGLE_WEEK = 30  # hours of GPU that it gives in a week
 STARTED = time.monotonic()  # of the session, near enough: every notebook imports vaekit first
 
 MACHINES_OWN = ["torch", "torchvision", "numpy", "cv2"]  # never installed, never replaced
