@@ -10,7 +10,8 @@ from vaekit.place.setup import KAGGLE_WEEK, host
 def is_due(cfg: Config, row: dict, shown: int) -> bool:
     """After two epochs of this call, as the first is slower; and of phase 2, which has a pace of
     its own."""
-    return shown == 2 or row["epoch"] == cfg.epochs_phase1 + 2
+    early = shown == 2 or row["epoch"] == cfg.epochs_phase1 + 2
+    return early and row["epoch"] < cfg.num_epochs
 
 
 def forecast(cfg: Config, row: dict, left: float, now: datetime) -> str:

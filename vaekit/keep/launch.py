@@ -91,14 +91,15 @@ def train_in_processes(number: int, stop: Stop, cfg: Config, data: Data, options
     job = {"data": (data.file, data.source, data.path), "argv": sys.argv, **options}
     job["deadline"] = None if stop.minutes is None else time.time() + stop.left + stop.reserve
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += [f"--nproc_per_node={number}", "-m", WORKER]
+    command += [f"--nproc_per_node={number}"]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        command += ["--log-dir", name, "-m", WORKER, name]
         cfg.save(folder / "config.json")
         (folder / "job.json").write_text(json.dumps(job))
         with open(folder / "stderr", "wb") as errors:
             process = subprocess.Popen(
-                [*command, name],
+                command,
                 env=environment(number),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,

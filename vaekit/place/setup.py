@@ -94,12 +94,13 @@ def report() -> str:
     import torch
 
     import vaekit
-    from vaekit.place.device import choose_device, choose_precision, gpu_problem
+    from vaekit.place.device import choose_device, choose_precision, count_gpus, gpu_problem
 
     device = choose_device()
     name = device.type.upper()
     if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
+        number = count_gpus()
+        name = f"{number} x " * (number > 1) + torch.cuda.get_device_name(device)
     elif torch.cuda.is_available():
         name += f" ({gpu_problem()})"
     return (
