@@ -85,8 +85,8 @@ def same_images(mine: Split, kept: Split) -> bool:
 def train_in_processes(number: int, stop: Stop, cfg: Config, data: Data, options: dict) -> Path:
     """`fit` of `cfg` in `number` processes, whose lines are printed here; the run's folder.
 
-    They end, saved, when `stop` gets a signal or this process is gone: then a pipe closes.
-    ProcessFailed where one of them fails.
+    They end, saved, when `stop` gets a signal: a pipe is closed then. It also closes when this
+    process dies, and they end at their last checkpoint. ProcessFailed where one of them fails.
     """
     job = {"data": (data.file, data.source, data.path), "argv": sys.argv, **options}
     job["deadline"] = None if stop.minutes is None else time.time() + stop.left + stop.reserve

@@ -41,7 +41,7 @@ def train(cfg: Config, data: list, argv: list, deadline: float | None, **options
 
 
 def stop_with_the_parent() -> None:
-    """Wait until its end of the pipe is closed, by its wish or its death; then end, saved."""
+    """Wait until its end of the pipe is closed, by its wish or its death; then end."""
     sys.stdin.read()
     while signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         time.sleep(0.1)
