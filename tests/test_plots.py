@@ -80,8 +80,9 @@ def test_show_rows_compares_column_by_column():
 
 def test_show_cases():
     model, split = VAE(vaekit.preset(**CFG)).eval(), SimpleNamespace(images=films(8))
-    cases = evaluation.rank_cases(model, split, k=2)
-    found = words(figures.show_cases(model, split, cases))
+    x_hat = model.reconstruct(split.images)
+    cases = evaluation.rank_cases(x_hat, split, k=2)
+    found = words(figures.show_cases(x_hat, split, cases))
     assert found[0] == f"best\nSSIM {cases.values.max():.3f}" and found[2].startswith("worst")
     assert found[4:6] == ["image", "reconstruction"] and found[6].startswith("|difference|\n0 to ")
 
