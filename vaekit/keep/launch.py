@@ -21,7 +21,6 @@ from vaekit.data import Data, Split, load_kept
 from vaekit.keep.guards import Stop
 from vaekit.place.device import count_gpus
 
-WORKER = "vaekit.keep.worker"
 COMPARED = 1000  # images of a split, spread over it
 
 
@@ -94,7 +93,7 @@ def train_in_processes(number: int, stop: Stop, cfg: Config, data: Data, options
     command += [f"--nproc_per_node={number}"]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        command += ["--log-dir", name, "-m", WORKER, name]
+        command += ["--log-dir", name, "-m", "vaekit.keep.worker", name]
         cfg.save(folder / "config.json")
         (folder / "job.json").write_text(json.dumps(job))
         with open(folder / "stderr", "wb") as errors:
