@@ -106,34 +106,6 @@ def test_plot_history():
     assert len(curves.plot_history([{"epoch": 1, "phase": 2, "beta": 0.1, "lr": 1e-3}]).axes) == 6
 
 
-def test_live_history_redraws_one_figure_in_a_watched_notebook(monkeypatch):
-    import IPython.display
-
-    shown = []
-
-    class Handle:
-        def update(self, figure):
-            shown.append(figure)
-
-    def display(figure, display_id):
-        shown.append(figure)
-        return Handle()
-
-    run = SimpleNamespace(history=history(), cfg=SimpleNamespace(num_epochs=4))
-    live = curves.LiveHistory()
-    live(run)
-    assert shown == []  # no notebook
-    monkeypatch.setattr(IPython, "get_ipython", lambda: object())
-    monkeypatch.setattr(IPython.display, "display", display)
-    monkeypatch.setenv("VAEKIT_PROGRESS", "lines")
-    live(run)
-    assert shown == []  # nobody watches
-    monkeypatch.setenv("VAEKIT_PROGRESS", "bar")
-    live(run)
-    live(run)
-    assert len(shown) == 2
-
-
 def test_plot_histogram():
     sets = {"real": films(6), "noise": torch.rand(4, 1, 32, 32)}
     figure = curves.plot_histogram(sets)
