@@ -22,6 +22,7 @@ import statistics
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -51,7 +52,7 @@ SYSTEMS = ("sharp", "chest_xray")
 T4 = 15e9 - 0.6e9  # bytes that a T4 has for tensors, less CUDA's context, assumed
 FEW = 512  # films of the two epochs in fp16
 SIDE = 128  # pixels of the films in a pack
-MOST = {"val": 150, "test": 400}  # films of a pack; to train on, as many as fit
+MOST = {"val": 300, "test": 400}  # films of a pack; to train on, as many as fit
 PIECE = 15_000_000  # bytes of a file of weights: larger ones do not come back
 
 
@@ -189,24 +190,26 @@ def convs(given) -> dict:
 # ---- every precision, and a T4's -----------------------------------------------------------------
 
 
+def take_step(trainer: GuardedTrainer, images, epoch: float, losses: list) -> None:
+    losses.append(trainer.step(next(images), epoch)["loss"])
+
+
 def seconds_a_step(cfg: Config, data: Data, steps: int) -> dict:
-    """A step's seconds, losses of the first and the last, and the memory it took."""
+    """A step's seconds, also late in a run, where a critic may have joined; losses of the first
+    and the last; the memory it took."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     trainer = GuardedTrainer(cfg, data, feature_loss(cfg, verbose=False))
     trainer.model.train()
     images = from_memory(cfg, data, trainer.device, cfg.channels_last)
-    losses = []
-
-    def step() -> None:
-        losses.append(trainer.step(next(images), float(cfg.epochs_phase1))["loss"])
-
-    timed(step, 3)
-    seconds = timed(step, steps)
+    losses, found = [], {}
+    for when, epoch in ("step", float(cfg.epochs_phase1)), ("late step", 0.9 * cfg.num_epochs):
+        step = partial(take_step, trainer, images, epoch, losses)
+        timed(step, 3)
+        found[f"{when} seconds"] = timed(step, steps)
     first, last = losses[0].item(), losses[-1].item()
-    return {"step_seconds": seconds, "images_per_s": cfg.batch_size / seconds,
-            "losses": [first, last], "skipped": int(trainer.skipped),
-            "peak_mb": peak_mb()}  # fmt: skip
+    return found | {"losses": [first, last], "skipped": int(trainer.skipped),
+                    "batch": cfg.batch_size, "peak_mb": peak_mb()}  # fmt: skip
 
 
 def precisions(given) -> dict:

@@ -8,13 +8,13 @@
 #   DEVICE=cpu STEPS=1 benchmarks/on_gpu.sh     tiny sizes, to see that every part runs to its end
 #
 # The most important part comes first, and each stores what it found as it ends: eight files at
-# most. OUT: their folder (out/gpu). MINUTES: of `sharp` (4.5) and of `recipe` (2).
+# most. OUT: their folder (out/gpu). MINUTES: of `sharp` (4) and of `recipe` (2).
 # PYTHON: an interpreter with torch, torchvision, cv2, accelerate and tensorboard.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-python3} OUT=${OUT:-out/gpu} STEPS=${STEPS:-50} DEVICE=${DEVICE:-cuda}
 pack=out/pack
-read -r long short <<< "${MINUTES:-4.5 2}"
+read -r long short <<< "${MINUTES:-4 2}"
 
 if [ "${1:-}" = --pack ]; then  # FOR: the Python of that machine
   rm -rf $pack
