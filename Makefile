@@ -9,7 +9,7 @@
 # make bundle     every notebook as one file, vae_chest_xray.ipynb, folders for `kaggle kernels push`
 # make editions   a student edition without solutions, a teacher edition with them
 # make report RUN=runs/...      one run as HTML and PDF
-# make rehearse   play Kaggle and Colab here (Linux, root, Python 3.11 to 3.13, 24 GB), run it all
+# make rehearse   play Kaggle and Colab here (Linux, root, Python 3.11 to 3.13, 32 GB), run it all
 
 PYTHON ?= python3
 VENV   := .venv
