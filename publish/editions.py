@@ -51,7 +51,7 @@ ANSWER = {
     "derive": "*derivation:* ... *what it means:* ...",
     "find": "*mistake:* ... *what shows it:* ... *better:* ...",
 }
-KINDS = {"**Derive.**": "derive", "**Find the mistake.**": "find"}  # the others are predicted
+KINDS = {"**Derive": "derive", "**Find the mistake": "find"}  # the others are predicted
 ANSWERS = """\
 ### Your answers
 
@@ -79,10 +79,7 @@ def exercises(notebook: nbformat.NotebookNode) -> list[tuple[str, str]]:
 def kinds(notebook: nbformat.NotebookNode) -> dict[str, str]:
     """{number of an exercise: its kind, a key of POINTS}; the last one is filled in."""
     *first, (last, _) = exercises(notebook)
-    found = {}
-    for number, text in first:
-        label = next((label for label in KINDS if text.startswith(label)), None)
-        found[number] = KINDS.get(label, "predict")
+    found = {number: KINDS.get(text.partition(".**")[0], "predict") for number, text in first}
     return found | {last: "fill in"}
 
 
