@@ -45,7 +45,7 @@ def trained(draw, beta: float, units: int, phase1: int, phase2: int):
 
 @pytest.mark.parametrize(("verdict", "draw", "beta", "units", "phase1", "phase2"), [
     ("healthy", blobs, 1.0, 8, 0, 35), ("collapsed", blobs, 100.0, 8, 0, 8),
-    ("autoencoder", blobs, 0.0, 24, 5, 25), ("prior hole", kinds, 0.5, 24, 5, 25)])  # fmt: skip
+    ("autoencoder", blobs, 0.0, 24, 5, 25), ("off the prior", kinds, 0.5, 24, 5, 25)])  # fmt: skip
 def test_each_is_told(verdict, draw, beta, units, phase1, phase2):
     found = vaekit.diagnose(trained(draw, beta, units, phase1, phase2), draw(100, 13))
     assert found.verdict == verdict, str(found)
@@ -147,7 +147,7 @@ class Codes(torch.nn.Module):
         return 0.5 + z.view(-1, 1, 16, 16) / 10
 
 
-@pytest.mark.parametrize(("rank", "verdict"), [(256, "healthy"), (8, "prior hole")])
+@pytest.mark.parametrize(("rank", "verdict"), [(256, "healthy"), (8, "off the prior")])
 def test_codes_that_hang_together_leave_a_hole_however_little_a_unit_knows(rank, verdict):
     g = torch.Generator().manual_seed(0)
     mix = torch.linalg.qr(torch.randn(256, 256, generator=g))[0][:, :rank]
@@ -172,7 +172,7 @@ def test_verdicts_in_their_order():
     assert verdict() == verdict(**tight) == "healthy"  # tight, but as dear as the ELBO wants it
     assert verdict(**tight, noise_price=0.01, gap_share=0.5) == "autoencoder"
     assert verdict(sample_to_mean=50.0) == "autoencoder"
-    assert verdict(gap_share=0.3) == verdict(mmd=0.1, mmd_share=0.3) == "prior hole"
+    assert verdict(gap_share=0.3) == verdict(mmd=0.1, mmd_share=0.3) == "off the prior"
     assert verdict(mmd=0.005, mmd_share=0.3) == "healthy"  # within what the prior itself shows
     assert verdict(idle_share=0.9, other_to_mean=1.0, gap_share=0.5) == "collapsed"
     assert verdict(idle_share=0.9) == "healthy"  # the decoder listens to the others

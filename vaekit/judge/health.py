@@ -3,15 +3,15 @@
 The verdict is the first of these that holds. A unit is one element of the latent; the thresholds
 lie between models trained to be each of the four, and are named below.
 
-| verdict     | holds if                                                                        |
-|-------------|---------------------------------------------------------------------------------|
-| collapsed   | idle_share > 0.5: in most units sigma exceeds the deviation of mu; and          |
-|             | other_to_mean < 3: the decoder does nearly as well with another image's code    |
-| autoencoder | sigma_to_spread < 0.03 and noise_price < 0.25: codes are points, noise is free; |
-|             | or sample_to_mean > 10: the decoder was never shown its noise                   |
-| prior hole  | gap_share > 0.1: of the KL, by mean, variances and correlations; or             |
-|             | mmd_share > 0.1 and mmd > mmd_null: by shape                                    |
-| healthy     | none of these                                                                   |
+| verdict       | holds if                                                                        |
+|---------------|---------------------------------------------------------------------------------|
+| collapsed     | idle_share > 0.5: in most units sigma exceeds the deviation of mu; and          |
+|               | other_to_mean < 3: the decoder does nearly as well with another image's code    |
+| autoencoder   | sigma_to_spread < 0.03 and noise_price < 0.25: codes are points, noise is free; |
+|               | or sample_to_mean > 10: the decoder was never shown its noise                   |
+| off the prior | gap_share > 0.1: of the KL, by mean, variances and correlations; or             |
+|               | mmd_share > 0.1 and mmd > mmd_null: by shape                                    |
+| healthy       | none of these; prior samples may still be poor, where codes differ by shape     |
 """
 
 import math
@@ -53,13 +53,14 @@ is near 1.""",
     "untrained": """
 a sampled code costs {sample_to_mean:.3g} times the error of the mean: the decoder was never
 trained on this noise. Train phase 2, where z is sampled.""",
-    "prior hole": """
+    "off the prior": """
 units are active and their noise is real, but the codes lie {prior_gap:.2g} nats a unit from
 N(0, I), {gap_share:.0%} of the KL (MMD {mmd:.2g}, from the prior to itself {mmd_null:.2g}): prior
 draws land where no image is. Sample with sampler="gaussian" or "gmm", or raise beta.""",
     "healthy": """
 {active_units} of {units} units are active, sampling costs {noise_price:.2g} of what the ELBO lets
-it, and the codes lie {prior_gap:.2g} nats a unit from N(0, I). The prior may be sampled.""",
+it, and the codes lie {prior_gap:.2g} nats a unit from N(0, I): none of the three faults. Whether
+prior samples look real, only they can show.""",
     "blurred": """
 Beta is well above the ELBO's: a lower one would reconstruct more sharply.""",
     "held": """
@@ -70,7 +71,7 @@ themselves, and how well it copies them says nothing about others.""",
 
 @dataclass
 class Diagnosis:
-    """verdict: "healthy", "collapsed", "autoencoder" or "prior hole"; advice: why, and what to
+    """verdict: "healthy", "collapsed", "autoencoder" or "off the prior"; advice: why, and what to
     change; numbers: plain numbers; arrays: what they and `plot()` are made from."""
 
     verdict: str
@@ -278,7 +279,7 @@ def verdict_of(n: dict) -> str:
     if tight or n["sample_to_mean"] > UNHEARD:
         return "autoencoder"
     if apart or n["gap_share"] > GAP_SHARE:
-        return "prior hole"
+        return "off the prior"
     return "healthy"
 
 
