@@ -360,10 +360,11 @@ class VAE(nn.Module):
     def decode(self, z: Tensor) -> Tensor:
         """z (B, *latent_shape) -> images float32 (B, C, S, S) in [0, 1]. ValueError for others."""
         check_shape("codes", z, self.latent_shape)
-        with torch.autocast(z.device.type, enabled=False):
-            if self.linear is not None:
+        if self.linear is not None:
+            with torch.autocast(z.device.type, enabled=False):
                 z = self.linear.decode(z)
-            if self.quantiser is not None:
+        if self.quantiser is not None:
+            with torch.autocast(z.device.type, enabled=False):
                 z = self.quantiser(z.float())
         return self.decoder(z.to(next(self.parameters()).dtype))
 

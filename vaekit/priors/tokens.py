@@ -167,7 +167,7 @@ def fit_tokens(
     num_codes: int,
     labels: Tensor | None = None,
     seed: int = 0,
-    epochs: int = 100,
+    epochs: int = 50,
     patience: int = 5,
     lr: float = 1e-3,
     device="cpu",
