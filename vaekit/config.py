@@ -62,7 +62,7 @@ class Config:
     # a map, or one flat code; "fsq", "vq": a map of whole codes, see `quantise`
     latent: Literal["spatial", "vector", "fsq", "vq"] = "spatial"
     latent_channels: Annotated[int, 1, 65536] = 64  # of the map, or numbers of the flat code
-    levels: Annotated[tuple, 2, 256] = (8, 5, 5, 5)  # "fsq": of each channel, in their place
+    levels: Annotated[tuple, 2, 256] = (8, 5, 5, 5)  # "fsq": values of each number of a place
     codebook_size: Annotated[int, 2, 65536] = 512  # "vq": codes to choose from
     commitment: Annotated[float, 0.0, 100.0] = 0.25  # "vq": pull of the codes on the encoder
     widths: Annotated[tuple, 1, 8192] = (32, 64, 128, 256, 512)  # an entry per halving
