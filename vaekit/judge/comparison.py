@@ -125,7 +125,7 @@ def finding(row: dict) -> str:
     """A "b - a" row in words: which run is better, or that the images do not tell them apart."""
     metric, low, high = row["metric"], row["low"], row["high"]
     interval = f"{metric}: b - a = {row['value']:+.3g} ({low:+.3g} to {high:+.3g})"
-    if low <= 0 <= high:
+    if low <= 0 <= high or row["n"] < 5:  # of so few the interval is too narrow
         return f"{interval}: {row['n']} images do not tell them apart"
     b_is_better = (low > 0) == HIGHER_IS_BETTER[metric]
     return f"{interval}: {'b' if b_is_better else 'a'} is better"
