@@ -83,7 +83,7 @@ def draw(kind: str, mu, logvar, n: int, seed: int) -> tuple[torch.Tensor, dict]:
     if kind in sample.SAMPLERS:
         sampler = sample.fit_sampler(mu, logvar, kind, seed)
     else:  # "flow, 500 steps"
-        gaussian, y = sample.principal_gaussian(mu, logvar)
+        gaussian, y = sample.principal_gaussian(mu, logvar, "flow")
         x = torch.from_numpy(y / gaussian.stds[: y.shape[1]]).float()
         _, velocity = train_velocity(x, None, seed, int(kind.split()[1]), patience=None)
         sampler = FlowMatching(**vars(gaussian), velocity=velocity)

