@@ -137,7 +137,7 @@ def test_priors_goes_on_where_it_was_stopped(tmp_path, run, monkeypatch):
     out = tmp_path / "priors.json"
     tiny = ["--preset", "linear", "--counts", 30, "--steps", 2, "--judge", "pixels", "--out", out]
     said = run("priors", *tiny, "--seeds", 1)
-    assert said.count('"prior"') == 6
+    assert said.count('{"prior"') == 6
     (found,) = json.loads(out.read_text())["sets"].values()
     kinds = {"prior", "gaussian", "gmm", "flow", "half way", "flow, 2 steps"}
     assert {row["prior"] for row in found["rows"]} == kinds and found["test"] == 12

@@ -341,14 +341,22 @@ def test_every_judge_gives_its_own_rows(model):
     assert found == ["pixels 32x32" + trained_with, "CNN on 2 labels" + trained_with]
 
 
+def test_images_are_judged_as_their_vectors_are():
+    fakes, real, others = {"fake": films(9)}, films(12, seed=1), films(11, seed=2)
+    vectors = [networks.feature_vectors(x) for x in (films(9), real, others)]
+    expected = tables.distance_rows({"fake": vectors[0]}, *vectors[1:], networks.PIXELS, seed=3)
+    assert evaluation.judge_images(fakes, real, others, seed=3) == expected
+
+
 def test_a_linear_vae_listened_to_no_network():
     pca, test = vaekit.linear_vae(films(40), 8), films(12, seed=1)
     rows = evaluation.evaluate(pca, test, vaekit.preset(**CFG), judges=("pixels",))
     networks = {r["network"] for r in rows if r["metric"] == "kernel"}
     assert networks == {"pixels 32x32; model trained with none"}
     assert {"psnr", "power 1/4-1/2", "frechet"} <= {r["metric"] for r in rows}
-    best, *_ = evaluation.rank_cases(pca, test, k=2)
-    assert len(best) == 2
+    short = evaluation.evaluate(pca, test, vaekit.preset(**CFG), judges=[])
+    by_image = [r for r in rows if r["metric"] not in tables.METRICS]
+    assert short == by_image and len(short) < len(rows)
 
 
 def test_format_table_is_aligned_markdown():
@@ -361,7 +369,8 @@ def test_format_table_is_aligned_markdown():
 
 def test_rank_cases(model):
     split = SimpleNamespace(images=films(9))
-    best, worst, values = evaluation.rank_cases(model, split, k=3, batch_size=4)
-    assert values.shape == (9,)
+    x_hat = model.reconstruct(films(9))
+    best, worst, values = evaluation.rank_cases(x_hat, split, k=3)
+    torch.testing.assert_close(values, metrics.ssim(x_hat, films(9) / 255))
     assert best[0] == values.argmax() and worst[0] == values.argmin()
     assert values[best].tolist() == sorted(values.tolist(), reverse=True)[:3]

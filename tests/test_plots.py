@@ -80,8 +80,9 @@ def test_show_rows_compares_column_by_column():
 
 def test_show_cases():
     model, split = VAE(vaekit.preset(**CFG)).eval(), SimpleNamespace(images=films(8))
-    cases = evaluation.rank_cases(model, split, k=2)
-    found = words(figures.show_cases(model, split, cases))
+    x_hat = model.reconstruct(split.images)
+    cases = evaluation.rank_cases(x_hat, split, k=2)
+    found = words(figures.show_cases(x_hat, split, cases))
     assert found[0] == f"best\nSSIM {cases.values.max():.3f}" and found[2].startswith("worst")
     assert found[4:6] == ["image", "reconstruction"] and found[6].startswith("|difference|\n0 to ")
 
@@ -103,34 +104,6 @@ def test_plot_history():
     assert labels == ["L1", "1 - SSIM"]
     assert kilobytes(figure) < 100
     assert len(curves.plot_history([{"epoch": 1, "phase": 2, "beta": 0.1, "lr": 1e-3}]).axes) == 6
-
-
-def test_live_history_redraws_one_figure_in_a_watched_notebook(monkeypatch):
-    import IPython.display
-
-    shown = []
-
-    class Handle:
-        def update(self, figure):
-            shown.append(figure)
-
-    def display(figure, display_id):
-        shown.append(figure)
-        return Handle()
-
-    run = SimpleNamespace(history=history(), cfg=SimpleNamespace(num_epochs=4))
-    live = curves.LiveHistory()
-    live(run)
-    assert shown == []  # no notebook
-    monkeypatch.setattr(IPython, "get_ipython", lambda: object())
-    monkeypatch.setattr(IPython.display, "display", display)
-    monkeypatch.setenv("VAEKIT_PROGRESS", "lines")
-    live(run)
-    assert shown == []  # nobody watches
-    monkeypatch.setenv("VAEKIT_PROGRESS", "bar")
-    live(run)
-    live(run)
-    assert len(shown) == 2
 
 
 def test_plot_histogram():

@@ -5,10 +5,9 @@ import json
 import os
 import sys
 
-import torch
-
 from vaekit.config import preset
 from vaekit.data import load_data
+from vaekit.keep.launch import leave_group
 from vaekit.keep.run import Run, fit
 
 
@@ -26,20 +25,17 @@ def parse_changes(arguments: list[str]) -> dict:
 
 
 def main(arguments: list[str]) -> Run:
-    """`python -m vaekit PRESET key=value ... [out=DIR] [max_minutes=M]`"""
+    """`python -m vaekit PRESET key=value ... [out=DIR] [max_minutes=M] [processes=N]`"""
     name, *rest = arguments or ["chest_xray"]
     changes = parse_changes(rest)
-    out = changes.pop("out", None)
-    minutes = changes.pop("max_minutes", None)
+    options = {k: changes.pop(k) for k in ("out", "max_minutes", "processes") if k in changes}
     cfg = preset(name, **changes)
     speaks = os.environ.get("RANK", "0") == "0"  # torchrun's rank
-    run = fit(cfg, load_data(cfg, verbose=speaks), out=out, max_minutes=minutes)
+    run = fit(cfg, load_data(cfg, verbose=speaks), **options)
     if speaks:
         state = "finished" if run.finished else "unfinished"
         print(f"{run.path}: {len(run.history)} epochs, {state}")
-    if torch.distributed.is_initialized():
-        torch.distributed.barrier()  # nobody leaves while another still writes
-        torch.distributed.destroy_process_group()
+    leave_group()
     return run
 
 

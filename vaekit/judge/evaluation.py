@@ -7,18 +7,19 @@ import torch
 from torch import Tensor
 
 from vaekit.config import Config
-from vaekit.data import pixels_of
+from vaekit.data import chunks, pixels_of
 from vaekit.features import FeatureLoss, trunk_name
 from vaekit.files.weights import downloads_allowed
 from vaekit.judge import networks
 from vaekit.judge.distances import LEAST
-from vaekit.judge.rows import MAX_IMAGES, collect, distance_rows, mean_row, ratio_row
+from vaekit.judge.rows import MAX_IMAGES, collect, distance_rows, mapped, mean_row, ratio_row
 from vaekit.linear import LinearVAE
 from vaekit.losses import l1_per_image
 from vaekit.metrics import LPIPS, appearance, at_least, compare_images, octave_name, octave_powers
 from vaekit.model import evaluating
 
-SECOND_IMAGES = 256  # of a set, for the second judge, which costs thirty times the first's
+# of a set, for the second judge, which costs thirty times the first's
+SECOND_IMAGES = 256
 
 
 def measure(model, images, judge: FeatureLoss | None = None, batch_size: int = 64) -> dict:
@@ -55,7 +56,8 @@ def evaluate(model, test, cfg: Config, val=None, samples=None, judges=None) -> l
 
     judges: None for SqueezeNet and, where its weights are on this machine, VGG-19 to relu3_4 (see
     `second_judge`), which also gives the "feature distance" of reconstructions: where SqueezeNet
-    trains, VGG-19 decides. It sees 256 images of a set at most, drawn at random.
+    trains, VGG-19 decides. It sees 256 images of a set at most, drawn at random. An empty list: no
+    distances, which saves their time.
 
     "power 1/4-1/2" and so on: power of a subject over that of real images in an octave of
     frequency, in cycles per pixel (see `octave_powers`). Below 0.75 is blur, above 1.25 noise or
@@ -68,6 +70,8 @@ def evaluate(model, test, cfg: Config, val=None, samples=None, judges=None) -> l
         judge = networks.load_judge(device, download)
         second = networks.second_judge(device) if judges is None else None
         rows = _image_rows(model, test, samples, judge, cfg.batch_size)
+        if judges is not None and not judges:
+            return say_heard(rows, model, cfg=cfg)
         if second is not None:
             part = _shuffled(test, SECOND_IMAGES, cfg.seed)
             rows.append(_feature_row(model, part, second, cfg.batch_size))
@@ -134,19 +138,24 @@ def _shuffled(images: Tensor, n: int, seed: int) -> Tensor:
 
 def _judged_rows(model, samples: dict, real: Tensor, others: Tensor, judge, cfg) -> list[dict]:
     """Distances, in one judge's eyes, of reconstructions of `others` and of `samples`."""
-    device, size = next(model.parameters()).device, cfg.batch_size
-    network = networks.network_name(judge)
     if min(len(real), len(others)) < LEAST:
+        network = networks.network_name(judge)
         return distance_rows({"reconstruction": others} | samples, real, others, network)
+    device = next(model.parameters()).device
+    remade = mapped(lambda x: model.reconstruct(x).cpu(), others, cfg.batch_size, device)
+    fakes = {"reconstruction": torch.cat(remade)} | samples
+    return judge_images(fakes, real, others, judge, cfg.seed, cfg.batch_size)
 
-    def remade(x: Tensor) -> Tensor:
-        return model.reconstruct(x.to(device))
 
-    fakes = {"reconstruction": networks.feature_vectors(others, judge, size, remade)}
-    for name, images in samples.items():
-        fakes[name] = networks.feature_vectors(images, judge, size)
-    real, others = (networks.feature_vectors(s, judge, size) for s in (real, others))
-    return distance_rows(fakes, real, others, network, cfg.seed)
+def judge_images(fakes: dict, real, others, judge=None, seed=0, batch_size=64) -> list[dict]:
+    """`distance_rows` of images: each {subject: images} from `real`, the floor from `others`.
+
+    Any of them a Split or (N, C, H, W); judge: one of `load_judges`. Each set is looked at once.
+    """
+    sets = [real, others, *fakes.values()]
+    real, others, *seen = (networks.feature_vectors(x, judge, batch_size) for x in sets)
+    vectors = dict(zip(fakes, seen, strict=True))
+    return distance_rows(vectors, real, others, networks.network_name(judge), seed)
 
 
 def say_heard(rows: list[dict], *models, cfg: Config | None = None) -> list[dict]:
@@ -172,8 +181,9 @@ class Cases(NamedTuple):
     values: Tensor  # (N,)
 
 
-def rank_cases(model, split, k: int = 4, batch_size: int = 64) -> Cases:
-    """The k best and k worst reconstructed (from the mean) images of `split`, by SSIM."""
-    values = measure(model, split, batch_size=batch_size)["ssim"]
+def rank_cases(x_hat, x, k: int = 4) -> Cases:
+    """The k best and k worst of reconstructions x_hat by SSIM with x; a Split or (N, C, H, W)."""
+    pairs = zip(chunks(x_hat), chunks(x), strict=True)
+    values = torch.cat([compare_images(*pair, None)["ssim"] for pair in pairs])
     order = values.argsort(descending=True).tolist()
     return Cases(order[:k], order[::-1][:k], values)

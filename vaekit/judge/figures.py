@@ -7,7 +7,6 @@ from matplotlib.figure import Figure
 
 from vaekit.data import as_float, pixels_of
 from vaekit.judge.evaluation import Cases
-from vaekit.model import evaluating
 from vaekit.plots import COLOURS, difference, label, panels, show_rows
 
 HEADS = {
@@ -17,12 +16,10 @@ HEADS = {
 }
 
 
-def show_cases(model, split, cases: Cases) -> Figure:
+def show_cases(x_hat, x, cases: Cases) -> Figure:
     """The best and worst images of `rank_cases`: image, reconstruction, absolute difference."""
     chosen = [*cases.best, *cases.worst]
-    with evaluating(model) as device:
-        x = as_float(pixels_of(split)[chosen].to(device))
-        x_hat = model.reconstruct(x)
+    x_hat, x = (as_float(pixels_of(images)[chosen]) for images in (x_hat, x))
     titles = [f"best\nSSIM {cases.values[i]:.3f}" for i in cases.best]
     titles += [f"worst\nSSIM {cases.values[i]:.3f}" for i in cases.worst]
     rows = {"image": x, "reconstruction": x_hat} | difference(x, x_hat, "|difference|")

@@ -1,7 +1,7 @@
 """Judges: images in batches -> feature vectors, by a network that is named. FID."""
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import numpy as np
 import torch
@@ -85,19 +85,16 @@ def network_name(judge: nn.Module | None) -> str:
 
 
 @torch.no_grad()
-def feature_vectors(
-    images, trunk: nn.Module | None = None, batch_size: int = 64, make: Callable | None = None
-) -> np.ndarray:
+def feature_vectors(images, trunk: nn.Module | None = None, batch_size: int = 64) -> np.ndarray:
     """(N, D) float64: the trunk's last layer averaged over space, SqueezeNet's D = 512.
 
     Images at their own size, at least 64 px (smaller ones enlarged bilinearly), streamed from
-    uint8. trunk: one of `load_judges`; None: the pixels themselves at 32x32, no network. make(x):
-    what is looked at in the place of a batch x of images.
+    uint8. trunk: one of `load_judges`; None: the pixels themselves at 32x32, no network.
     """
     device = "cpu" if trunk is None else next(trunk.parameters()).device
 
     def seen(x: Tensor) -> np.ndarray:
-        x = (make(x) if make else x).to(device)
+        x = x.to(device)
         if trunk is None:
             small = F.interpolate(x, (32, 32), mode="bilinear", antialias=True)
             return small.flatten(1).double().numpy()

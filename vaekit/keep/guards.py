@@ -50,6 +50,7 @@ class Stop:
         self.reserve = 2.0  # seconds that saving takes
         self.signal = None
         self.before = {}
+        self.tell = None  # called at a signal: other processes do the work (`keep.launch`)
 
     def __enter__(self) -> "Stop":
         if threading.current_thread() is threading.main_thread():  # Python allows it only there
@@ -61,6 +62,8 @@ class Stop:
         if self.signal == number == signal.SIGINT:
             raise KeyboardInterrupt
         self.signal = number
+        if self.tell:
+            self.tell()
 
     def __exit__(self, kind, *_) -> None:
         for number, handler in self.before.items():
@@ -69,11 +72,15 @@ class Stop:
             sys.stdout.flush()  # SIGTERM ends the process on the spot
             signal.raise_signal(self.signal)
 
+    @property
+    def left(self) -> float:
+        """Seconds, the saving not counted; infinite without a limit."""
+        limit = math.inf if self.minutes is None else 60 * self.minutes
+        return limit - (time.perf_counter() - self.start) - self.reserve
+
     def now(self, ahead: float) -> bool:
         """Whether to stop: asked to, or `ahead` more seconds and a checkpoint would be too late."""
-        limit = math.inf if self.minutes is None else 60 * self.minutes
-        used = time.perf_counter() - self.start + ahead + self.reserve
-        return bool(self.signal) or used > limit
+        return bool(self.signal) or ahead > self.left
 
     def __str__(self) -> str:
         if self.signal:
@@ -169,10 +176,22 @@ class GuardedTrainer(Trainer):
         for i, batch in enumerate(super().epoch_batches()):
             if i % LOOK_EVERY == 0:
                 self.check_streak()
-            if self.stop.signal and self.accelerator.num_processes == 1 and not self.soon_over:
+            if self.interrupted(i):
                 raise Interrupted
             yield batch
         self.check_streak()
+
+    def interrupted(self, step: int) -> bool:
+        """Whether to end before this step; several processes ask one another now and then."""
+        asked = bool(self.stop.signal) and not self.soon_over
+        if self.accelerator.num_processes == 1:
+            return asked
+        return step % LOOK_EVERY == 0 and self.in_any_process(asked)
+
+    def in_any_process(self, flag: bool) -> bool:
+        """Whether it is so in one of them: all have to leave the loop together."""
+        flags = torch.tensor(float(flag), device=self.device)
+        return self.accelerator.reduce(flags).item() > 0
 
     @property
     def soon_over(self) -> bool:

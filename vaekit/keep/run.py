@@ -5,6 +5,7 @@ import platform
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from accelerate.utils import broadcast_object_list
 from vaekit.config import Config
 from vaekit.data import Data
 from vaekit.features import feature_loss, trunk_name
+from vaekit.keep import forecast, launch
 from vaekit.keep.checkpoint import CheckpointError, newest_valid
 from vaekit.keep.folder import find_finished, find_shorter, open_run, read_info, runs_dir
 from vaekit.keep.guards import GuardedTrainer, Interrupted, NotFinite, Stop, Stopped
@@ -59,6 +61,7 @@ def fit(
     max_minutes: float | None = None,
     on_epoch_end: Callable[[Run], None] | None = None,
     verbose: bool = True,
+    processes: int | None = None,
 ) -> Run:
     """Train `cfg` on `data` in two phases and return the Run.
 
@@ -68,8 +71,10 @@ def fit(
     max_minutes: stop before the epoch that would not fit, saved and ready to go on; on Kaggle the
     session's end is the limit where none is given.
     on_epoch_end(run): called after every epoch with the run so far, `run.model` the averaged
-    weights. Raises FloatingPointError where the loss stops being finite, ValueError where data
-    and config disagree.
+    weights. processes: default one for each GPU where there are several (`keep.launch` says how,
+    and what trains in one process all the same); 1 stays in this process. Raises
+    FloatingPointError where the loss stops being finite, ValueError where data and config
+    disagree, ProcessFailed where one of several processes fails.
     """
     if resume not in ("auto", "never"):
         raise ValueError(f"resume={resume!r} is not one of auto, never")
@@ -88,6 +93,10 @@ def fit(
             return load_finished(path, say)
         features = feature_loss(cfg, verbose)
         cfg = cfg.replace(features=features.name if features else "none")
+        number = launch.choose_processes(processes, cfg, data, on_epoch_end, say)
+        if number > 1:
+            options = {"out": str(out), "resume": resume, "verbose": verbose}
+            return load_run(launch.train_in_processes(number, stop, cfg, data, options))
         if main:
             path = stack.enter_context(open_run(out, cfg, data.hash, resume, say))
             if resume == "auto":
@@ -144,10 +153,10 @@ def after_epoch(
     writer.write_epoch(row)
     if on_epoch_end:
         on_epoch_end(run)
+    if bar.visible and run.cfg.profile == "full" and forecast.is_due(run.cfg, row, bar.shown):
+        print(forecast.forecast(run.cfg, row, trainer.stop.left, datetime.now()))
     ahead = 1.2 * max(past["seconds"] for past in trainer.history[-3:])
-    # all processes have to leave the loop together
-    stop = torch.tensor(float(trainer.stop.now(ahead)), device=trainer.device)
-    if trainer.accelerator.reduce(stop) > 0:
+    if trainer.in_any_process(trainer.stop.now(ahead)):
         raise Stopped
 
 

@@ -21,8 +21,6 @@ class RunWriter:
     """
 
     def __init__(self, run, trainer, main: bool):
-        from torch.utils.tensorboard import SummaryWriter
-
         self.run = run
         self.trainer = trainer
         self.main = main
@@ -31,6 +29,8 @@ class RunWriter:
         self.best = None if self.good is None else trainer.best.state  # as it lies on disk
         self.saved = time.perf_counter()
         if main:
+            from torch.utils.tensorboard import SummaryWriter
+
             with self.disk():
                 checkpoint.write_json(run.path / "run.json", run.info)
                 self.board = SummaryWriter(str(run.path), purge_step=trainer.epoch + 1)

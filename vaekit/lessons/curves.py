@@ -1,12 +1,9 @@
-"""Curves of a training, also redrawn as it goes, and of grey levels."""
-
-import sys
+"""Curves of a training, and of grey levels."""
 
 import numpy as np
 from matplotlib.figure import Figure
 
 from vaekit.data import chunks, pixels_of
-from vaekit.place.progress import watched
 from vaekit.plots import COLOURS, label, panels
 
 TERMS = ("l1", "mse", "ssim", "perceptual", "lpips", "spectral", "nll")
@@ -60,27 +57,6 @@ def _draw_right(axis, history, column, name):
     label(right, y=name)
     right.yaxis.label.set_color(COLOURS[1])
     return right
-
-
-class LiveHistory:
-    """A hook for `fit(on_epoch_end=...)`: `plot_history`, redrawn in place about 20 times a run.
-
-    Only in a notebook that somebody watches (see `place.progress.watched`); silent everywhere else.
-    """
-
-    def __init__(self):
-        self.handle = None
-
-    def __call__(self, run) -> None:
-        every = max(1, run.cfg.num_epochs // 20)
-        ipython = sys.modules.get("IPython")
-        if not ipython or not ipython.get_ipython() or not watched() or len(run.history) % every:
-            return
-        figure = plot_history(run.history)
-        if self.handle is None:
-            self.handle = ipython.display.display(figure, display_id=True)
-        else:
-            self.handle.update(figure)
 
 
 def plot_histogram(sets: dict, title: str = "Grey levels") -> Figure:

@@ -26,6 +26,17 @@ def usable_gpu() -> bool:
     return gpu_problem() == ""
 
 
+def count_gpus() -> int:
+    """How many GPUs run this torch's kernels: all of them where they are of one kind, else one."""
+    import torch
+
+    if not usable_gpu():
+        return 0
+    number = torch.cuda.device_count()
+    kinds = {torch.cuda.get_device_capability(i) for i in range(number)}
+    return number if len(kinds) == 1 else 1
+
+
 def choose_device():
     """The GPU if this torch has kernels for it, Apple's MPS, else the CPU."""
     import torch

@@ -28,6 +28,7 @@ class Progress:
         self.total = total
         self.visible = visible
         self.every = max(1, round(total / 25))
+        self.shown = 0
         self.bar = None
         if visible and watched():
             from tqdm.auto import tqdm
@@ -42,6 +43,7 @@ class Progress:
             f"  KL {row['val_kl']:.0f} nats  PSNR {row['val_psnr']:.1f} dB"
         )
         epoch = row["epoch"]
+        self.shown += 1
         if self.bar:
             self.bar.set_description_str(text, refresh=False)
             self.bar.update()

@@ -12,6 +12,7 @@ from pathlib import Path
 
 KAGGLE_INPUT = Path("/kaggle/input")  # where Kaggle mounts what is attached
 KAGGLE_HOURS = 12.0  # then Kaggle ends a session, and what was not saved is gone
+KAGGLE_WEEK = 30  # hours of GPU that it gives in a week
 STARTED = time.monotonic()  # of the session, near enough: every notebook imports vaekit first
 
 MACHINES_OWN = ["torch", "torchvision", "numpy", "cv2"]  # never installed, never replaced
@@ -93,12 +94,13 @@ def report() -> str:
     import torch
 
     import vaekit
-    from vaekit.place.device import choose_device, choose_precision, gpu_problem
+    from vaekit.place.device import choose_device, choose_precision, count_gpus, gpu_problem
 
     device = choose_device()
     name = device.type.upper()
     if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
+        number = count_gpus()
+        name = f"{number} x " * (number > 1) + torch.cuda.get_device_name(device)
     elif torch.cuda.is_available():
         name += f" ({gpu_problem()})"
     return (
