@@ -93,8 +93,8 @@ def fit_sampler(
 
     "prior" needs no fit. "gaussian" has the full covariance, shrunk (Ledoit and Wolf 2004). "gmm"
     and "flow" put a mixture, or flow matching, in its place in the leading principal directions;
-    a flow that is given labels (N,) can be asked for one class, see `FlowMatching`. ValueError for
-    another kind, or N < 2.
+    one that gains nothing on held-out codes is the Gaussian, one that is given labels (N,) can be
+    asked for a class, see `FlowMatching`. ValueError for another kind, or N < 2.
     """
     check_kind(kind)
     if kind == "prior":
@@ -110,7 +110,10 @@ def fit_sampler(
         return fit_mixture(gaussian, y, seed)
     from vaekit.priors.flow import fit_flow
 
-    return fit_flow(gaussian, y, seed, labels)
+    flow = fit_flow(gaussian, y, seed, labels)
+    if flow is None:  # nothing is gained
+        return fit_sampler(mu, logvar, "gaussian")
+    return flow
 
 
 def principal_gaussian(mu: Tensor, logvar: Tensor, kind: str) -> tuple[Gaussian, np.ndarray]:

@@ -113,16 +113,16 @@ class FlowMatching(Gaussian):
 
 
 @torch.inference_mode(False)  # it trains, also in a cell without gradients
-def fit_flow(gaussian: Gaussian, y: np.ndarray, seed: int = 0, labels=None) -> Gaussian:
+def fit_flow(gaussian: Gaussian, y: np.ndarray, seed: int = 0, labels=None) -> FlowMatching | None:
     """`gaussian` with a velocity field fitted to y (N, d), the leading coordinates of the means.
 
     How many it moves, SIZES or all, is chosen on a held-out fifth: with few images a flow of many
-    only learns by heart. labels: int (N,), for samples of one class. `gaussian` itself where
-    nothing is gained and there are no labels, or below 20 images.
+    only learns by heart. labels: int (N,), for samples of one class. None where nothing is
+    gained and there are no labels, or below 20 images.
     """
     n, d = y.shape
     if n < LEAST:
-        return gaussian
+        return None
     x = torch.from_numpy(y / gaussian.stds[:d].clip(min=1e-9)).float()
     steps = min(MOST_STEPS, 200 + n)
     best_gain = 0.0
@@ -135,7 +135,7 @@ def fit_flow(gaussian: Gaussian, y: np.ndarray, seed: int = 0, labels=None) -> G
             best_gain = gain
             best = velocity
     if best is None:
-        return gaussian
+        return None
     return FlowMatching(**vars(gaussian), velocity=best)
 
 
