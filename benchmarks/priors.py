@@ -109,6 +109,7 @@ def trained(given, data, cfg):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data", help="as VAEKIT_DATA; default: the bundled films")
+    parser.add_argument("--name", help="of the data, in the file; default: where it was found")
     parser.add_argument("--preset", default="sharp", help="or linear")
     parser.add_argument("--epochs", type=int, help="of phase 2; default: the profile's")
     parser.add_argument("--size", type=int, help="pixels; default: the profile's")
@@ -130,7 +131,7 @@ def main() -> None:
     if judge is None:
         (judge,) = networks.load_judges([given.judge])
     file = json.loads(given.out.read_text()) if given.out.exists() else {"sets": {}}
-    key = f"{data.source}, {given.preset}"
+    key = f"{given.name or data.source}, {given.preset}"
     rows = file["sets"].setdefault(key, {"rows": []})
     rows |= {
         "command": " ".join(["python", *sys.argv]),
