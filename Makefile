@@ -1,15 +1,15 @@
 # make run        install, execute notebooks 00-06 on the bundled films, write an HTML report
 # make test       install, lint, unit tests, every notebook in the smoke profile
 # make lint       ruff only
-# make torture    kills, full disks, fuzzing, 2,000 random trees of folders (seed 0), and an hour of
-#                 training (MINUTES=60)
+# make torture    kills, full disks, fuzzing, 2,000 random trees of folders (seed 0), the notebooks
+#                 on 3 to 44 images, and an hour of training (MINUTES=60)
 # make notebooks  execute the notebooks and store them with their outputs
 # make data       redraw the sample of the bundled films that lies in data/
 # make stamp REPO=owner/name    write the repository's address into the notebooks and their badges
 # make bundle     every notebook as one file, vae_chest_xray.ipynb, folders for `kaggle kernels push`
 # make editions   a student edition without solutions, a teacher edition with them
 # make report RUN=runs/...      one run as HTML and PDF
-# make rehearse   play Kaggle and Colab here (Linux, root, Python 3.11 to 3.13, 24 GB), run it all
+# make rehearse   play Kaggle and Colab here (Linux, root, Python 3.11 to 3.13, 32 GB), run it all
 
 PYTHON ?= python3
 VENV   := .venv

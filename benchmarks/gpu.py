@@ -1,46 +1,59 @@
-"""The questions that need a GPU, a part each; `on_gpu.sh` asks them all.
+"""The questions that need a GPU, a part each, the most important first; `on_gpu.sh` asks them all.
 
+    python benchmarks/gpu.py precisions  does a step run in every precision, how long, how much?
+    python benchmarks/gpu.py t4          two epochs in fp16 in a T4's memory, the second resumed
     python benchmarks/gpu.py convs       how near is a step to its convolutions alone?
-    python benchmarks/gpu.py variants    what do layout, torch.compile and CUDA graphs bring?
-    python benchmarks/gpu.py recipe      how long does chest_xray take whole, on 5,000 films?
-    python benchmarks/gpu.py memory      does celeba256 at its batch fit into 24 GB?
+    python benchmarks/gpu.py sharp       what does `sharp` reach on real films, and the best PCA?
+    python benchmarks/gpu.py recipe      ... and `chest_xray`, with the trunk that is there?
+    python benchmarks/gpu.py pack        the films of VAEKIT_DATA and the weights, small enough
 
-Films are the bundled ones over and over, or noise, and where the trunk's weights are not at hand
-it has random ones (`python benchmarks/gpu.py weights`): time and memory do not depend on them.
-On a CPU all of it runs too, to see that it does.
+Each part adds its findings to OUT/gpu.json as it ends. The first three need no real weights
+(`gpu.py weights` makes random ones): time and memory do not depend on them. Without a pack, films
+are the bundled ones. `--tiny`: the profile smoke, to see on a CPU that all of it runs.
 """
 
 import argparse
 import copy
-import gc
 import json
 import math
 import os
+import shutil
 import statistics
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
+import cv2
+import numpy as np
 import torch
 from torch import nn
 from torchvision import models
 
-from vaekit import fast
+import vaekit
+from vaekit import plots, sample
 from vaekit.config import Config, preset
-from vaekit.data import Data, load_data
-from vaekit.features import TRUNKS, feature_loss
+from vaekit.data import SPLITS, Data, as_float, load_data
+from vaekit.features import TRUNKS, WeightsMissing, feature_loss
+from vaekit.files.weights import find_weights, weight_places
+from vaekit.judge import evaluation
+from vaekit.keep.checkpoint import write_json
 from vaekit.keep.guards import GuardedTrainer
-from vaekit.keep.run import fit
+from vaekit.keep.run import Run, fit
 from vaekit.place.device import choose_device, choose_precision
-from vaekit.train import Trainer
 
+from own_data import shortened  # isort: skip
 from peers import from_memory  # isort: skip
 from throughput import Ours, peak_mb, synchronize  # isort: skip
 
-CARD = 24e9 - 0.6e9  # bytes of the card that `memory` plays, less CUDA's context, assumed
-EPOCHS, COUNT = (50, 100), 5000  # of the recipe
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+SYSTEMS = ("sharp", "chest_xray")
+T4 = 15e9 - 0.6e9  # bytes that a T4 has for tensors, less CUDA's context, assumed
+FEW = 512  # films of the two epochs in fp16
+SIDE = 128  # pixels of the films in a pack
+MOST = {"val": 300, "test": 400}  # films of a pack; to train on, as many as fit
+PIECE = 15_000_000  # bytes of a file of weights: larger ones do not come back
 
 
 def weights(folder: Path) -> None:
@@ -59,16 +72,55 @@ def weights(folder: Path) -> None:
         torch.save(values, folder / spec.url_file)
 
 
-def films(cfg: Config, count: int) -> Data:
-    """`count` films to train on: the bundled ones again and again, or noise in colour."""
-    if cfg.in_channels == 3:
-        shape = 3, cfg.image_size, cfg.image_size
-        few = [torch.randint(0, 256, (n, *shape), dtype=torch.uint8) for n in (8, 8)]
-        return Data.from_tensors(
-            torch.randint(0, 256, (count, *shape), dtype=torch.uint8), *few)  # fmt: skip
-    data = load_data(cfg, verbose=False)
-    rows = torch.arange(count) % len(data.train)
-    return Data.from_tensors(data.train.images[rows], data.val.images, data.test.images)
+def system(name: str, given, **changes) -> Config:
+    """The preset in full at 128 pixels, or tiny."""
+    size = {} if given.tiny else {"image_size": SIDE}
+    return preset(name, profile="smoke" if given.tiny else "full", **size, **changes)
+
+
+def pack(folder: Path, megabytes: float) -> None:
+    """FOLDER/films.npz: films as the preset `chest_xray` has them, decoded, equalised, lossless,
+    as many as fit; and the weights that VAEKIT_WEIGHTS names, beside it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    data = load_data(preset("chest_xray", profile="full", image_size=SIDE))
+    quality = [cv2.IMWRITE_WEBP_QUALITY, 101]  # above 100: lossless
+    found, room = {}, 1e6 * megabytes
+    for name in reversed(SPLITS):  # test, val, and the rest is to train on
+        images = getattr(data, name).images
+        order = np.random.default_rng(0).permutation(len(images))[: MOST.get(name)]
+        files = []
+        for i in order:
+            file = cv2.imencode(".webp", images[i, 0].numpy(), quality)[1]
+            room -= len(file)
+            if room < 0:
+                break
+            files.append(file)
+        found[name], found[f"{name}_sizes"] = np.concatenate(files), [len(f) for f in files]
+        print(f"{name}: {len(files):,} of {len(images):,} films")
+    np.savez(folder / "films.npz", source=data.source, **found)
+    for place in weight_places()[:1]:
+        for file in place.glob("*.pth"):
+            shutil.copy(file, folder)
+
+
+def films(cfg: Config, given, most: int | None = None) -> Data:
+    """The films of the pack, else the bundled ones; at most so many to train on."""
+    if given.pack is None or not given.pack.is_file():
+        data = load_data(cfg, verbose=False)
+        splits, source = [getattr(data, name).images for name in SPLITS], data.source
+    else:
+        with np.load(given.pack) as found:
+            source, splits = str(found["source"]), []
+            for name in SPLITS:
+                files = np.split(found[name], found[f"{name}_sizes"].cumsum()[:-1])
+                images = [cv2.imdecode(file, cv2.IMREAD_GRAYSCALE) for file in files]
+                if cfg.image_size != SIDE:
+                    size = (cfg.image_size, cfg.image_size)
+                    images = [cv2.resize(x, size, interpolation=cv2.INTER_AREA) for x in images]
+                splits.append(torch.from_numpy(np.stack(images))[:, None])
+    data = Data.from_tensors(splits[0][:most], *splits[1:])
+    data.source = source
+    return data
 
 
 def timed(work, steps: int) -> float:
@@ -119,8 +171,8 @@ def bare(calls: list[tuple], device: torch.device, dtype: torch.dtype):
 
 
 def convs(given) -> dict:
-    cfg = preset("chest_xray", profile="full", image_size=given.size, batch_size=given.batch)
-    engine = Ours(cfg, films(cfg, 8 * cfg.batch_size))
+    cfg = system("chest_xray", given)
+    engine = Ours(cfg, films(cfg, given))
     engine.run(3)
     dtype = DTYPES[engine.trainer.precision]
     calls = conv_calls(engine)
@@ -135,130 +187,160 @@ def convs(given) -> dict:
     return found | {"share": only / step, "images_per_s": cfg.batch_size / step}
 
 
-# ---- layout, compilation, graphs -----------------------------------------------------------------
+# ---- every precision, and a T4's -----------------------------------------------------------------
 
 
-def through_nchw(self, x):
-    """GroupNorm in NCHW, copies between the layouts around it."""
-    y = nn.GroupNorm.forward(self, x.contiguous())
-    return y.contiguous(memory_format=torch.channels_last)
+def take_step(trainer: GuardedTrainer, images, epoch: float, losses: list) -> None:
+    losses.append(trainer.step(next(images), epoch)["loss"])
 
 
-def compiled(trainer: Trainer, backend: str, mode: str | None) -> None:
-    options = {"backend": backend, **({"mode": mode} if backend == "inductor" else {})}
-    trainer.model = torch.compile(trainer.model, **options)
-    trainer.features = torch.compile(trainer.features, **options)
-
-
-def variant(name: str, given) -> dict:
-    """Seconds until three steps are done, and of a step after that."""
-    cfg = preset("chest_xray", profile="full", image_size=given.size, batch_size=given.batch,
-                 channels_last="NCHW" not in name or "norm" in name)  # fmt: skip
-    own = fast.GroupNorm.forward
-    if "norm" in name:
-        fast.GroupNorm.forward = through_nchw
-    try:
-        engine = Ours(cfg, films(cfg, 8 * cfg.batch_size))
-        if "compiled" in name:
-            compiled(engine.trainer, given.backend, "reduce-overhead" if "graphs" in name else None)
-        warm = timed(lambda: engine.run(3), 1)
-        return {"variant": name, "warm_seconds": warm, "step_seconds": timed(
-            engine.step, given.steps), "peak_mb": peak_mb()}  # fmt: skip
-    except RuntimeError as error:  # a compiler that is not there
-        return {"variant": name, "failed": f"{type(error).__name__}: {error}"[:300]}
-    finally:
-        fast.GroupNorm.forward = own
-        torch.compiler.reset()
-        if torch.cuda.is_available():
-            torch.cuda.reset_peak_memory_stats()
-
-
-def variants(given) -> dict:
-    """Each, and the seconds of the whole recipe with its warm-up counted."""
-    names = ("as it is", "NCHW", "norm through NCHW", "compiled", "compiled, CUDA graphs")
-    steps = sum(EPOCHS) * (COUNT // given.batch)
-    rows = [variant(name, given) for name in names]
-    for row in rows:
-        if "failed" not in row:
-            row["recipe_seconds"] = row["warm_seconds"] + (steps - 3) * row["step_seconds"]
-    return {"steps_of_the_recipe": steps, "variants": rows}
-
-
-# ---- a whole training, and the largest preset ----------------------------------------------------
-
-
-def recipe(given) -> dict:
-    """fit() from its first line to its last, checkpoints and samples included."""
-    one, two = given.epochs
-    cfg = preset("chest_xray", profile="full", image_size=given.size, batch_size=given.batch,
-                 epochs_phase1=one, epochs_phase2=two)  # fmt: skip
-    data = films(cfg, given.count)
-    start = time.perf_counter()
-    with tempfile.TemporaryDirectory() as out:
-        run = fit(cfg, data, out=out, resume="never")
-    seconds = time.perf_counter() - start
-    last = run.history[-1]
-    return {"seconds": seconds, "films": len(data.train), "epochs": [one, two],
-            "epoch_seconds": [row["seconds"] for row in run.history],
-            "val_psnr": last["val_psnr"], "finite": math.isfinite(last["val_loss"])}  # fmt: skip
-
-
-def steps_of(cfg: Config, data: Data, steps: int) -> dict:
+def seconds_a_step(cfg: Config, data: Data, steps: int) -> dict:
+    """A step's seconds, also late in a run, where a critic may have joined; losses of the first
+    and the last; the memory it took."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
-    trainer = GuardedTrainer(cfg, data, feature_loss(cfg))
+    trainer = GuardedTrainer(cfg, data, feature_loss(cfg, verbose=False))
     trainer.model.train()
     images = from_memory(cfg, data, trainer.device, cfg.channels_last)
-    for _ in range(steps):
-        trainer.step(next(images), float(cfg.epochs_phase1))
-    cuda = torch.cuda.is_available()
-    reserved = torch.cuda.max_memory_reserved() / 1e6 if cuda else None
-    return {"peak_mb": peak_mb(), "reserved_mb": reserved, "parts": trainer.parts}
+    losses, found = [], {}
+    for when, epoch in ("step", float(cfg.epochs_phase1)), ("late step", 0.9 * cfg.num_epochs):
+        step = partial(take_step, trainer, images, epoch, losses)
+        timed(step, 3)
+        found[f"{when} seconds"] = timed(step, steps)
+    first, last = losses[0].item(), losses[-1].item()
+    return found | {"losses": [first, last], "skipped": int(trainer.skipped),
+                    "batch": cfg.batch_size, "peak_mb": peak_mb()}  # fmt: skip
 
 
-def memory(given) -> dict:
-    """The preset's own batch with all memory there is; then with 24 GB of it, where a step that
-    does not fit is taken in parts, as `fit` does."""
-    cfg = preset("celeba256", profile="full", batch_size=given.memory_batch)
-    if not torch.cuda.is_available():
-        cfg = cfg.replace(image_size=64, widths=cfg.widths[:4], profile="quick")
-    data, found = films(cfg, cfg.batch_size), {"batch": cfg.batch_size}
-    found["all"] = steps_of(cfg, data, given.steps)
-    if torch.cuda.is_available():
-        gc.collect()
-        torch.cuda.empty_cache()
-        share = CARD / torch.cuda.get_device_properties(0).total_memory
-        if share < 1:
-            torch.cuda.set_per_process_memory_fraction(share)
-        found["24 GB"] = steps_of(cfg, data, given.steps)
+def precisions(given) -> dict:
+    found = {}
+    for name in SYSTEMS:
+        for precision in DTYPES:
+            cfg = system(name, given, precision=precision)
+            found[f"{name} {precision}"] = seconds_a_step(cfg, films(cfg, given, FEW), given.steps)
     return found
 
 
-PARTS = {"convs": convs, "variants": variants, "recipe": recipe, "memory": memory}
+def t4(given) -> dict:
+    """What Kaggle's GPUs do: fp16 and its scaler, in their memory; a run that is taken up again."""
+    if torch.cuda.is_available():
+        share = T4 / torch.cuda.get_device_properties(0).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, share))
+    found = {}
+    for name in SYSTEMS:
+        phases = dict(epochs_phase1=1, epochs_phase2=1) if name == "chest_xray" else {}
+        cfg = system(name, given, precision="fp16", **(phases or {"epochs_phase2": 2}))
+        data, trainers = films(cfg, given, FEW), []
+        for epoch in range(2):
+            trainers.append(GuardedTrainer(cfg, data, feature_loss(cfg, verbose=False)))
+            if epoch:
+                trainers[1].load_state_dict(trainers[0].state_dict())
+            trainers[-1].run_epoch()
+        last = trainers[-1]
+        found[name] = {"history": last.history, "scale": last.scaler.get_scale(),
+                       "batch": cfg.batch_size, "parts": last.parts, "films": len(data.train),
+                       "peak_mb": peak_mb()}  # fmt: skip
+    return found
+
+
+# ---- whole trainings on real films ---------------------------------------------------------------
+
+
+def trunk_there(names: tuple) -> str:
+    """The first whose weights are on this machine, or "none"."""
+    for name in names:
+        try:
+            find_weights(name, download=False)
+            return name
+        except WeightsMissing:
+            pass
+    return "none"
+
+
+def trained(name: str, given, trunks: tuple) -> dict:
+    """The preset trained for the minutes at most, scored beside the best linear VAE."""
+    changes = {"features": trunk_there(trunks)}
+    cfg = system(name, given, **changes)
+    data = films(cfg, given)
+    whole = cfg.num_epochs
+    start = time.perf_counter()
+    if not given.tiny:
+        changes |= dict(profile="full", image_size=SIDE)
+        cfg = shortened(cfg, data, 0.9 * given.minutes, changes)
+    with tempfile.TemporaryDirectory() as out:
+        run = fit(cfg, data, out=out, resume="never", max_minutes=given.minutes)
+    seconds = time.perf_counter() - start
+    store_weights(run, given.out, name)
+    pca = vaekit.linear_vae(data.train, min(cfg.latent_channels, len(data.train) - 1))
+    pictures = {}
+    for kind in ("prior", "gmm"):
+        z = vaekit.sample_latents(run.model, len(data.test), kind, fit_on=data.train)
+        pictures[kind] = sample.decode_all(run.model, z)
+    scores = {name: evaluation.evaluate(run.model, data.test, cfg, data.val, pictures),
+              "pca": evaluation.evaluate(pca, data.test, cfg, data.val)}  # fmt: skip
+    x = as_float(data.test.images[:8])
+    device = next(run.model.parameters()).device
+    rows = {"real": x, name: run.model.reconstruct(x.to(device)), "pca": pca.reconstruct(x)}
+    plots.show_rows(rows | pictures, size=1.6).savefig(given.out / f"{name}.png", dpi=110)
+    history = run.history
+    return {"seconds": seconds, "films": len(data.train), "from": data.source,
+            "trunk": changes["features"], "epochs": len(history), "of": whole,
+            "epoch_seconds": statistics.median(row["seconds"] for row in history),
+            "finite": math.isfinite(history[-1]["val_loss"]), "last": history[-1],
+            "scores": scores, "config": cfg.to_dict()}  # fmt: skip
+
+
+def store_weights(run: Run, folder: Path, name: str) -> None:
+    """name.0.pt, name.1.pt, ...: together the averaged weights, in half precision."""
+    pieces, size = [{}], 0
+    for key, value in run.model.state_dict().items():
+        value = value.cpu().half() if value.is_floating_point() else value.cpu()
+        if pieces[-1] and size + value.nbytes > PIECE:
+            pieces.append({})
+            size = 0
+        pieces[-1][key] = value
+        size += value.nbytes
+    for i, piece in enumerate(pieces):
+        torch.save(piece, folder / f"{name}.{i}.pt")
+
+
+def sharp(given) -> dict:
+    """SqueezeNet trains where it is there: then VGG-19, which has heard nothing, can judge."""
+    return trained("sharp", given, ("squeezenet", "vgg16", "vgg19"))
+
+
+def recipe(given) -> dict:
+    """VGG-16 was published; what is nearest to it stands in, by its name."""
+    return trained("chest_xray", given, ("vgg16", "vgg19", "squeezenet"))
+
+
+PARTS = {f.__name__: f for f in (precisions, t4, convs, sharp, recipe)}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("part", choices=[*PARTS, "weights"])
-    parser.add_argument("--size", type=int, default=128)
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--memory-batch", type=int, help="of celeba256; else its own")
+    parser.add_argument("part", choices=[*PARTS, "weights", "pack"])
     parser.add_argument("--steps", type=int, default=50, help="that are timed")
-    parser.add_argument("--count", type=int, default=COUNT, help="films of the recipe")
-    parser.add_argument("--epochs", type=int, nargs=2, default=EPOCHS, help="of its two phases")
-    parser.add_argument("--backend", default="inductor", help="of torch.compile")
+    parser.add_argument("--minutes", type=float, default=4.0, help="of a whole training")
+    parser.add_argument("--pack", type=Path, help="films.npz, as `pack` writes it")
+    parser.add_argument("--megabytes", type=float, default=38.0, help="of films in a pack")
+    parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--out", type=Path, required=True, help="a folder")
     given = parser.parse_args()
     if given.part == "weights":
         return weights(given.out)
+    if given.part == "pack":
+        return pack(given.out, given.megabytes)
+    given.out.mkdir(parents=True, exist_ok=True)
     device = choose_device()
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    found = {"part": given.part, "device": name, "torch": torch.__version__,
-             "precision": choose_precision("auto", device), "cpus": os.cpu_count(),
+    found = {"device": name, "torch": torch.__version__, "cpus": os.cpu_count(),
+             "precision": choose_precision("auto", device),
              "command": " ".join(["python", *sys.argv])} | PARTS[given.part](given)  # fmt: skip
-    print(json.dumps(found, indent=1))
-    given.out.mkdir(parents=True, exist_ok=True)
-    (given.out / f"{given.part}.json").write_text(json.dumps(found, indent=1) + "\n")
+    print(json.dumps({k: v for k, v in found.items() if k not in ("scores", "config")}, indent=1))
+    file = given.out / "gpu.json"
+    others = json.loads(file.read_text()) if file.exists() else {}
+    write_json(file, others | {given.part: found})
 
 
 if __name__ == "__main__":

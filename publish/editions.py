@@ -23,7 +23,7 @@ from nbformat.v4 import new_markdown_cell
 DETAILS = re.compile(r"<details>.*?</details>\s*", re.S)
 LISTED = re.compile(r"^(\d+)\. (.+?)(?=^\d+\. |\Z)", re.M | re.S)
 READS, READS_CODE, LOOKS, EXERCISE = 150, 10, 2, 10  # words, lines a minute; minutes a figure, each
-POINTS = {  # for an exercise that is filled in, and for one that is predicted and run
+POINTS = {  # by the kind of exercise
     "fill in": (
         (2, "the function gives what is expected"),
         (1, "it is made of its arguments: no number of this run is typed in"),
@@ -34,11 +34,24 @@ POINTS = {  # for an exercise that is filled in, and for one that is predicted a
         (1, "the run: its figure or its numbers are kept"),
         (2, "the explanation uses them, and says what the prediction got right or wrong"),
     ),
+    "derive": (
+        (1, "it starts at a definition or a formula of the notebook"),
+        (2, "every step says what it uses, and the result is right"),
+        (1, "a sentence says what the result means here"),
+    ),
+    "find": (
+        (2, "the mistake is named, and what it does to the result"),
+        (1, "a formula, a figure or a printed line of the notebook shows it"),
+        (1, "it is said how to do it right"),
+    ),
 }
 ANSWER = {
     "fill in": "*why the function is right:* ...",
     "predict": "*prediction:* ... *run:* ... *explanation:* ...",
+    "derive": "*derivation:* ... *what it means:* ...",
+    "find": "*mistake:* ... *what shows it:* ... *better:* ...",
 }
+KINDS = {"**Derive": "derive", "**Find the mistake": "find"}  # the others are predicted
 ANSWERS = """\
 ### Your answers
 
@@ -65,8 +78,9 @@ def exercises(notebook: nbformat.NotebookNode) -> list[tuple[str, str]]:
 
 def kinds(notebook: nbformat.NotebookNode) -> dict[str, str]:
     """{number of an exercise: its kind, a key of POINTS}; the last one is filled in."""
-    *first, last = (number for number, _ in exercises(notebook))
-    return dict.fromkeys(first, "predict") | {last: "fill in"}
+    *first, (last, _) = exercises(notebook)
+    found = {number: KINDS.get(text.partition(".**")[0], "predict") for number, text in first}
+    return found | {last: "fill in"}
 
 
 def student(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:

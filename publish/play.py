@@ -1,5 +1,6 @@
 """Execute notebooks in the working folder, as a Save & Run All does: what rehearse.py runs inside
-a sandbox, with the sandbox's own Python. Needs nbclient and ipykernel.
+a sandbox, with the sandbox's own Python. Needs nbclient, nbconvert (which shows them as pages
+on Kaggle) and ipykernel.
 
     python play.py OUT NOTEBOOK ...
 """
@@ -11,10 +12,14 @@ from pathlib import Path
 import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
+from nbconvert import HTMLExporter
 
 
 def play(path: Path, out: Path) -> str:
-    """Execute one notebook, write it to `out`; what it printed. CellExecutionError as it comes."""
+    """Execute one notebook, write it and its page to `out`; what it printed.
+
+    CellExecutionError as it comes.
+    """
     notebook = nbformat.read(path, as_version=4)
     client = NotebookClient(
         notebook,
@@ -28,6 +33,8 @@ def play(path: Path, out: Path) -> str:
         client.execute()
     finally:
         nbformat.write(notebook, out / path.name)
+    page, _ = HTMLExporter().from_notebook_node(notebook)
+    (out / f"{path.stem}.html").write_text(page)
     outputs = [o for cell in notebook.cells for o in cell.get("outputs", [])]
     return "".join(str(o.get("text", "")) for o in outputs)
 

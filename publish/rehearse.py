@@ -9,6 +9,7 @@ kaggle-interactive  3.12; the plain notebooks under the new mounts, the reposito
 colab               3.13; bundles in /content, the films in kagglehub's cache, ipywidgets 7
 one-file            3.12; vae_chest_xray.ipynb in an empty folder, twice: the second goes on
 oldest              3.11; the lower bounds of requirements.txt, torch 2.4, ipywidgets 7, cv2 4
+newest              3.13; the newest that requirements.txt lets in
 teacher             3.12; the teacher edition, stubs filled: every solution gives what is expected
 
 Needs Linux, root and `unshare` (for the sandbox), Python 3.11 to 3.13, and 8 GB of disk for each
@@ -32,7 +33,7 @@ import package
 OUT = package.ROOT / "out" / "rehearse"
 FILMS = package.ROOT / "data" / "chest_xray_phantom"
 SLUG = bundle.KERMANY.split("/")[1]
-PYTHONS = {"kaggle": "3.12", "colab": "3.13", "oldest": "3.11"}
+PYTHONS = {"kaggle": "3.12", "colab": "3.13", "oldest": "3.11", "newest": "3.13"}
 # Inside a namespace of its own: the world's folders in place, its inputs read-only, no network.
 SANDBOX = """\
 set -e
@@ -198,12 +199,22 @@ def colab(pythons: dict, only: tuple) -> None:
     )
 
 
-def oldest(pythons: dict, only: tuple) -> None:
-    world = fresh("oldest")
+def at_home(kind: str, pythons: dict, only: tuple) -> str:
+    """Every notebook on a machine that is neither Kaggle's nor Colab's; what was printed."""
+    world = fresh(kind)
     (world / "content").mkdir()
     files = [*bundles(world, only), world / "dist" / f"{onefile.NAME}.ipynb"]
-    text = play(pythons["oldest"], world, "/content", files)
-    expect(text, r"· local · Python 3\.11.* · torch 2\.4\.", "data: sample of the bundled phantoms")
+    text = play(pythons[kind], world, "/content", files)
+    expect(text, "data: sample of the bundled phantoms")
+    return text
+
+
+def oldest(pythons: dict, only: tuple) -> None:
+    expect(at_home("oldest", pythons, only), r"· local · Python 3\.11.* · torch 2\.4\.")
+
+
+def newest(pythons: dict, only: tuple) -> None:
+    expect(at_home("newest", pythons, only), r"· local · Python 3\.13")
 
 
 def one_file(pythons: dict, only: tuple) -> None:
@@ -239,6 +250,7 @@ WORLDS = {
     "kaggle-interactive": kaggle_interactive,
     "colab": colab,
     "oldest": oldest,
+    "newest": newest,
     "one-file": one_file,
     "teacher": teacher,
 }

@@ -17,8 +17,9 @@ NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
 # missing is the business of `vaekit.set_up`.
 SETUP = """\
 import glob, sys  # Set-up: vaekit lies in a folder above or beside this notebook, or is attached
-for place in (".", "..", "../..", "../../..", "*", "/kaggle/input/**"):
-    sys.path += glob.glob(f"{{place}}/vaekit/..", recursive=True)
+kaggle = "* */* datasets/*/* datasets/*/*/* notebooks/*/*".split()  # no deeper: sets are large
+for place in (".", "..", "../..", "../../..", "*", *(f"/kaggle/input/{{path}}" for path in kaggle)):
+    sys.path += glob.glob(f"{{place}}/vaekit/..")
 {take}
 print(vaekit.set_up())"""
 WITHOUT_ADDRESS = """\

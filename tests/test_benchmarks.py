@@ -291,34 +291,78 @@ def test_scaling_adds_up(run, small_network):
     assert all(said.count(f"| {place.name} |") >= 1 for place in scaling.PLACES)
 
 
-GPU = dict(size=32, batch=2, memory_batch=2, steps=1, count=24, epochs=(1, 1), backend="eager")
+@pytest.fixture
+def asked(tmp_path):
+    return Namespace(steps=1, minutes=0.05, tiny=True, pack=None, out=tmp_path)
 
 
-def test_what_is_asked_of_a_gpu_can_be_asked_of_a_cpu(random_trunks, small_network, monkeypatch):
+def test_a_step_of_every_precision(asked, random_trunks, small_network):
+    import gpu
+
+    small_network("gpu", latent_channels=4)
+    found = gpu.precisions(asked)
+    assert list(found) == [f"{name} {kind}" for name in gpu.SYSTEMS for kind in gpu.DTYPES]
+    for row in found.values():
+        assert all(map(math.isfinite, row["losses"]))
+        assert row["step seconds"] > 0 and row["late step seconds"] > 0
+
+
+def test_two_epochs_in_fp16_are_taken_up_again(asked, no_trunks, small_network):
+    import gpu
+
+    small_network("gpu", features="none", latent_channels=4)
+    found = gpu.t4(asked)
+    assert found.keys() == set(gpu.SYSTEMS)
+    for row in found.values():
+        assert [r["epoch"] for r in row["history"]] == [1, 2] and row["scale"] > 1
+
+
+def test_how_near_a_step_is_to_its_convolutions(asked, random_trunks, small_network):
     import gpu
 
     small_network("gpu", features="squeezenet")
-    given, asked = Namespace(**GPU), []
-    found = gpu.convs(given)
+    found = gpu.convs(asked)
     assert found["convolutions"] > 30 and found["share"] > 0 and found["images_per_s"] > 0
-    own = gpu.fast.GroupNorm.forward
-    monkeypatch.setattr(torch, "compile", lambda module, **how: asked.append(how) or module)
-    names = ("norm through NCHW", "compiled", "compiled, CUDA graphs")
-    rows = [gpu.variant(name, given) for name in names]
-    assert [row["variant"] for row in rows] == list(names)
-    assert all(row["warm_seconds"] > 0 and row["step_seconds"] > 0 for row in rows)
-    assert len(asked) == 4  # the model and the trunk, twice
-    assert gpu.fast.GroupNorm.forward is own
-    found = gpu.memory(given)
-    assert found["batch"] == 2 and found["all"]["parts"] == 1 and found["all"]["peak_mb"] > 50
 
 
-def test_the_recipe_is_trained_whole(no_trunks, small_network):
+def test_a_whole_training_is_scored_and_stored(asked, no_trunks, small_network, monkeypatch):
     import gpu
 
-    small_network("gpu", features="none")
-    found = gpu.recipe(Namespace(**GPU))
-    assert found["films"] == 24 and found["finite"] and len(found["epoch_seconds"]) == 2
+    small_network("gpu", latent_channels=4)
+    monkeypatch.setattr(gpu, "PIECE", 3000)
+    found = gpu.sharp(asked)
+    assert found["trunk"] == "none" and found["films"] > 8 and found["finite"]
+    assert found["epochs"] <= found["of"]
+    psnr = {name: rows[0]["value"] for name, rows in found["scores"].items()}
+    assert "pca" in psnr and len(psnr) == 2 and all(0 < value < 60 for value in psnr.values())
+    (picture,) = asked.out.glob("*.png")
+    assert picture.stat().st_size > 10_000
+    pieces = [torch.load(file, weights_only=True) for file in sorted(asked.out.glob("*.pt"))]
+    stored = {key: value for piece in pieces for key, value in piece.items()}
+    assert len(pieces) > 1 and all(v.dtype == torch.float16 for v in stored.values())
+    cfg = vaekit.Config.from_dict(found["config"])
+    vaekit.VAE(cfg).load_state_dict({key: value.float() for key, value in stored.items()})
+
+
+def test_a_pack_holds_as_many_films_as_fit(asked, tmp_path, monkeypatch):
+    import gpu
+
+    monkeypatch.setenv("VAEKIT_WEIGHTS", str(tmp_path))
+    monkeypatch.setenv("VAEKIT_DATA", str(FILMS))
+    monkeypatch.setattr(gpu, "SIDE", 32)
+    monkeypatch.setattr(gpu, "MOST", {"val": 3, "test": 4})
+    (tmp_path / "some.pth").write_bytes(b"weights")
+    gpu.pack(tmp_path / "pack", 0.012)
+    assert (tmp_path / "pack/some.pth").exists()
+    assert (tmp_path / "pack/films.npz").stat().st_size < 16_000
+    asked.pack = tmp_path / "pack/films.npz"
+    cfg = vaekit.preset("chest_xray", profile="full", image_size=32)
+    packed, whole = gpu.films(cfg, asked), vaekit.load_data(cfg)
+    assert (len(packed.val), len(packed.test)) == (3, 4) and 0 < len(packed.train) < 20
+    assert packed.source == whole.source
+    for name in ("train", "val", "test"):  # not a pixel is lost
+        there = {x.numpy().tobytes() for x in getattr(whole, name).images}
+        assert all(x.numpy().tobytes() in there for x in getattr(packed, name).images)
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="a shell script")
@@ -329,10 +373,10 @@ def test_one_command_asks_every_part_and_names_what_failed(tmp_path):
     env = os.environ | {"DEVICE": "cpu", "STEPS": "1", "OUT": str(out), "PYTHON": str(python)}
     done = subprocess.run([ROOT / "benchmarks/on_gpu.sh"], capture_output=True, text=True, env=env)
     asked = [line.split()[1:] for line in done.stdout.splitlines() if line.startswith("asked")]
-    scripts = ["gpu", "throughput", "profile_step", "gpu", "gpu", "gpu", "gpu"]
-    assert [words[0] for words in asked] == [f"benchmarks/{name}.py" for name in scripts]
-    assert [words[1] for words in asked[3:]] == ["convs", "variants", "memory", "recipe"]
     assert all("--out" in words for words in asked)
+    parts = [words[1] if "gpu.py" in words[0] else words[0] for words in asked]
+    throughput = "benchmarks/throughput.py"
+    assert parts == ["weights", "precisions", "t4", throughput, "convs", "sharp", "recipe"]
     assert done.returncode == 1 and "failed: convs" in done.stdout, done.stderr
 
 

@@ -124,13 +124,14 @@ def test_what_cannot_be_compared_is_named(changes, test):
 
 
 def test_finding_knows_which_way_is_better():
-    def words(metric, low, high):
-        return finding(tables.row(metric, "b - a", (low + high) / 2, low, high, 7))
+    def words(metric, low, high, n=7):
+        return finding(tables.row(metric, "b - a", (low + high) / 2, low, high, n))
 
     assert words("psnr", 0.1, 0.3) == "psnr: b - a = +0.2 (+0.1 to +0.3): b is better"
     assert words("l1", 0.1, 0.3).endswith("a is better")
     assert words("lpips", -0.3, -0.1).endswith("b is better")
     assert words("ssim", -0.1, 0.3).endswith("7 images do not tell them apart")
+    assert words("ssim", 0.1, 0.3, n=4).endswith("4 images do not tell them apart")
 
 
 def test_the_judge_is_named_beside_what_the_runs_listened_to(monkeypatch):

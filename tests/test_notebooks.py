@@ -9,12 +9,17 @@ import sys
 from html import escape
 from io import BytesIO
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.parse import unquote
 
 import nbformat
+import numpy as np
 import pytest
+import torch
 from nbconvert.filters.markdown_mistune import markdown2html_mistune
 from PIL import Image
+
+from vaekit.data import Split
 
 FOLDER = Path(__file__).parent.parent / "notebooks"
 sys.path.insert(0, str(FOLDER))
@@ -56,6 +61,18 @@ def test_the_main_line_is_there():
 
 def test_training_evaluation_and_generation_have_one_configuration():
     assert len({config_cell(FOLDER / f"{name}.ipynb") for name in ONE_CONFIGURATION}) == 1
+
+
+def test_the_table_of_siblings_has_a_cap():
+    """Of all N images it would be N x N numbers: 8 GB at 21,000."""
+    (cell,) = [c for c in cells(FOLDER / "01_data_and_clahe.ipynb", "code") if "corrcoef" in c]
+    images = torch.randint(0, 256, (2000, 1, 32, 32), dtype=torch.uint8)
+    split = Split(images, None, [], [str(i // 2) for i in range(2000)], [])
+    found = {"data": SimpleNamespace(train=split, val=split, test=split)}
+    found |= {"torch": torch, "np": np, "F": torch.nn.functional}
+    exec(cell.split("several =")[0], found)
+    assert len(found["num_siblings"]) == 3000
+    assert set(found["num_siblings"]) == {5}  # whole groups: twice in each of three splits
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)

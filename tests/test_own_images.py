@@ -69,6 +69,16 @@ def test_channels_are_those_of_the_images_that_would_be_read(tmp_path, monkeypat
         vaekit.count_channels(tmp_path / "nowhere")
 
 
+def test_what_cannot_be_read_is_passed_over_until_something_can(tmp_path):
+    for i in range(200):
+        (tmp_path / f"{i:03}.png").write_bytes(b"")
+    huge = b"P5 20000 20000 255\n" + bytes(9)
+    (tmp_path / "000.pgm").write_bytes(huge)
+    fill(tmp_path / "x", 60, colour=True, n=1)
+    assert vaekit.count_channels(tmp_path) == 3
+    assert vaekit.preset_for(tmp_path).preset == "celeba64"
+
+
 @pytest.mark.parametrize("in_channels", [1, 3])
 def test_load_images_is_what_load_data_makes(tmp_path, in_channels):
     fill(tmp_path, 40, colour=True)

@@ -68,6 +68,12 @@ def test_the_set_up_cell_finds_what_is_attached_or_near(tmp_path, copy, where):
     assert f"found in {target}" in done.stdout, done.stderr
 
 
+def test_the_set_up_cell_does_not_search_whole_data_sets(tmp_path, copy):
+    copy("input/chexpert/train/patient00001/study1")
+    done = set_up(tmp_path, tmp_path)
+    assert "No module named 'vaekit'" in done.stderr, done.stdout
+
+
 def test_the_set_up_cell_prefers_the_installed_package(tmp_path, copy):
     copy("input/vaekit-repo")
     done = set_up(tmp_path, tmp_path, installed=True)
@@ -128,6 +134,10 @@ def test_attached_folders_of_both_layouts_nearest_first(monkeypatch, tmp_path):
     names = [path.relative_to(tmp_path).as_posix() for path in setup.attached()]
     levels = ["notebooks", "old", "notebooks/me", "old/a", "notebooks/me/before", "old/a/b"]
     assert names == [*levels, "old/a/b/c", "old/a/b/c/d"]
+    for patient in range(setup.FEW_FOLDERS + 1):
+        (tmp_path / f"old/a/b/{patient}/study").mkdir(parents=True)
+    names = [path.relative_to(tmp_path).as_posix() for path in setup.attached()]
+    assert names == levels  # tens of thousands of patients would take minutes
 
 
 def test_a_training_ends_before_kaggle_does(monkeypatch):

@@ -306,6 +306,11 @@ def test_a_teacher_gets_minutes_solutions_and_a_rubric(path):
     assert "| points |" in made.cells[-1].source
 
 
+def test_a_derivation_is_not_marked_as_a_run():
+    kinds = list(editions.kinds(read(FIRST)).values())
+    assert kinds == ["predict", "predict", "derive", "find", "fill in"]
+
+
 def test_a_teachers_minutes_hold_what_the_stored_run_measured():
     notebook = read(FIRST)
     for cell in notebook.cells:

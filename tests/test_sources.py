@@ -220,6 +220,7 @@ LAYOUTS = {  # of real sets: (paths, images, classes, images in an own test)
     "patients in classes": (["train/A/p{a}/{b}.jpg", "test/A/p{a}/{b}.jpg"], 36, ["A"], 18),
     "flat, and a folder": (["{b}.png", "more/m{b}.png"], 36, ["more", "set"], 0),
     "deeper images": (["a/{b}.png", "a/batch2/{b}.png", "b/{b}.png"], 54, ["a", "b"], 0),
+    "a class of this name": (["chest_xray/{b}.png", "hand/{b}.png"], 36, ["chest_xray", "hand"], 0),
     "a wrapper": (["data set/a/{b}.png", "data set/b/{b}.png"], 36, ["a", "b"], 0),
 }
 

@@ -49,6 +49,20 @@ class Prior:
         return torch.from_numpy(z).float()
 
 
+class UniformCodes:
+    """Quantised: at every place one of the model's codes, all equally likely."""
+
+    def __init__(self, model):
+        self.quantiser = model.quantiser
+        self.shape = model.latent_shape[1:]
+
+    def sample(self, n: int, temperature: float = 1.0, seed: int = 0) -> Tensor:
+        """z (n, *latent_shape) float32, CPU; no temperature changes it."""
+        rng = np.random.default_rng(seed)
+        indices = torch.from_numpy(rng.integers(self.quantiser.num_codes, size=(n, *self.shape)))
+        return self.quantiser.lookup(indices).cpu()
+
+
 @dataclass
 class Gaussian:
     """z = mean + scale * (y @ basis + noise * e), y ~ N(0, stds^2), e ~ N(0, I).
@@ -177,14 +191,24 @@ def sample_latents(
     """z (n, *latent_shape) on the model's device; see `fit_sampler` for the kinds.
 
     fit_on: the training images (Split or tensor), which all but "prior" encode; to draw twice
-    without fitting twice, call `fit_sampler` and its `.sample`. ValueError for an unknown sampler,
-    or a missing fit_on.
+    without fitting twice, call `fit_sampler` and its `.sample`. Of a quantised latent "prior" has
+    all codes equally likely, and "codes" is a transformer that learns which follow which, see
+    `priors.tokens`. ValueError for an unknown sampler, one that the latent does not have, or a
+    missing fit_on.
     """
-    check_kind(sampler)
+    quantiser = getattr(model, "quantiser", None)
+    if sampler != "codes":
+        check_kind(sampler)
+    elif quantiser is None:
+        raise ValueError("sampler='codes' needs quantised codes: latent='fsq' or 'vq'")
     if sampler == "prior":
-        fitted = Prior(model.latent_shape)
+        fitted = Prior(model.latent_shape) if quantiser is None else UniformCodes(model)
     elif fit_on is None:
         raise ValueError(f"sampler={sampler!r} is fitted to latents: give fit_on=data.train")
+    elif sampler == "codes":
+        from vaekit.priors.tokens import fit_codes
+
+        fitted = fit_codes(model, fit_on, seed=seed)
     else:
         fitted = fit_sampler(*encode_all(model, fit_on), sampler, seed)
     z = fitted.sample(n, temperature, seed)

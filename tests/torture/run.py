@@ -13,11 +13,12 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "torture")]
+sys.path[:0] = [str(ROOT / name) for name in ("", "notebooks", "tests", "tests/torture")]
 os.environ |= {"VAEKIT_PROFILE": "smoke", "MPLBACKEND": "Agg", "PYTHONPATH": str(ROOT)}
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import disks  # noqa: E402
+import few  # noqa: E402
 import folders  # noqa: E402
 import kills  # noqa: E402
 import soak  # noqa: E402
@@ -51,6 +52,7 @@ def main() -> None:
         "notebook": kills.stop_notebook, "spoiled": lambda: kills.spoil(10 * given.trials),
         "disk full": disks.fill_up, "disk read-only": disks.lock_up,
         "folders": lambda: folders.fuzz(given.cases, given.seed),
+        "few images": few.on_few_images,
         "fuzzed": lambda: fuzz(given.cases), "soak": lambda: soak.soak(given.minutes),
     }  # fmt: skip
     kept = given.store and given.store.exists()

@@ -65,13 +65,16 @@ def _look(cfg: Config) -> tuple[float, int]:
     files, _ = list_images(root)
     reader = Reader(root, channels=3)
     sides, colours = [], []
-    for file in files[:: max(1, len(files) // LOOKED_AT)]:
+    step = max(1, len(files) // LOOKED_AT)
+    for file in (file for start in range(step) for file in files[start::step]):
         with suppress(BadImage):  # load_data lists it
             pixels = reader.read(file.name).pixels
             sides.append(min(pixels.shape[:2]))
             # by the pixels: many grey pictures are saved as RGB
             small = fit_square(pixels, 32).astype(int)
             colours.append(np.ptp(small, axis=-1).mean() > 4)
+        if len(sides) == LOOKED_AT:
+            break
     if not sides:
         raise FileNotFoundError(f"{root}: not one of {len(files)} files can be read as an image")
     return np.median(sides), 3 if np.mean(colours) > 0.5 else 1

@@ -118,25 +118,27 @@ def thumbnail(image: np.ndarray) -> np.ndarray:
 
 
 def near_duplicates(thumbs: np.ndarray) -> list[tuple[int, int]]:
-    """Pairs i < j of (N, 32, 32) uint8 thumbnails that show the same film; see NEAR_DUPLICATE.
+    """(first, other) of (N, 32, 32) uint8 thumbnails that show the same film; see NEAR_DUPLICATE.
 
-    Blank thumbnails pair with nothing. Above MOST_COMPARED images only identical ones pair.
+    Alike directly or through others: at most N - 1 pairs, however many images a video has. Blank
+    thumbnails pair with nothing. Above MOST_COMPARED images only identical ones pair.
     """
     blank = thumbs.min((1, 2)) == thumbs.max((1, 2))
-    if len(thumbs) > MOST_COMPARED:
-        first = _first([thumb.tobytes() for thumb in thumbs])
-        return [(i, j) for j, i in enumerate(first) if i < j and not blank[j]]
-    blurred = np.stack([cv2.GaussianBlur(x, (0, 0), THUMB_BLUR) for x in thumbs.astype("f4")])
-    detail = (thumbs - blurred).reshape(len(thumbs), -1)
-    detail -= detail.mean(1, keepdims=True)
-    detail /= np.linalg.norm(detail, axis=1, keepdims=True).clip(1e-6)
-    detail[blank] = 0
-    pairs = []
-    for start in range(0, len(detail), 1024):  # blocks: never an N x N matrix
-        correlation = detail[start : start + 1024] @ detail[start:].T
-        found = np.argwhere(np.triu(correlation > NEAR_DUPLICATE, 1))
-        pairs += map(tuple, (found + start).tolist())
-    return pairs
+    rows = np.arange(len(thumbs))
+    first = np.where(blank, rows, _first([thumb.tobytes() for thumb in thumbs]))
+    if len(thumbs) <= MOST_COMPARED:
+        blurred = np.stack([cv2.GaussianBlur(x, (0, 0), THUMB_BLUR) for x in thumbs.astype("f4")])
+        detail = (thumbs - blurred).reshape(len(thumbs), -1)
+        detail -= detail.mean(1, keepdims=True)
+        detail /= np.linalg.norm(detail, axis=1, keepdims=True).clip(1e-6)
+        detail[blank] = 0
+        for start in range(0, len(detail), 1024):  # blocks: never an N x N matrix
+            for alike in detail[start : start + 1024] @ detail[start:].T > NEAR_DUPLICATE:
+                met = first[start:][alike]  # itself as well
+                if len(met) > 1:
+                    first[np.isin(first, met)] = met.min()
+    others = np.flatnonzero(first < rows)
+    return list(zip(first[others].tolist(), others.tolist(), strict=True))
 
 
 def _first(values: list) -> list[int]:

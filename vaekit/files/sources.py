@@ -198,12 +198,8 @@ def _enter(folder: Path, name: str) -> Path | None:
     found = _marked(folder, name)
     if found or name not in ("chest_xray", "images"):
         return found
-    if name == "chest_xray":
-        inner = folder / "chest_xray"
-        if not (folder / "train").is_dir() and any(_walk(inner, [])):
-            return inner
-        if _is_celeba(folder):
-            return None  # one data set does not stand in for another
+    if name == "chest_xray" and _is_celeba(folder):
+        return None  # one data set does not stand in for another
     if any(_walk(folder, [])):
         return folder
     arrays = list(folder.glob("*.npz"))

@@ -60,8 +60,12 @@ def title_of(run) -> str:
     """The name of a run's folder; of a model in its place: "linear VAE, 256 numbers"."""
     if hasattr(run, "path"):
         return run.path.name
-    kind = "linear VAE" if isinstance(run, LinearVAE) else type(run).__name__
-    return f"{kind}, {math.prod(run.latent_shape)} numbers"
+    if isinstance(run, LinearVAE):
+        return f"linear VAE, {run.latent_shape[0]} numbers"
+    if getattr(run, "quantiser", None) is not None:
+        places = math.prod(run.latent_shape[1:])
+        return f"{type(run).__name__}, {places} places, {run.quantiser.num_codes} codes"
+    return f"{type(run).__name__}, {math.prod(run.latent_shape)} numbers"
 
 
 def compare(run_a, run_b, test) -> Comparison:
@@ -125,7 +129,7 @@ def finding(row: dict) -> str:
     """A "b - a" row in words: which run is better, or that the images do not tell them apart."""
     metric, low, high = row["metric"], row["low"], row["high"]
     interval = f"{metric}: b - a = {row['value']:+.3g} ({low:+.3g} to {high:+.3g})"
-    if low <= 0 <= high:
+    if low <= 0 <= high or row["n"] < 5:  # of so few the interval is too narrow
         return f"{interval}: {row['n']} images do not tell them apart"
     b_is_better = (low > 0) == HIGHER_IS_BETTER[metric]
     return f"{interval}: {'b' if b_is_better else 'a'} is better"

@@ -11,6 +11,7 @@ from importlib import metadata
 from pathlib import Path
 
 KAGGLE_INPUT = Path("/kaggle/input")  # where Kaggle mounts what is attached
+FEW_FOLDERS = 100  # as many lie in one that is searched
 KAGGLE_HOURS = 12.0  # then Kaggle ends a session, and what was not saved is gone
 KAGGLE_WEEK = 30  # hours of GPU that it gives in a week
 STARTED = time.monotonic()  # of the session, near enough: every notebook imports vaekit first
@@ -75,9 +76,14 @@ def _pip_install(packages: list[str]) -> None:
 def attached() -> list[Path]:
     """Every folder of what is attached on Kaggle, nearest first, five levels down.
 
-    That is two levels inside of datasets/OWNER/NAME; deeper a million files may wait."""
-    levels = [sorted(KAGGLE_INPUT.glob("*/" * depth)) for depth in range(1, 6)]
-    return [folder for level in levels for folder in level]
+    That is two levels inside of datasets/OWNER/NAME. A folder with more than FEW_FOLDERS is not
+    gone into: those are patients or classes, and may be tens of thousands."""
+    found, level = [], [KAGGLE_INPUT]
+    for _ in range(5):
+        inside = [sorted(folder.glob("*/")) for folder in level]
+        level = sum((folders for folders in inside if len(folders) <= FEW_FOLDERS), [])
+        found += level
+    return found
 
 
 def minutes_left() -> float | None:
