@@ -132,6 +132,19 @@ def test_quality_trains_scores_and_keeps_its_run(tmp_path, films, run, no_trunks
     assert found["memorises"].keys() == {"prior", "gaussian", "gmm", "flow", found["chosen"]}
 
 
+def test_priors_goes_on_where_it_was_stopped(tmp_path, run, monkeypatch):
+    monkeypatch.setattr(vaekit, "load_data", lambda cfg: shapes())
+    out = tmp_path / "priors.json"
+    tiny = ["--preset", "linear", "--counts", 30, "--steps", 2, "--judge", "pixels", "--out", out]
+    said = run("priors", *tiny, "--seeds", 1)
+    assert said.count('{"prior"') == 6
+    (found,) = json.loads(out.read_text())["sets"].values()
+    kinds = {"prior", "gaussian", "gmm", "flow", "half way", "flow, 2 steps"}
+    assert {row["prior"] for row in found["rows"]} == kinds and found["test"] == 12
+    assert all(0 <= row["distance ratio"] < 9 for row in found["rows"])
+    assert run("priors", *tiny, "--seeds", 2).count('"seed": 1') == 6
+
+
 def test_throughput_writes_a_row_an_engine(
     tmp_path, run, random_trunks, in_this_process, small_network
 ):

@@ -40,6 +40,11 @@ def test_interpolation():
         directions.interpolate(a, b, 3, "cubic")
 
 
+def test_half_way_to_the_nearest_neighbour():
+    mu = torch.tensor([0.0, 1.0, 5.0, 7.0]).view(4, 1, 1, 1)
+    assert directions.between_neighbours(mu).flatten().tolist() == [0.5, 0.5, 6.0, 6.0]
+
+
 def test_principal_directions():
     axis = torch.zeros(4, 2, 2)
     axis[1, 0, 1] = 1

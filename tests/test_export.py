@@ -60,6 +60,8 @@ MODELS = {
     "chest_xray": dict(widths=[8, 32, 64], attention=[8]),
     "odd": dict(widths=[8, 16], attention=[9], image_size=33, shortcut="conv", norm="batch"),
     "sharp": dict(preset="sharp"),
+    "fsq": dict(widths=[8, 16], attention=[], image_size=16, latent="fsq"),
+    "vq": dict(widths=[8, 16], attention=[], image_size=16, latent="vq", codebook_size=16),
 }
 
 

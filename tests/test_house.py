@@ -13,11 +13,12 @@ import vaekit
 ROOT = Path(vaekit.__file__).parent
 WINGS = ("files", "judge", "keep", "lessons", "place", "priors")
 CORE = (
-    "config presets data linear model features critic losses schedules train sample metrics plots"
+    "config presets data linear quantise model features critic losses schedules train sample"
+    " metrics plots"
 )
 CORE = tuple(CORE.split())
 # Lines of code and characters a line, as they are: what is added has to be made room for.
-BUDGET = {"core": (2036, 42.0), "package": (6013, 43.2)}
+BUDGET = {"core": (2124, 42.0), "package": (6403, 43.2)}
 
 # What the core may open besides itself: these two at any time,
 STANDS_ON = {"place.device", "fast"}

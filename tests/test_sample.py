@@ -1,6 +1,7 @@
 """Samplers must fit what they are given, repeat with their seed, and beat the prior."""
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,10 +15,16 @@ from vaekit import sample
 from vaekit.judge import choice, networks
 from vaekit.judge.distances import gaussian_frechet, principal_axes
 from vaekit.model import VAE
-from vaekit.priors.flow import BentGaussian, Flow, fit_flow, train_flow
+from vaekit.priors.flow import FlowMatching, Velocity, fit_flow, train_velocity
 from vaekit.priors.mixture import Mixture
 
 FITTED = ("gaussian", "gmm", "flow")
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch):
+    """A flow that is fitted in a second."""
+    monkeypatch.setattr("vaekit.priors.flow.MOST_STEPS", 150)
 
 
 @pytest.fixture
@@ -140,101 +147,74 @@ def banana(n: int, seed: int = 0) -> np.ndarray:
     return x
 
 
-def fitted_flow(x: np.ndarray) -> Flow | None:
-    """What bends x, which has the moments of N(0, I); None where a Gaussian will do."""
-    d = x.shape[1]
-    normal = sample.Gaussian((d,), np.zeros(d), np.ones(d), np.eye(d), np.ones(d), np.zeros(d))
-    found = fit_flow(normal, x)
-    return found.flow if isinstance(found, BentGaussian) else None
+def normal(d: int) -> sample.Gaussian:
+    return sample.Gaussian((d,), np.zeros(d), np.ones(d), np.eye(d), np.ones(d), np.zeros(d))
 
 
-def any_flow(dims: int) -> Flow:
-    """A flow that is not the identity, in double precision."""
-    flow = Flow(dims, layers=3, width=8).double().requires_grad_(False)
-    for p in flow.parameters():
-        p += 0.3 * torch.randn_like(p)
-    return flow
+def test_a_velocity_that_has_learnt_nothing_moves_noise_to_itself():
+    e = torch.randn(500, 5, generator=torch.Generator().manual_seed(0))
+    flow = FlowMatching(**vars(normal(5)), velocity=Velocity(5))
+    torch.testing.assert_close(flow.move(e), e, atol=5e-3, rtol=0)
+    rough = (flow.move(e, steps=3) - e).abs().max()
+    assert rough > 10 * (flow.move(e, steps=12) - e).abs().max()  # the midpoint's error: steps^-2
 
 
-def standard(x: np.ndarray) -> np.ndarray:
-    return -0.5 * (x**2 + math.log(2 * math.pi)).sum(1)
+def test_the_first_velocity_is_the_mean_one_between_two_normal_clouds():
+    g = torch.Generator().manual_seed(0)
+    x, e = torch.randn(2, 200_000, 1, generator=g)
+    for t in (0.2, 0.7):
+        at = (1 - t) * e + t * x
+        slope = (at * (x - e)).sum() / at.square().sum()  # least squares of x - e on x_t
+        found = Velocity(1)(torch.ones(1, 1), torch.full((1, 1), t), torch.tensor([0]))
+        assert found.item() == pytest.approx(slope.item(), abs=0.01)
 
 
-def test_a_flow_begins_as_the_standard_normal():
-    e = np.random.default_rng(0).standard_normal((6, 5))
-    flow = Flow(5).double().requires_grad_(False)
-    np.testing.assert_allclose(flow.bend(e), e, atol=1e-12)
-    np.testing.assert_allclose(flow.log_density(torch.from_numpy(e)), standard(e), atol=1e-12)
+def test_flow_matching_learns_a_bent_density_that_a_gaussian_cannot():
+    gains, velocity = train_velocity(torch.from_numpy(banana(400)).float(), steps=250)
+    assert max(gains) > 0.05  # of the squared error
+    x = FlowMatching(**vars(normal(2)), velocity=velocity).sample(1000, seed=2).numpy()
+    assert np.corrcoef(x[:, 0] ** 2, x[:, 1])[0, 1] > 0.75
+    again, _ = train_velocity(torch.from_numpy(banana(400)).float(), steps=250)
+    assert again == gains
 
 
-def test_the_flows_density_is_that_of_what_it_draws():
-    flow, h = any_flow(5), 1e-5
-    e = np.random.default_rng(0).standard_normal((4, 5))
-    steps = [(flow.bend(e + h * axis) - flow.bend(e - h * axis)) / (2 * h) for axis in np.eye(5)]
-    jacobian = np.stack(steps, axis=2)  # (4, 5, 5): dx / de
-    expected = standard(e) - np.linalg.slogdet(jacobian).logabsdet
-    found = flow.log_density(torch.from_numpy(flow.bend(e)))
-    np.testing.assert_allclose(found, expected, atol=1e-6)
-    assert abs(found.numpy() - standard(flow.bend(e))).max() > 0.1  # it does bend
-
-
-def test_the_flows_density_integrates_to_one():
-    axis = torch.linspace(-25, 25, 1001, dtype=torch.float64)
-    grid = torch.cartesian_prod(axis, axis)
-    total = any_flow(2).log_density(grid).exp().sum() * (axis[1] - axis[0]) ** 2
-    assert total.item() == pytest.approx(1, abs=0.01)
-
-
-def test_a_flow_learns_a_bent_density_that_a_gaussian_cannot():
-    flow = fitted_flow(banana(1000))
-    gain = flow.log_density(torch.from_numpy(banana(1000, seed=1))).mean().item()
-    gain -= standard(banana(1000, seed=1)).mean()  # banana() has the moments of N(0, I)
-    assert gain > 0.5  # nats; the truth gains about 1.1
-    x = flow.bend(np.random.default_rng(2).standard_normal((2000, 2)))
-    assert np.corrcoef(x[:, 0] ** 2, x[:, 1])[0, 1] > 0.8
-
-
-def test_a_flow_bends_as_many_dimensions_as_the_films_can_tell():
-    x = np.random.default_rng(0).standard_normal((400, 24))
-    x[:, :2] = banana(400)
-    assert fitted_flow(x).dims < 24
-
-
-def test_flows_of_every_size_are_compared_on_the_same_films(monkeypatch):
-    held, density = [], Flow.log_density
-
-    def watch(self, x):
-        if not held or held[-1][0] != self.dims:  # the first look of a flow is at what is held out
-            held.append((self.dims, x[:, 0].tolist()))
-        return density(self, x)
-
-    monkeypatch.setattr(Flow, "log_density", watch)
-    fitted_flow(np.random.default_rng(0).standard_normal((60, 20)))
-    assert [dims for dims, _ in held] == [8, 16, 20]
-    assert held[0][1] == held[1][1] == held[2][1]
-
-
-def test_a_flow_that_has_nothing_to_learn_stays_a_gaussian():
+def test_flow_matching_that_has_nothing_to_learn_stays_near_the_gaussian():
     rng = np.random.default_rng(0)
-    _, flow = train_flow(torch.from_numpy(rng.standard_normal((200, 16))).float())
-    new = rng.standard_normal((2000, 16))
-    loss = standard(new).mean() - flow.log_density(torch.from_numpy(new).float()).mean().item()
-    assert loss < 0.25  # nats, of 22.7
-    assert fitted_flow(rng.standard_normal((19, 3))) is None
-    assert fitted_flow(rng.standard_normal((50, 1))) is None
+    x, e = torch.from_numpy(rng.standard_normal((2, 60, 16))).float()
+    moved = {}
+    for patience in (2, None):
+        gains, velocity = train_velocity(x, steps=300, patience=patience)
+        moved[patience] = (FlowMatching(**vars(normal(16)), velocity=velocity).move(e) - e).std()
+    assert gains[-1] < -0.1  # without early stopping it learns the codes by heart
+    assert moved[2] < 0.2 and moved[2] < moved[None] / 3
+    assert fit_flow(normal(3), x[:19, :3].numpy()) is None
+    few = sample.fit_sampler(x[:19], torch.zeros(19, 16), "flow")
+    shrunk = sample.fit_sampler(x[:19], torch.zeros(19, 16), "gaussian")
+    assert torch.equal(few.sample(3), shrunk.sample(3))
 
 
-def test_a_fitted_flow_repeats_and_at_temperature_zero_is_one_code():
+def test_flow_matching_draws_the_class_that_it_is_asked_for():
+    mu, labels = two_clusters(300)[0], torch.arange(300) % 2
+    mu = mu + 4 * labels.view(-1, 1, 1, 1)
+    flow = sample.fit_sampler(mu, torch.full_like(mu, -6.0), "flow", labels=labels)
+    means = {}
+    for label, guidance in ((0, 1.0), (1, 1.0), (1, 2.0), (None, 1.0)):
+        asked = replace(flow, label=label, guidance=guidance)
+        means[label, guidance] = asked.sample(200).flatten(1)[:, 3:].mean().item()
+    assert means[0, 1.0] == pytest.approx(1, abs=1) and means[1, 1.0] == pytest.approx(5, abs=1)
+    assert means[0, 1.0] + 1 < means[None, 1.0] < means[1, 1.0] - 1
+    assert means[1, 2.0] > means[1, 1.0]
+
+
+def test_flow_matching_repeats_and_at_temperature_zero_is_one_code():
     mu = torch.from_numpy(banana(200)).float() + 3
     logvar, before = torch.full_like(mu, -6.0), torch.random.get_rng_state()
     one, two = (sample.fit_sampler(mu, logvar, "flow", seed=1) for _ in range(2))
     assert torch.equal(before, torch.random.get_rng_state())
+    assert isinstance(one, FlowMatching)
     assert torch.equal(one.sample(9, seed=2), two.sample(9, seed=2))
-    assert one.flow.dims == 2
     cold = one.sample(9, temperature=0.0)
-    assert torch.equal(cold, cold[:1].expand_as(cold))
-    gaussian = sample.fit_sampler(mu, logvar, "gaussian").sample(2, temperature=0.0)
-    torch.testing.assert_close(gaussian, mu.mean(0).expand_as(gaussian))
+    torch.testing.assert_close(cold, cold[:1].expand_as(cold))
 
 
 class Pixels(torch.nn.Module):

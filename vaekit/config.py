@@ -1,6 +1,7 @@
 """One flat Config, every field with its rule beside it, and the profile that sets the pace."""
 
 import json
+import math
 import os
 import re
 import warnings
@@ -58,8 +59,12 @@ class Config:
 
     # model
     start: Literal["random", "linear"] = "random"  # "linear": from the best linear VAE
-    latent: Literal["spatial", "vector"] = "spatial"  # a map, or one flat code
+    # a map, or one flat code; "fsq", "vq": a map of whole codes, see `quantise`
+    latent: Literal["spatial", "vector", "fsq", "vq"] = "spatial"
     latent_channels: Annotated[int, 1, 65536] = 64  # of the map, or numbers of the flat code
+    levels: Annotated[tuple, 2, 256] = (8, 5, 5, 5)  # "fsq": values of each number of a place
+    codebook_size: Annotated[int, 2, 65536] = 512  # "vq": codes to choose from
+    commitment: Annotated[float, 0.0, 100.0] = 0.25  # "vq": pull of the codes on the encoder
     widths: Annotated[tuple, 1, 8192] = (32, 64, 128, 256, 512)  # an entry per halving
     stem_kernel: Literal[0, 1, 3, 5, 7, 9, 11, 13, 15] = 7  # 0: the first halving is a block
     block: Literal["residual", "plain"] = "residual"
@@ -138,6 +143,10 @@ class Config:
             )
         if self.start == "linear" and self.epochs_phase1 and self.rescale_latents:
             raise ValueError("rescale_latents undoes start='linear', whose code has its scale")
+        if not 2 <= math.prod(self.levels) <= 65536:
+            raise ValueError(f"levels={self.levels} should have a product from 2 to 65536")
+        if self.num_codes and "adaptive" in self.beta_schedule:
+            raise ValueError("quantised codes have a fixed KL: no adaptive beta can move it")
         if self.beta_schedule == "warmup" and self.epochs_phase2:
             self._check_below("beta_warmup", "epochs_phase2")
         self._check_below("cycle_cooldown", "cycle_epochs")
@@ -180,6 +189,16 @@ class Config:
     @property
     def num_epochs(self) -> int:
         return self.epochs_phase1 + self.epochs_phase2
+
+    @property
+    def num_codes(self) -> int:
+        """That a place of the map can choose from; 0 where codes are not quantised."""
+        return {"fsq": math.prod(self.levels), "vq": self.codebook_size}.get(self.latent, 0)
+
+    @property
+    def code_channels(self) -> int:
+        """Numbers at each place of the code: `latent_channels`, but for "fsq"."""
+        return len(self.levels) if self.latent == "fsq" else self.latent_channels
 
     def to_dict(self) -> dict:
         """Plain numbers, strings, booleans and lists: what JSON and a safe load accept."""

@@ -1,6 +1,7 @@
 """Data in memory: three splits of uint8 images, and batches cut from them."""
 
 import hashlib
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-from vaekit.config import Config
+from vaekit.config import Config, stage_sizes
 
 SPLITS = ("train", "val", "test")
 ROUNDING = 1e-3  # by which pixels may leave [0, 1]
@@ -78,11 +79,17 @@ class Data:
     file: str = ""
 
     def check(self, cfg: Config) -> None:
-        """ValueError unless the images are of cfg.image_size and cfg.in_channels."""
+        """ValueError unless the images are of cfg.image_size and cfg.in_channels; a warning where a
+        codebook has more codes than an epoch shows it."""
         shape = tuple(self.train.images.shape[1:])
         wanted = (cfg.in_channels, cfg.image_size, cfg.image_size)
         if shape != wanted:
             raise ValueError(f"images are {shape}, in_channels and image_size ask for {wanted}")
+        n = min(len(self.train), cfg.epoch_images or len(self.train))
+        shown = n * stage_sizes(cfg)[-1] ** 2
+        if cfg.num_codes > shown:
+            said = f"{cfg.num_codes} codes, and an epoch of {n} images has only {shown} places"
+            warnings.warn(f"{said}: take fewer, most would never be used", stacklevel=3)
 
     def summary(self) -> str:
         """A table of images and patients per split and class, and what was left out."""

@@ -180,7 +180,8 @@ def term_weights(cfg: Config) -> dict[str, float]:
     pixels = {"nll": 1.0} if cfg.calibrated else {"l1": cfg.l1_weight, "mse": cfg.mse_weight}
     features = {"perceptual": cfg.perceptual_weight, "lpips": cfg.lpips_weight}
     detail = {"spectral": cfg.spectral_weight, "bands": cfg.band_weight}
-    return {"ssim": cfg.ssim_weight} | detail | pixels | features
+    codes = {"rounding": cfg.commitment if cfg.latent == "vq" else 0.0}
+    return {"ssim": cfg.ssim_weight} | detail | pixels | features | codes
 
 
 @dataclass
@@ -193,22 +194,34 @@ class Loss:
 
 
 def vae_loss(
-    x_hat: Tensor, x: Tensor, mu: Tensor, logvar: Tensor, cfg: Config, beta: float, features=None
+    x_hat: Tensor,
+    x: Tensor,
+    mu: Tensor,
+    logvar: Tensor,
+    cfg: Config,
+    beta: float,
+    features=None,
+    quantiser=None,
 ) -> Loss:
     """recon_weight * reconstruction + beta * KL, each reduced as the config says, batch mean.
 
     x_hat, x (B, C, H, W) in [0, 1]; mu, logvar (B, *latent_shape); features a FeatureLoss, where
     its terms have a weight. "mean" is per pixel (and channel), and per latent element; "sum" is
     per image: that choice alone changes what a given beta means by a factor of thousands (see
-    `beta_elbo`).
+    `beta_elbo`). quantiser: the model's, where codes are quantised: their KL is fixed, and what
+    rounding moves, "rounding", joins the reconstruction by the weight `commitment` (`VQ` only).
     """
     x_hat, x = x_hat.float(), x.float()
     with torch.autocast(x.device.type, enabled=False):
         terms = pixel_terms(x_hat, x, cfg)
         if cfg.calibrated:
             terms["nll"] = calibrated_nll(x_hat, x, cfg)
-        kl = kl_per_image(mu, logvar)
-        charged = kl_with_free_bits(mu, logvar, cfg.free_bits, cfg.free_bits_kind)
+        if quantiser is None:
+            kl = kl_per_image(mu, logvar)
+            charged = kl_with_free_bits(mu, logvar, cfg.free_bits, cfg.free_bits_kind)
+        else:
+            kl = charged = quantiser.kl(mu)
+            terms["rounding"] = quantiser.distance(mu)
     if features is not None:
         terms |= features(x_hat, x)
 

@@ -20,6 +20,7 @@ from vaekit import fast
 from vaekit.config import Config, stage_sizes
 from vaekit.data import check_shape, model_input
 from vaekit.linear import LinearVAE
+from vaekit.quantise import quantiser_for
 
 ACTIVATIONS = {"silu": nn.SiLU, "leaky_relu": lambda: nn.LeakyReLU(0.2), "relu": nn.ReLU}
 
@@ -195,7 +196,7 @@ def make_stage(block: nn.Module, channels: int, size: int, cfg: Config) -> nn.Se
 
 
 class Encoder(nn.Module):
-    """Image (B, C, S, S) -> mu, logvar, each (B, *latent_shape)."""
+    """Image (B, C, S, S) -> mu, logvar, each (B, *latent_shape); logvar -inf without noise."""
 
     def __init__(self, cfg: Config):
         super().__init__()
@@ -211,12 +212,14 @@ class Encoder(nn.Module):
             self.mu = nn.Linear(c_in * size**2, cfg.latent_channels)
             self.logvar = nn.Linear(c_in * size**2, cfg.latent_channels)
         else:
-            self.mu = conv3x3(c_in, cfg.latent_channels)
-            self.logvar = conv3x3(c_in, cfg.latent_channels)
+            self.mu = conv3x3(c_in, cfg.code_channels)
+            self.logvar = None if cfg.num_codes else conv3x3(c_in, cfg.code_channels)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         h = self.stages(x)
-        return self.mu(h), self.logvar(h)
+        mu = self.mu(h)
+        logvar = torch.full_like(mu, -math.inf) if self.logvar is None else self.logvar(h)
+        return mu, logvar
 
 
 class Decoder(nn.Module):
@@ -231,7 +234,7 @@ class Decoder(nn.Module):
         if cfg.latent == "vector":
             self.first = nn.Linear(cfg.latent_channels, c_in * side**2)
         else:
-            self.first = conv3x3(cfg.latent_channels, c_in)
+            self.first = conv3x3(cfg.code_channels, c_in)
         self.stages = nn.Sequential()  # 4x4x512 => ... => 64x64x32, and 128x128x32 without a block
         for c_out, size in zip(widths, sizes, strict=False):
             self.stages.append(make_stage(UpBlock(c_in, c_out, cfg), c_out, size, cfg))
@@ -309,16 +312,19 @@ class VAE(nn.Module):
     """The variational autoencoder that `cfg` describes (Kingma and Welling 2014).
 
     `x_hat, mu, logvar = model(x)`: x, x_hat float (B, C, S, S) in [0, 1]; mu, logvar
-    (B, *latent_shape) float32, logvar the natural log of the variance.
+    (B, *latent_shape) float32, logvar the natural log of the variance. Where the latent is
+    quantised (`quantiser` is not None), mu is not yet rounded, logvar is -inf, sigma 0: rounding is
+    what `decode` begins with. See `quantise`.
     """
 
     def __init__(self, cfg: Config):
         super().__init__()
         self.cfg = cfg
         self.image_shape = (cfg.in_channels, cfg.image_size, cfg.image_size)
-        n, side = cfg.latent_channels, stage_sizes(cfg)[-1]
+        n, side = cfg.code_channels, stage_sizes(cfg)[-1]
         self.latent_shape = (n,) if cfg.latent == "vector" else (n, side, side)
         self.encoder = Encoder(cfg)
+        self.quantiser = quantiser_for(cfg)
         self.linear = None
         if cfg.start == "linear":
             self.linear = LinearVAE.blank(n, cfg.in_channels, cfg.image_size)
@@ -341,6 +347,8 @@ class VAE(nn.Module):
             # half precision would cost the linear picture its last digits
             with torch.autocast(x.device.type, enabled=False):
                 mu = mu + self.linear.encode(x)[0]
+        if self.quantiser is not None:
+            return self.quantiser.bound(mu), logvar
         c = self.cfg.logvar_clamp or math.inf
         return mu, logvar.clamp(-c, c)
 
@@ -355,6 +363,9 @@ class VAE(nn.Module):
         if self.linear is not None:
             with torch.autocast(z.device.type, enabled=False):
                 z = self.linear.decode(z)
+        if self.quantiser is not None:
+            with torch.autocast(z.device.type, enabled=False):
+                z = self.quantiser(z.float())
         return self.decoder(z.to(next(self.parameters()).dtype))
 
     def forward(self, x: Tensor, sample=True, decoder_only=False) -> tuple[Tensor, Tensor, Tensor]:
@@ -370,6 +381,26 @@ class VAE(nn.Module):
         """decode(mean of q(z|x)): the reconstruction without sampling noise."""
         mu, _ = self.encode(x)
         return self.decode(mu)
+
+    @torch.no_grad()
+    def code_indices(self, x: Tensor) -> Tensor:
+        """Which code each place of the map has: x as in `encode` -> int64 (B, H, W), from 0.
+        ValueError where codes are not quantised."""
+        self.check_quantised()
+        return self.quantiser.indices(self.encode(x)[0])
+
+    @torch.no_grad()
+    def decode_indices(self, indices: Tensor) -> Tensor:
+        """The images of int64 (B, H, W), as `code_indices` gives them. ValueError for others."""
+        self.check_quantised()
+        check_shape("indices", indices, self.latent_shape[1:])
+        if not ((indices >= 0) & (indices < self.quantiser.num_codes)).all():
+            raise ValueError(f"indices should be from 0 to {self.quantiser.num_codes - 1}")
+        return self.decode(self.quantiser.lookup(indices))
+
+    def check_quantised(self) -> None:
+        if self.quantiser is None:
+            raise ValueError(f"latent={self.cfg.latent!r} has no codes to count: take fsq or vq")
 
     @torch.no_grad()
     def start_at(self, linear: LinearVAE) -> None:
@@ -416,7 +447,8 @@ def initialise(model: VAE, cfg: Config) -> None:
                 nn.init.zeros_(module.main[-1].weight)
     # mu and logvar start near 0: the latents start at N(0, 1)
     if cfg.latent_init_gain:
-        for head in (model.encoder.mu, model.encoder.logvar):
+        heads = (model.encoder.mu, model.encoder.logvar)
+        for head in filter(None, heads):  # quantised codes have no logvar
             nn.init.xavier_uniform_(head.weight, gain=cfg.latent_init_gain)
             nn.init.zeros_(head.bias)
 

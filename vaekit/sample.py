@@ -2,7 +2,7 @@
 
 A decoder is only as good as the codes it is given. Training asks codes to look like N(0, I), the
 prior. Where they do not, fit them after training and draw from the fit: here a Gaussian, in
-`priors/` a mixture of Gaussians and a flow. Source: Ghosh et al. 2020, arXiv 1903.12436.
+`priors/` a mixture of Gaussians and flow matching. Source: Ghosh et al. 2020, arXiv 1903.12436.
 """
 
 from dataclasses import dataclass
@@ -49,6 +49,20 @@ class Prior:
         return torch.from_numpy(z).float()
 
 
+class UniformCodes:
+    """Quantised: at every place one of the model's codes, all equally likely."""
+
+    def __init__(self, model):
+        self.quantiser = model.quantiser
+        self.shape = model.latent_shape[1:]
+
+    def sample(self, n: int, temperature: float = 1.0, seed: int = 0) -> Tensor:
+        """z (n, *latent_shape) float32, CPU; no temperature changes it."""
+        rng = np.random.default_rng(seed)
+        indices = torch.from_numpy(rng.integers(self.quantiser.num_codes, size=(n, *self.shape)))
+        return self.quantiser.lookup(indices).cpu()
+
+
 @dataclass
 class Gaussian:
     """z = mean + scale * (y @ basis + noise * e), y ~ N(0, stds^2), e ~ N(0, I).
@@ -86,23 +100,50 @@ def check_kind(kind: str) -> None:
         raise ValueError(f"sampler={kind!r} is not one of {', '.join(SAMPLERS)}")
 
 
-def fit_sampler(mu: Tensor, logvar: Tensor, kind: str, seed: int = 0) -> Prior | Gaussian:
+def fit_sampler(
+    mu: Tensor, logvar: Tensor, kind: str, seed: int = 0, labels: Tensor | None = None
+) -> Prior | Gaussian:
     """A sampler fitted to the aggregated posterior: mu, logvar (N, *latent_shape) as encoded.
 
     "prior" needs no fit. "gaussian" has the full covariance, shrunk (Ledoit and Wolf 2004). "gmm"
-    and "flow" put a mixture, or a learned flow, in its place in the leading principal directions.
-    ValueError for another kind, or N < 2.
+    and "flow" put a mixture, or flow matching, in its place in the leading principal directions;
+    one that gains nothing on held-out codes is the Gaussian, one that is given labels (N,) can be
+    asked for a class, see `FlowMatching`. ValueError for another kind, or N < 2.
     """
     check_kind(kind)
     if kind == "prior":
         return Prior(tuple(mu.shape[1:]))
     if len(mu) < 2:
         raise ValueError(f"a {kind} sampler cannot be fitted to {len(mu)} image")
+    gaussian, y = principal_gaussian(mu, logvar, kind)
+    if kind == "gaussian":
+        return gaussian
+    if kind == "gmm":
+        from vaekit.priors.mixture import fit_mixture
+
+        return fit_mixture(gaussian, y, seed)
+    from vaekit.priors.flow import fit_flow
+
+    flow = fit_flow(gaussian, y, seed, labels)
+    if flow is None:  # nothing is gained
+        return fit_sampler(mu, logvar, "gaussian")
+    return flow
+
+
+def principal_gaussian(mu: Tensor, logvar: Tensor, kind: str) -> tuple[Gaussian, np.ndarray]:
+    """The Gaussian of all codes, and where the means lie in its leading directions, (N, d).
+
+    "gaussian": its covariance is shrunk, (1 - a) S + a tr(S)/D I (Ledoit and Wolf 2004). "flow":
+    directions lead that the encoder is sure of, whatever their variance: where the code is white,
+    as that of `start="linear"`, all variances are alike, and say nothing.
+    """
     from sklearn.covariance import ledoit_wolf_shrinkage
     from sklearn.decomposition import PCA
 
     mu, logvar = mu.cpu().double(), logvar.cpu().double()
     mean, scale = mu.mean(0), channel_scale(mu, logvar)
+    if kind == "flow":
+        scale = logvar.exp().mean(0).sqrt()
     x = ((mu - mean) / scale).flatten(1).numpy()  # (N, D)
     # E sigma^2
     noise = (logvar.exp().mean(0) / scale**2).flatten().numpy()
@@ -110,7 +151,8 @@ def fit_sampler(mu: Tensor, logvar: Tensor, kind: str, seed: int = 0) -> Prior |
     solver = "covariance_eigh" if n > d else "full"
     pca = PCA(min(n - 1, d), svd_solver=solver).fit(x)
     variance = pca.explained_variance_
-    if kind == "gaussian":  # (1 - a) S + a tr(S)/D I
+    y = x @ pca.components_[: count_leading(variance, n)].T
+    if kind == "gaussian":
         a = ledoit_wolf_shrinkage(x, assume_centered=True)
         variance = (1 - a) * variance
         noise = noise + a * x.var(0).mean()
@@ -122,14 +164,7 @@ def fit_sampler(mu: Tensor, logvar: Tensor, kind: str, seed: int = 0) -> Prior |
         stds=np.sqrt(variance),
         noise=np.sqrt(noise),
     )
-    if kind == "gaussian":
-        return gaussian
-    from vaekit.priors.flow import fit_flow
-    from vaekit.priors.mixture import fit_mixture
-
-    y = (x @ pca.components_.T)[:, : count_leading(variance, n)]
-    fit = fit_mixture if kind == "gmm" else fit_flow
-    return fit(gaussian, y, seed)
+    return gaussian, y
 
 
 def channel_scale(mu: Tensor, logvar: Tensor) -> Tensor:
@@ -156,14 +191,24 @@ def sample_latents(
     """z (n, *latent_shape) on the model's device; see `fit_sampler` for the kinds.
 
     fit_on: the training images (Split or tensor), which all but "prior" encode; to draw twice
-    without fitting twice, call `fit_sampler` and its `.sample`. ValueError for an unknown sampler,
-    or a missing fit_on.
+    without fitting twice, call `fit_sampler` and its `.sample`. Of a quantised latent "prior" has
+    all codes equally likely, and "codes" is a transformer that learns which follow which, see
+    `priors.tokens`. ValueError for an unknown sampler, one that the latent does not have, or a
+    missing fit_on.
     """
-    check_kind(sampler)
+    quantiser = getattr(model, "quantiser", None)
+    if sampler != "codes":
+        check_kind(sampler)
+    elif quantiser is None:
+        raise ValueError("sampler='codes' needs quantised codes: latent='fsq' or 'vq'")
     if sampler == "prior":
-        fitted = Prior(model.latent_shape)
+        fitted = Prior(model.latent_shape) if quantiser is None else UniformCodes(model)
     elif fit_on is None:
         raise ValueError(f"sampler={sampler!r} is fitted to latents: give fit_on=data.train")
+    elif sampler == "codes":
+        from vaekit.priors.tokens import fit_codes
+
+        fitted = fit_codes(model, fit_on, seed=seed)
     else:
         fitted = fit_sampler(*encode_all(model, fit_on), sampler, seed)
     z = fitted.sample(n, temperature, seed)

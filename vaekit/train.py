@@ -21,6 +21,7 @@ from vaekit.linear import SMALL, linear_vae
 from vaekit.losses import beta_elbo, kl_share, vae_loss
 from vaekit.model import VAE
 from vaekit.place.device import choose_device, choose_precision
+from vaekit.quantise import code_use
 from vaekit.schedules import BetaBand, Plateau, final_objective
 
 OPTIMIZERS = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}
@@ -120,7 +121,8 @@ class Trainer:
             sample = epoch >= self.cfg.epochs_phase1
             rests = schedules.decoder_only(self.cfg, epoch)
             x_hat, mu, logvar = self.model(x, sample, rests)
-            loss = vae_loss(x_hat, x, mu, logvar, self.cfg, self.beta, self.features)
+            prices = self.cfg, self.beta, self.features, self.raw.quantiser
+            loss = vae_loss(x_hat, x, mu, logvar, *prices)
         if self.critic:
             loss.terms["critic"] = self.meet_critic(x, x_hat, epoch, share)
         self.scaler.scale(self.objective(loss.total) * share).backward()
@@ -170,7 +172,8 @@ class Trainer:
     def run_epoch(self) -> dict[str, float]:
         """Train on all whole batches, validate, adapt; the history's new row."""
         cfg = self.cfg
-        if cfg.rescale_latents and self.epoch == cfg.epochs_phase1 > 0:
+        quantised = self.raw.quantiser is not None  # and has a scale already
+        if cfg.rescale_latents and not quantised and self.epoch == cfg.epochs_phase1 > 0:
             self.begin_phase2()
         train_means = self.train_epoch()
         val_means = self.validate()
@@ -216,25 +219,32 @@ class Trainer:
     def validate(self) -> dict[str, float]:
         """Loss terms on the validation images: averaged weights, z sampled with fixed noise (in
         phase 1 the mean, as it trains). `loss` is the objective at the `final_beta`, without free
-        bits, so that epochs can be compared; `train_loss` has the beta of its own epoch."""
+        bits, so that epochs can be compared; `train_loss` has the beta of its own epoch. Of
+        quantised codes also `quantise.code_use`."""
         cfg = self.cfg
         split = self.data.val
         noise = torch.Generator().manual_seed(cfg.seed)
         scale = 0.0 if self.phase == 1 else 1.0
         no_floor = cfg.replace(free_bits=0.0)
         sums = 0
+        indices = []
+        quantiser = self.ema.quantiser
         size = cfg.batch_size // self.parts
         for x in batches(split, size, self.device, channels_last=cfg.channels_last):
             eps = scale * torch.randn(len(x), *self.raw.latent_shape, generator=noise)
             with self.autocast():
                 mu, logvar = self.ema.encode(x)
                 x_hat = self.ema.decode(mu + (0.5 * logvar).exp() * eps.to(self.device))
-                loss = vae_loss(x_hat, x, mu, logvar, no_floor, self.final_beta, self.features)
+                prices = no_floor, self.final_beta, self.features, quantiser
+                loss = vae_loss(x_hat, x, mu, logvar, *prices)
+            if quantiser is not None:
+                indices.append(quantiser.indices(mu).flatten())
             sums = sums + torch.stack(list(loss.terms.values())) * len(x)
         # every process has measured all of it; a mean, so that none decides for itself
         totals = self.accelerator.reduce(sums, "mean").tolist()
         means = {name: total / len(split) for name, total in zip(loss.terms, totals, strict=True)}
-        return means | {"psnr": -10 * math.log10(max(means["mse"], 1e-10))}
+        means["psnr"] = -10 * math.log10(max(means["mse"], 1e-10))
+        return means | (code_use(torch.cat(indices), quantiser.num_codes) if indices else {})
 
     @torch.no_grad()
     def begin_phase2(self) -> None:

@@ -60,8 +60,12 @@ def title_of(run) -> str:
     """The name of a run's folder; of a model in its place: "linear VAE, 256 numbers"."""
     if hasattr(run, "path"):
         return run.path.name
-    kind = "linear VAE" if isinstance(run, LinearVAE) else type(run).__name__
-    return f"{kind}, {math.prod(run.latent_shape)} numbers"
+    if isinstance(run, LinearVAE):
+        return f"linear VAE, {run.latent_shape[0]} numbers"
+    if getattr(run, "quantiser", None) is not None:
+        places = math.prod(run.latent_shape[1:])
+        return f"{type(run).__name__}, {places} places, {run.quantiser.num_codes} codes"
+    return f"{type(run).__name__}, {math.prod(run.latent_shape)} numbers"
 
 
 def compare(run_a, run_b, test) -> Comparison:

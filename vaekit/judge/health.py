@@ -124,6 +124,8 @@ def diagnose(model, split, seed: int = 0, batch_size: int = 64, train=None) -> D
     if n < 2:
         raise ValueError(f"a latent space cannot be judged by {n} image")
     mu, logvar = encode_all(model, split, batch_size)
+    if logvar.isneginf().all():
+        raise ValueError("quantised codes have no noise to judge: see val_perplexity in history")
     if not (mu.isfinite().all() and logvar.isfinite().all()):
         raise ValueError("the codes are not finite: this model has diverged")
     generator = torch.Generator().manual_seed(seed)

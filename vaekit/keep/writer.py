@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vaekit.data import as_float
 from vaekit.keep import checkpoint
-from vaekit.sample import decode_all, encode_all
+from vaekit.sample import decode_all, encode_all, sample_latents
 
 SAVE_SECONDS = 30  # between checkpoints of short epochs; the end of a phase always saves
 
@@ -74,8 +74,7 @@ class RunWriter:
 
         model = self.trainer.ema
         x = as_float(self.trainer.data.val.images[:8])
-        noise = torch.Generator().manual_seed(self.run.cfg.seed)
-        z = torch.randn(8, *model.latent_shape, generator=noise)
+        z = sample_latents(model, 8, seed=self.run.cfg.seed)
         size = self.run.cfg.batch_size // self.trainer.parts
         copies = decode_all(model, encode_all(model, x, size)[0], size)
         grid = make_grid(torch.cat([x, copies, decode_all(model, z, size)]), nrow=8)

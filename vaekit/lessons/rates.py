@@ -21,7 +21,7 @@ from vaekit.plots import COLOURS
 class Point(NamedTuple):
     """A model on the rate-distortion plane: means over images, pixels in [0, 1]."""
 
-    rate: float  # KL(q(z|x) || p(z)), nats an image
+    rate: float  # KL(q(z|x) || p(z)), nats an image; `Quantiser.kl` where codes are quantised
     mse: float  # of decode(z), z drawn from q(z|x)
     ssim: float  # the same
     mse_of_mean: float  # of decode(mu): it uses digits of mu that the rate does not count
@@ -36,8 +36,10 @@ def measure(model, images, seed: int = 0) -> Point:
             mu, logvar = model.encode(x)
             eps = torch.randn(mu.shape, generator=generator)
             x_hat = model.decode(mu + (0.5 * logvar).exp() * eps.to(device))
+            quantiser = getattr(model, "quantiser", None)
+            kl = kl_per_image(mu, logvar) if quantiser is None else quantiser.kl(mu)
             numbers = [
-                kl_per_image(mu, logvar),
+                kl,
                 mse_per_image(x_hat, x),
                 ssim_per_image(x_hat, x),
                 mse_per_image(model.decode(mu), x),

@@ -29,6 +29,16 @@ def interpolate(z_a: Tensor, z_b: Tensor, steps: int, how: str = "linear") -> Te
     return a.view(shape) * z_a + b.view(shape) * z_b
 
 
+def between_neighbours(mu: Tensor) -> Tensor:
+    """Half way from each code (N, *latent_shape) to its nearest neighbour among the others.
+
+    The Fréchet distance of what these decode to tells, before any prior is fitted, how well a
+    latent can be sampled from. Source: Xu et al. 2026, arXiv 2603.05630. N of 2 at least.
+    """
+    apart = torch.cdist(mu.flatten(1), mu.flatten(1)).fill_diagonal_(torch.inf)
+    return (mu + mu[apart.argmin(1)]) / 2
+
+
 def principal_directions(mu: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
     """mean (*latent_shape), the k largest directions (k, *latent_shape) of unit norm, std (k,).
 

@@ -1,0 +1,162 @@
+"""Which prior for how many images, and from when does one copy them?
+
+    python benchmarks/priors.py --data DIR --runs OUT --out benchmarks/priors.json
+
+Trains one model on all training images (OUT keeps it), or with `--preset linear` fits the linear
+VAE. Then, for each N and seed, fits priors to the codes of N training images, and judges as many
+samples as there are test images: Fréchet excess over real against real, precision and coverage by
+a CNN that learnt here to tell the classes apart and that no model listened to; sharpness; and
+`memorisation` of those N images. "flow, 500 steps" is the flow without early stopping. "half way"
+has no prior: the codes half way between neighbours. A row that is in the file already is not made
+again: the script goes on where it was stopped.
+"""
+
+import argparse
+import json
+import os
+import platform
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import vaekit
+from vaekit import metrics, sample
+from vaekit.data import as_float
+from vaekit.judge import distances, networks
+from vaekit.judge.rows import distance_rows
+from vaekit.priors.directions import between_neighbours
+from vaekit.priors.flow import FlowMatching, train_velocity
+
+KINDS = ("prior", "gaussian", "gmm", "flow", "half way")
+STEPS = (100, 300, 1000, 3000)  # of training, without early stopping
+COUNTS = (100, 300, 1000, 4000)
+LOOKED_AT = ("frechet excess", "precision", "coverage")
+
+
+class Bench:
+    """One model, its codes, one judge, and what the judge sees in the images."""
+
+    def __init__(self, model, data, judge, most: int):
+        self.model, self.judge = model, judge
+        order = torch.from_numpy(np.random.default_rng(0).permutation(len(data.test)))
+        self.test = data.test.images[order[:most]]
+        self.mu, self.logvar = sample.encode_all(model, data.train)
+        self.seen = networks.feature_vectors(data.train, judge)
+        self.unseen = networks.feature_vectors(self.test, judge)
+
+    def row(self, kind: str, n: int, seed: int) -> dict:
+        """Everything measured of one prior, fitted to n training images drawn with this seed."""
+        rows = np.random.default_rng(seed).permutation(len(self.mu))
+        others, rows = self.seen[rows[::-1]], rows[:n]
+        mu, logvar, seen = self.mu[rows], self.logvar[rows], self.seen[rows]
+        z, seconds = draw(kind, mu, logvar, len(self.test), seed)
+        images = sample.decode_all(self.model, z)
+        fake = networks.feature_vectors(images, self.judge)
+        table = distance_rows({kind: fake}, self.unseen, others, "", seed)
+        found = {r["metric"]: r for r in table}
+        copies = distances.memorisation(fake, seen, self.unseen)
+        new = distances.memorisation(self.unseen, seen, self.unseen)
+        result = {"prior": kind, "n": n, "seed": seed}
+        for name in LOOKED_AT:
+            result[name] = [found[name][key] for key in ("value", "low", "high")]
+        result |= {
+            "judged by": found["coverage"]["n"],
+            "sharpness": metrics.sharpness_ratio(images, as_float(self.test)),
+            "distance ratio": float(np.median(copies.distances) / np.median(new.distances)),
+            "closer": copies.closer,
+            "stands out": copies.stands_out,
+            "authentic": copies.authentic,
+            "memorises": copies.memorises,
+        }
+        return {key: rounded(value) for key, value in (result | seconds).items()}
+
+
+def draw(kind: str, mu, logvar, n: int, seed: int) -> tuple[torch.Tensor, dict]:
+    """n codes of one kind, and the seconds of the processor that they took."""
+    began = time.process_time()
+    if kind == "half way":
+        z = between_neighbours(mu)[torch.arange(n) % len(mu)]
+        return z, {}
+    if kind in sample.SAMPLERS:
+        sampler = sample.fit_sampler(mu, logvar, kind, seed)
+    else:  # "flow, 500 steps"
+        gaussian, y = sample.principal_gaussian(mu, logvar, "flow")
+        x = torch.from_numpy(y / gaussian.stds[: y.shape[1]]).float()
+        _, velocity = train_velocity(x, None, seed, int(kind.split()[1]), patience=None)
+        sampler = FlowMatching(**vars(gaussian), velocity=velocity)
+    fitted = time.process_time()
+    z = sampler.sample(n, seed=seed)
+    drawn = 1000 * (time.process_time() - fitted) / n
+    return z, {"seconds to fit": fitted - began, "seconds for 1000": drawn}
+
+
+def rounded(value):
+    if isinstance(value, list):
+        return [rounded(v) for v in value]
+    return float(f"{value:.4g}") if isinstance(value, float) else value
+
+
+def trained(given, data, cfg):
+    """The linear VAE, of as many numbers as `sharp` has, or a run of the preset."""
+    if given.preset == "linear":
+        return vaekit.linear_vae(data.train, cfg.latent_channels)
+    return vaekit.fit(cfg, data, out=given.runs).model
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--data", help="as VAEKIT_DATA; default: the bundled films")
+    parser.add_argument("--name", help="of the data, in the file; default: where it was found")
+    parser.add_argument("--preset", default="sharp", help="or linear")
+    parser.add_argument("--epochs", type=int, help="of phase 2; default: the profile's")
+    parser.add_argument("--size", type=int, help="pixels; default: the profile's")
+    parser.add_argument("--runs", help="where the run is kept")
+    parser.add_argument("--counts", type=int, nargs="*", default=COUNTS)
+    parser.add_argument("--steps", type=int, nargs="*", default=STEPS)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--test", type=int, default=400, help="test images, at most")
+    parser.add_argument("--judge", help="a network of `load_judges`; default: a CNN trained here")
+    parser.add_argument("--out", type=Path, required=True)
+    given = parser.parse_args()
+    name = "sharp" if given.preset == "linear" else given.preset
+    changes = {"dataset": "fashion_mnist"} if name == "fashion_mnist" else {}
+    cfg = vaekit.preset(name, data_path=given.data, epochs_phase2=given.epochs, max_images=0,
+                        image_size=given.size, **changes)  # fmt: skip
+    data = vaekit.load_data(cfg)
+    model = trained(given, data, cfg)
+    judge = networks.train_judge(data.train, max_seconds=1e9) if given.judge is None else None
+    if judge is None:
+        (judge,) = networks.load_judges([given.judge])
+    file = json.loads(given.out.read_text()) if given.out.exists() else {"sets": {}}
+    key = f"{given.name or data.source}, {given.preset}"
+    rows = file["sets"].setdefault(key, {"rows": []})
+    rows |= {
+        "command": " ".join(["python", *sys.argv]),
+        "train": len(data.train),
+        "test": min(len(data.test), given.test),
+        "size": cfg.image_size,
+        "judge": networks.network_name(judge),
+        "processor": f"{platform.machine()}, {torch.get_num_threads()} threads",
+    }
+    done = {(r["prior"], r["n"], r["seed"]) for r in rows["rows"]}
+    bench = Bench(model, data, judge, given.test)
+    kinds = [*KINDS, *(f"flow, {steps} steps" for steps in given.steps)]
+    counts = sorted({min(n, len(data.train)) for n in given.counts})
+    for seed in range(given.seeds):
+        for n in counts:
+            for kind in kinds:
+                if (kind, n, seed) in done:
+                    continue
+                found = bench.row(kind, n, seed)
+                print(json.dumps(found), flush=True)
+                rows["rows"].append(found)
+                kept = given.out.with_suffix(".part")
+                kept.write_text(json.dumps(file, indent=1) + "\n")
+                os.replace(kept, given.out)
+
+
+if __name__ == "__main__":
+    main()
