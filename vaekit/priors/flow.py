@@ -20,7 +20,7 @@ from vaekit.train import update_ema
 SIZES = (8, 32)  # how many coordinates it may move
 LEAST = 20  # codes, below which there is nothing to hold out
 STEPS = 25  # of the midpoint rule, from noise to code: twice as many calls of the network
-MOST_STEPS = 1500  # of training; fewer where there are few codes
+MOST_STEPS = 800  # of training; fewer where there are few codes
 BATCH = 128
 LOOK = 50  # training steps between two looks at what is held out
 NO_CLASS = 0.15  # share of training codes whose class is not told, for guidance
