@@ -35,6 +35,14 @@ SETS = {  # what is added to a preset; "films" are real ones, "bundled" the draw
     "faces": COLOUR
     | {"dataset": "celeba", "fit": "crop", "crop": 140 / 178, "max_images": 4000, "image_size": 64},
 }
+# All but the bundled films were measured before the profile quick had half the channels.
+WIDE = {"sharp": (32, 64, 128), "chest_xray": (32, 64, 128, 256, 512)}
+HALF = {"widths": (16, 32, 64)}
+TRUE = {
+    "critic_share": 0.0,
+    "band_weight": 0.0,
+    "perceptual_weight": 0.0,
+}  # nothing but L1 and SSIM
 MODELS = {
     "pca": None,
     "published": {"preset": "chest_xray"},
@@ -47,6 +55,10 @@ MODELS = {
     "sharp, random start": {"preset": "sharp", "start": "random"},
     "sharp, six minutes": {"preset": "sharp", "epochs_phase2": 125},
     "sharp, no critic, six minutes": {"preset": "sharp", "epochs_phase2": 125, "critic_share": 0.0},
+    "published, half as wide": {"preset": "chest_xray", "widths": (16, 32, 64, 128, 256)},
+    "sharp, half as wide": {"preset": "sharp"} | HALF,
+    "sharp, half as wide, six minutes": {"preset": "sharp", "epochs_phase2": 125} | HALF,
+    "true, half as wide": {"preset": "sharp", "epochs_phase2": 60} | TRUE | HALF,
 }
 COMPARED = {  # everything on real films; elsewhere what the claims need
     "films": list(MODELS),
@@ -61,6 +73,8 @@ def config(where: str, model: str, seed: int) -> vaekit.Config:
     changes = dict(MODELS[model] or MODELS["sharp"])
     name = changes.pop("preset")
     values = SETS[where] | {"seed": seed, "profile": "quick"}
+    if where != "bundled":
+        values["widths"] = WIDE[name]
     values |= {"epoch_images": 320, "batch_size": 8, "epochs_phase1": 0}
     values |= {"epochs_phase2": 20} | changes
     if name == "chest_xray":
