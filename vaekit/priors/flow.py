@@ -130,8 +130,7 @@ def fit_flow(gaussian: Gaussian, y: np.ndarray, seed: int = 0, labels=None) -> F
     for size in sorted({min(size, d) for size in SIZES}):
         gains, velocity = train_velocity(x[:, :size], labels, seed, steps)
         gain = size * max(gains)  # in squared error, summed
-        asked = best is None and labels is not None
-        if gain > best_gain or asked:
+        if gain > best_gain or (best is None and labels is not None):
             best_gain = gain
             best = velocity
     if best is None:
