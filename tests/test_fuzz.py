@@ -153,7 +153,7 @@ def test_the_shape_law(size, widths, channels, latents, stem, attention, data):
     with torch.no_grad():
         x_hat, mu, logvar = vae(x)
     side = math.ceil(size / 2 ** len(widths))  # rounding up at each halving comes to the same
-    law = (latents,) if cfg.latent == "vector" else (latents, side, side)
+    law = (latents,) if cfg.latent == "vector" else (cfg.code_channels, side, side)
     assert x_hat.shape == x.shape and vae.latent_shape == law
     assert mu.shape == logvar.shape == (2, *law) and x_hat.isfinite().all()
     COUNT["shapes: hold"] += 1

@@ -101,16 +101,16 @@ class VQ(Quantiser):
 
     def forward(self, z: Tensor) -> Tensor:
         if self.training and z.requires_grad and torch.is_grad_enabled():
-            self.learn(z.detach().movedim(1, -1).flatten(0, 2))
+            self.learn(z.detach().permute(0, 2, 3, 1).flatten(0, 2))
         return super().forward(z)
 
     def indices(self, z: Tensor) -> Tensor:
-        vectors = z.movedim(1, -1)
+        vectors = z.permute(0, 2, 3, 1)
         nearest = torch.cdist(vectors.flatten(0, 2), self.codebook).argmin(1)
         return nearest.view(vectors.shape[:-1])
 
     def lookup(self, indices: Tensor) -> Tensor:
-        return self.codebook[indices.to(self.codebook.device)].movedim(-1, 1)
+        return self.codebook[indices.to(self.codebook.device)].permute(0, 3, 1, 2)
 
     @torch.no_grad()
     def learn(self, vectors: Tensor) -> None:
