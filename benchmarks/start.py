@@ -38,11 +38,8 @@ SETS = {  # what is added to a preset; "films" are real ones, "bundled" the draw
 # All but the bundled films were measured before the profile quick had half the channels.
 WIDE = {"sharp": (32, 64, 128), "chest_xray": (32, 64, 128, 256, 512)}
 HALF = {"widths": (16, 32, 64)}
-TRUE = {
-    "critic_share": 0.0,
-    "band_weight": 0.0,
-    "perceptual_weight": 0.0,
-}  # nothing but L1 and SSIM
+# nothing but L1 and SSIM
+TRUE = {"critic_share": 0.0, "band_weight": 0.0, "perceptual_weight": 0.0}
 MODELS = {
     "pca": None,
     "published": {"preset": "chest_xray"},
