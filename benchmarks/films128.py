@@ -1,0 +1,222 @@
+"""Real films at 128 px: PCA, the published system, `sharp` and MONAI, an hour of one core each.
+
+    python benchmarks/films128.py --work DIR                    # every case in turn
+    python benchmarks/films128.py --work DIR sharp/0 monai/0    # these
+
+Wants `chest_xray_224` (Kermany, 4,432 films to train on) below VAEKIT_DATA, and the weights of
+SqueezeNet, LPIPS and VGG-19 in VAEKIT_WEIGHTS. Every case has 1,024 numbers. DIR keeps a checkpoint
+every epoch, from which a case that was stopped goes on, and samples; what was measured goes to
+results/films128.json: a curve on 128 test films, and everything `evaluate` finds on all of them.
+One thread a case: its hours are those of one core, whatever else the machine did.
+"""
+
+import argparse
+import copy
+import dataclasses
+import json
+import os
+import time
+from pathlib import Path
+
+import torch
+from fast_forms import processor
+
+import vaekit
+from vaekit.data import Split
+from vaekit.features import feature_loss
+from vaekit.judge import distances, networks
+from vaekit.lessons import sweeps
+from vaekit.losses import kl_per_image
+from vaekit.sample import decode_all, encode_all, sample_latents
+from vaekit.train import Trainer
+
+RESULTS = sweeps.RESULTS / "films128.json"
+BUDGET = 3200  # CPU seconds of training; `sharp` sees 24,000 images in it on AVX512
+EPOCH_IMAGES, BATCH = 1200, 8
+WATCHED = 128  # test films of the curve
+NUM_SAMPLES = 512
+COMMON = {"dataset": "chest_xray", "profile": "full", "image_size": 128, "max_images": 0}
+COMMON |= {"features": "squeezenet", "epoch_images": EPOCH_IMAGES, "batch_size": BATCH}
+SHARP = {"preset": "sharp", "widths": (32, 64, 128, 128), "epochs_phase2": 20}
+TRUE = {"critic_share": 0.0, "band_weight": 0.0, "perceptual_weight": 0.0}
+# the rates that suit a short run are those of the profile quick
+SHORT = {"lr_phase1": 2e-3, "lr_phase2": 2e-3, "lr_warmup": 0.02, "lr_schedule_phase1": "constant"}
+SHORT |= {"lr_schedule_phase2": "cosine"}
+PUBLISHED = {"preset": "chest_xray"} | SHORT
+ONE_PHASE = {"epochs_phase1": 0, "rescale_latents": False}
+MODELS = {  # what is added to COMMON; where epochs are not given they fill the budget
+    "pca": SHARP,
+    "sharp": SHARP,
+    "true": SHARP | TRUE,
+    "published": PUBLISHED,
+    "monai": PUBLISHED | ONE_PHASE,
+}
+CASES = ("pca/0", "sharp/0", "monai/0", "sharp/1", "published/0", "true/0")
+
+
+def config(model: str, seed: int) -> vaekit.Config:
+    values = COMMON | MODELS[model] | {"seed": seed}
+    values["data_path"] = str(Path(os.environ["VAEKIT_DATA"]) / "chest_xray_224")
+    return vaekit.preset(values.pop("preset"), **values)
+
+
+def with_network(trainer: Trainer, network: torch.nn.Module) -> None:
+    """Train `network` in place of ours: same data, loss, rates and averaging."""
+    network.latent_shape = trainer.raw.latent_shape
+    network.quantiser, network.cfg = None, trainer.cfg
+    trainer.raw = trainer.model = network
+    trainer.ema = copy.deepcopy(network).eval().requires_grad_(False)
+    trainer.optimizer = trainer.new_optimizer()
+
+
+def new_trainer(cfg: vaekit.Config, data, model: str) -> Trainer:
+    trainer = Trainer(cfg, data, feature_loss(cfg, verbose=False))
+    if model == "monai":
+        from peers import Monai
+
+        class Network(Monai):
+            def forward(self, x, sample=True, decoder_only=False):
+                mu, logvar = self.encode(x)
+                return self.net.decode(self.reparameterize(mu, logvar)), mu, logvar
+
+            def reparameterize(self, mu, logvar, generator=None):
+                noise = torch.empty_like(mu).normal_(generator=generator)
+                return mu + (0.5 * logvar).exp() * noise
+
+            def reconstruct(self, x):
+                return self.decode(self.encode(x)[0])
+
+        torch.manual_seed(cfg.seed)
+        with_network(trainer, Network(cfg))
+    return trainer
+
+
+def filling(cfg: vaekit.Config, data, model: str) -> vaekit.Config:
+    """`cfg` with the epochs that fill the budget; a third of them phase 1 where there is one."""
+    if cfg.preset == "sharp":
+        return cfg
+    trainer = new_trainer(cfg, data, model)
+    trainer.model.train()
+    times = []
+    for x, _ in trainer.epoch_batches():
+        trainer.step(x, float(cfg.epochs_phase1))
+        times.append(time.process_time())
+        if len(times) == 13:
+            break
+    epochs = max(3, round(BUDGET / ((times[-1] - times[3]) / 9 * EPOCH_IMAGES / BATCH)))
+    first = epochs // 3 if cfg.epochs_phase1 else 0
+    changes = {"epochs_phase1": first, "epochs_phase2": epochs - first}
+    return cfg.replace(**changes, beta_warmup=(epochs - first) // 2)
+
+
+def few(split: Split, n: int) -> torch.Tensor:
+    order = torch.randperm(len(split), generator=torch.Generator().manual_seed(0))
+    return split.images[order[:n]]
+
+
+def scores(model, test, others, cfg, samples=None) -> dict:
+    """{metric, subject, judge: [value, low, high, n, floor]}."""
+    found = {}
+    for row in vaekit.evaluate(model, test, cfg, val=others, samples=samples):
+        judge = row["network"].split(",")[0].split(" ")[0]
+        name = " ".join(filter(None, (row["metric"], row["subject"], judge)))
+        values = [row["value"], row["low"], row["high"]]
+        found[name] = [None if v is None else round(v, 4) for v in values] + [row["n"]]
+        if row["floor"] is not None:
+            found[name].append(round(row["floor"], 4))
+    return found
+
+
+def curve_point(trainer: Trainer, data) -> dict:
+    test, others = few(data.test, WATCHED), few(data.train, WATCHED)
+    found = scores(trainer.ema, test, others, trainer.cfg)
+    shown = ("psnr", "ssim", "lpips", "sharpness ratio", "frechet ", "power", "feature")
+    return {k: v[0] for k, v in found.items() if k.startswith(shown) and "real" not in k}
+
+
+def trained(model: str, seed: int, work: Path, data):
+    """(trainer, facts): trained to its end, from its last checkpoint where there is one."""
+    file = work / f"{model}-{seed}.pt"
+    state = torch.load(file, weights_only=False) if file.exists() else None
+    cfg = vaekit.Config.from_dict(state["trainer"]["config"]) if state else None
+    cfg = cfg or filling(config(model, seed), data, model)
+    trainer = new_trainer(cfg, data, model)
+    curve, spent = [], 0.0
+    if state:
+        trainer.load_state_dict(state["trainer"])
+        curve, spent = state["curve"], state["seconds"]
+    while not trainer.done:
+        start = time.process_time()
+        row = trainer.run_epoch()
+        spent += time.process_time() - start
+        if trainer.epoch % 2 == 0 or trainer.done:
+            point = {"images": trainer.num_steps * BATCH, "core_seconds": round(spent, 1)}
+            curve.append(point | curve_point(trainer, data))
+        print(f"{model}/{seed} epoch {trainer.epoch} of {cfg.num_epochs}, {spent:.0f} s,"
+              f" loss {row['val_loss']:.4f}, psnr {row['val_psnr']:.2f}", flush=True)  # fmt: skip
+        state = {"trainer": trainer.state_dict(), "curve": curve, "seconds": spent}
+        torch.save(state, file.with_suffix(".tmp"))
+        os.replace(file.with_suffix(".tmp"), file)
+    facts = {"core_seconds": round(spent, 1), "images_seen": trainer.num_steps * BATCH}
+    return trainer.ema, facts | {"curve": curve}
+
+
+def copies(samples: torch.Tensor, data) -> dict:
+    """What `memorisation` finds in pixels, and in SqueezeNet's features."""
+    judges = {"pixels": None, "squeezenet": networks.load_judges(["squeezenet"])[0]}
+    found = {}
+    for name, judge in judges.items():
+        sets = (samples, data.train.images, data.test.images)
+        seen = distances.memorisation(*(networks.feature_vectors(s, judge) for s in sets))
+        found[name] = {k: round(getattr(seen, k), 4) for k in ("closer", "stands_out", "p")}
+        found[name] |= {"authentic": round(seen.authentic, 4), "memorises": bool(seen.memorises)}
+    return found
+
+
+def measure(model: str, seed: int, work: Path) -> dict:
+    cfg = config(model, seed)
+    data = vaekit.load_data(cfg, verbose=False)
+    # it is validated after every epoch
+    val = dataclasses.replace(data.val, images=few(data.val, WATCHED), labels=torch.zeros(WATCHED))
+    data = dataclasses.replace(data, val=val)
+    if model == "pca":
+        start = time.process_time()
+        net = vaekit.linear_vae(data.train, cfg.latent_channels, mirror=cfg.flip)
+        facts = {"core_seconds": round(time.process_time() - start, 1), "images_seen": 0}
+    else:
+        net, facts = trained(model, seed, work, data)
+    samples = {}
+    for kind in ("prior", "gmm"):
+        z = sample_latents(net, NUM_SAMPLES, kind, fit_on=data.train, seed=seed)
+        samples[kind] = decode_all(net, z)
+    torch.save(samples, work / f"{model}-{seed}-samples.pt")
+    found = scores(net, data.test.images, few(data.train, len(data.test)), cfg, samples)
+    mu, logvar = encode_all(net, data.test)
+    facts |= {"kl": round(kl_per_image(mu, logvar).mean().item(), 1)}
+    facts |= {"parameters": sum(p.numel() for p in net.parameters()), "train": len(data.train)}
+    facts |= {"test": len(data.test), "processor": processor(), "torch": torch.__version__}
+    facts |= {"precision": "fp32", "threads": torch.get_num_threads(), "seed": seed}
+    return facts | {"copies": copies(samples["prior"], data), "scores": found}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("cases", nargs="*", default=CASES)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    given.work.mkdir(parents=True, exist_ok=True)
+    for case in given.cases:
+        model, seed = case.split("/")
+        found = measure(model, int(seed), given.work)
+        # another case may have been measured meanwhile
+        done = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+        done[case] = found
+        draft = RESULTS.with_suffix(f".{os.getpid()}")
+        draft.write_text(json.dumps(done, indent=1) + "\n")
+        os.replace(draft, RESULTS)
+        print(case, "measured", flush=True)
+
+
+if __name__ == "__main__":
+    main()
