@@ -54,12 +54,18 @@ def splits(data):
 
 def same(a, b):
     """Two loads agree in everything but where they came from."""
-    facts = [(d.hash, d.classes, d.skipped, d.dropped, d.merged, d.remarks, d.who) for d in (a, b)]
+    facts = [(d.hash, d.classes, d.skipped, d.dropped, d.remarks, d.who, d.notes) for d in (a, b)]
     assert facts[0] == facts[1]
     for x, y in zip(splits(a), splits(b), strict=True):
         assert torch.equal(x.images, y.images) and torch.equal(x.labels, y.labels)
         assert (x.names, x.groups, x.classes) == (y.names, y.groups, y.classes)
     return True
+
+
+def joined(data):
+    """How many patients by name near-duplicates have joined to another, as the summary says."""
+    counts = [note.split(": ")[1] for note in data.notes if "near-duplicate" in note]
+    return sum(map(int, counts))
 
 
 def assert_apart(data):

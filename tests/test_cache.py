@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from films import config, film, load, make, same, splits, write, write_faces
+from films import config, film, joined, load, make, same, splits, write, write_faces
 
 import vaekit
 from vaekit.data import load_data
@@ -180,7 +180,7 @@ def test_without_patients_only_what_is_used_is_decoded_and_nothing_compared(tmp_
     monkeypatch.setattr(patients, "near_duplicates", None)  # would fail if it were called
     monkeypatch.setattr(images, "read_image", counted)
     data = faces(tmp_path / "set")
-    assert sum(map(len, splits(data))) == 59 and data.merged == 0
+    assert sum(map(len, splits(data))) == 59 and joined(data) == 0
     assert sorted(name for name, _ in data.skipped) == ["000003.jpg", "000004.jpg"]
     for image, name in zip(data.train.images, data.train.names, strict=True):
         want = images.prepare(real(tmp_path / "set" / name, 3).pixels, vaekit.preset("celeba64"))

@@ -10,7 +10,7 @@ from tiny import shapes, small, weights
 from torch.distributions import MultivariateNormal, kl_divergence
 
 import vaekit
-from vaekit import linear, losses, metrics
+from vaekit import fast, linear, losses, metrics
 from vaekit.data import SPLITS, Data
 from vaekit.train import Trainer
 
@@ -29,8 +29,11 @@ def fit(x, k=3, **more):
     return linear.linear_vae(x, k, mirror=False, **more)
 
 
-@pytest.mark.parametrize("side", [6, 12], ids=["covariance", "Gram"])
-def test_against_scikit_learn(side):
+@pytest.mark.parametrize(
+    "side, enabled", [(6, True), (12, True), (6, False)], ids=["covariance", "Gram", "plain"]
+)
+def test_against_scikit_learn(side, enabled, monkeypatch):
+    monkeypatch.setattr(fast, "ENABLED", enabled)
     x, new = images(100, side), images(40, side, seed=1)
     flat, new_flat = (t.flatten(1).double().numpy() for t in (x, new))
     pca = PCA(3, svd_solver="full").fit(flat)
@@ -132,9 +135,9 @@ def test_mirrored_copies_count():
 def test_a_large_set_is_fitted_by_iteration(monkeypatch):
     x = images(300, 10, channels=3)
     exact = fit(x, 4)
-    monkeypatch.setattr(linear, "EXACT", 100)
-    monkeypatch.setattr(linear, "by_gram", None)
-    monkeypatch.setattr(linear, "by_covariance", None)
+    monkeypatch.setattr(fast, "EXACT", 100)
+    monkeypatch.setattr(fast, "by_gram", None)
+    monkeypatch.setattr(fast, "by_covariance", None)
     nearly = fit(x, 4)
     torch.testing.assert_close(nearly.variances, exact.variances, rtol=1e-3, atol=0)
     torch.testing.assert_close(nearly.reconstruct(x), exact.reconstruct(x), atol=1e-3, rtol=0)

@@ -216,21 +216,20 @@ def test_scales_average_and_shrink():
 
 
 def test_oxfords_weights_get_bytes_and_answer_at_torchvisions_size():
-    trunk = fixed_trunk()
-    oxford = features.Trunk("vgg19", trunk.layers, (1,), oxford=True)
-    x = torch.rand(1, 1, 64, 64)
+    layers = fixed_trunk((1,)).layers
+    x = torch.rand(1, 3, 64, 64)
     mean = torch.tensor(features.IMAGENET_MEAN).view(1, 3, 1, 1)
-    expected = trunk.layers[:2](255 * (x - mean)) / (255 * sum(features.IMAGENET_STD) / 3)
+    expected = layers(255 * (x - mean)) / (255 * sum(features.IMAGENET_STD) / 3)
+    layers.load_state_dict(weights.as_torchvisions(layers.state_dict()))
+    oxford = features.Trunk("vgg19", layers, (1,))
     torch.testing.assert_close(oxford(x)[1], expected, atol=1e-5, rtol=1e-4)
 
 
 def test_the_feature_loss_listens_with_the_trunk_that_it_is_given():
-    layers = fixed_trunk().layers
-    x, x_hat = pair(64)
-    for oxford in (False, True):
-        trunk = features.Trunk("squeezenet", layers, (1, 4, 7), oxford)
-        found = features.FeatureLoss(trunk).trunk(x)
-        assert all(torch.equal(found[tap], trunk(x)[tap]) for tap in (1, 4, 7))
+    x, _ = pair(64)
+    trunk = features.Trunk("squeezenet", fixed_trunk().layers, (1, 4, 7))
+    found = features.FeatureLoss(trunk).trunk(x)
+    assert all(torch.equal(found[tap], trunk(x)[tap]) for tap in (1, 4, 7))
 
 
 def test_lpips_reproduces_the_documented_value():

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import need_pack
-from films import assert_apart, config, film, load, make, splits, write
+from films import assert_apart, config, film, joined, load, make, splits, write
 
 from vaekit.files import images, patients
 
@@ -130,7 +130,7 @@ def test_a_copy_under_another_patients_name_joins_the_groups(tmp_path):
     twin = root / "test/PNEUMONIA/person200_bacteria_0.jpeg"
     shutil.copy(twin, root / "train/PNEUMONIA/person7_bacteria_99.jpeg")
     data = load(root)
-    assert data.merged == 1
+    assert joined(data) == 1
     assert_apart(data)
     lost = [name for name, reason in data.dropped if reason == "shares a patient with test"]
     assert "train/PNEUMONIA/person7_bacteria_99.jpeg" in lost and len(lost) == 3
@@ -233,7 +233,7 @@ def test_kermanys_images_are_split_by_patient(monkeypatch, pack, images_in_it):
     for how in ("subtype", "number"):
         data = load(root, patient_key=how)
         assert len(assert_apart(data)) == images_in_it and data.who == "patients"
-        assert data.merged <= 5  # a threshold that merged strangers would show here
+        assert joined(data) <= 5  # a threshold that merged strangers would show here
         assert max(Counter(data.train.groups).values()) <= 40
     sides = [{number(name) for name in split.names} for split in splits(data)]
     assert not (sides[0] & sides[1] or sides[0] & sides[2] or sides[1] & sides[2])

@@ -13,7 +13,7 @@ from vaekit import plots
 from vaekit.judge import evaluation, figures
 from vaekit.judge import rows as tables
 from vaekit.judge.networks import LabelJudge
-from vaekit.lessons import curves, sweeps
+from vaekit.lessons import curves, drawing, sweeps
 from vaekit.model import VAE
 
 
@@ -169,11 +169,11 @@ def test_gaps_have_an_interval_each_and_are_hollow_where_it_holds_zero():
 
 
 def test_arrows_run_between_points_and_between_boxes():
-    axis = plots.canvas("title", 4, 2)
-    a = plots.box(axis, 1, 1, "a")
-    b = plots.box(axis, 3, 1, "b")
-    plots.arrow(axis, a, b)
-    plots.arrow(axis, (1, 0), (3, 0))
+    axis = drawing.canvas("title", 4, 2)
+    a = drawing.box(axis, 1, 1, "a")
+    b = drawing.box(axis, 3, 1, "b")
+    drawing.arrow(axis, a, b)
+    drawing.arrow(axis, (1, 0), (3, 0))
     *_, between_boxes, between_points = axis.texts
     assert between_boxes.xy == (3, 1) and between_points.xy == (3, 0)
     assert between_boxes.arrow_patch.patchB is b.get_bbox_patch()

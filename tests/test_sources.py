@@ -11,7 +11,7 @@ import folders
 import numpy as np
 import pytest
 from conftest import need_pack
-from films import assert_apart, config, film, load, make, splits, write, write_faces
+from films import assert_apart, config, film, joined, load, make, splits, write, write_faces
 
 import vaekit
 from vaekit.data import load_data
@@ -147,7 +147,7 @@ def test_another_process_first_is_fine(tmp_path, monkeypatch):
 
 def test_sample_of_the_phantoms_has_what_a_first_look_needs():
     data = load(sources.BUNDLE, val_fraction=0.1)
-    assert data.merged == 0 and data.classes == ["NORMAL", "PNEUMONIA"] and not data.skipped
+    assert joined(data) == 0 and data.classes == ["NORMAL", "PNEUMONIA"] and not data.skipped
     assert len(data.train) >= 60 and len(data.val) >= 5 and len(data.test) >= 18
     assert len(set(data.train.groups)) < len(data.train)
     assert_apart(data)

@@ -3,13 +3,12 @@
 import json
 import math
 import os
-import re
 import warnings
-from contextlib import suppress
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple, get_args, get_origin, get_type_hints
+from typing import Annotated, Literal
 
+from vaekit import checks
 from vaekit.place.device import usable_gpu
 from vaekit.presets import AT_MOST, DURATIONS, LARGE_SETS, PRESET_CHANGES, PRESETS, PROFILE_CHANGES
 
@@ -19,7 +18,6 @@ Reduction = Literal["mean", "sum"]
 LrSchedule = Literal["constant", "cosine", "cosine_restarts", "plateau"]
 BetaSchedule = Literal["constant", "warmup", "cyclical", "adaptive", "adaptive_cyclical"]
 TrunkName = Literal["auto", "none", "vgg16", "vgg19", "squeezenet", "alexnet"]
-PATIENT_KEYS = ("subtype", "number", "folder", "none")
 Epochs = Annotated[int, 0, 100_000]
 Share = Annotated[float, 0.0, 1.0]
 Band = Annotated[float, 1e-6, 1.0]
@@ -136,34 +134,7 @@ class Config:
     def __post_init__(self):
         for name, rule in RULES.items():
             object.__setattr__(self, name, rule.checked(name, getattr(self, name)))
-        check_patient_key(self.patient_key)
-        if self.start == "linear" and self.latent != "vector":
-            raise ValueError(
-                "start='linear' needs latent='vector': its parts have no place on a map"
-            )
-        if self.start == "linear" and self.epochs_phase1 and self.rescale_latents:
-            raise ValueError("rescale_latents undoes start='linear', whose code has its scale")
-        if not 2 <= math.prod(self.levels) <= 65536:
-            raise ValueError(f"levels={self.levels} should have a product from 2 to 65536")
-        if self.num_codes and "adaptive" in self.beta_schedule:
-            raise ValueError("quantised codes have a fixed KL: no adaptive beta can move it")
-        if self.beta_schedule == "warmup" and self.epochs_phase2:
-            self._check_below("beta_warmup", "epochs_phase2")
-        self._check_below("cycle_cooldown", "cycle_epochs")
-        self._check_below("kl_share_low", "kl_share_high")
-        most = (self.image_size - 1).bit_length()
-        if not 0 < len(self.widths) <= most:
-            raise ValueError(f"widths={self.widths} should be 1 to {most} numbers, one a halving")
-        terms = [self.l1_weight, self.mse_weight]
-        if not self.calibrated:
-            terms += [self.ssim_weight, self.spectral_weight]
-        if not any(terms):
-            raise ValueError("the reconstruction needs l1_weight or mse_weight above 0")
-
-    def _check_below(self, field: str, limit: str) -> None:
-        mine, most = getattr(self, field), getattr(self, limit)
-        if mine >= most:
-            raise ValueError(f"{field}={mine} should be below {limit}={most}")
+        checks.check_together(self)
 
     def replace(self, **changes) -> "Config":
         """A copy with `changes`; an unknown field is a ValueError that lists the fields.
@@ -171,7 +142,7 @@ class Config:
         So is `attention` at a size that does not occur; where `image_size` or `widths` change and
         it does not, it moves to the nearest size that does, with a warning.
         """
-        check_fields(changes)
+        checks.check_fields(changes, RULES)
         changed = replace(self, **changes)
         if changes.keys().isdisjoint({"attention", "image_size", "widths"}):
             return changed
@@ -208,7 +179,7 @@ class Config:
     @classmethod
     def from_dict(cls, values: dict) -> "Config":
         """ValueError for a field that is unknown, or a value that is out of range."""
-        check_fields(values)
+        checks.check_fields(values, RULES)
         return cls(**values)
 
     def save(self, path: str | Path) -> None:
@@ -232,72 +203,7 @@ def stage_sizes(cfg: Config) -> list[int]:
     return sizes
 
 
-def plain(value):
-    """NumPy's and torch's numbers as Python's, paths as text; others as they are."""
-    if isinstance(value, os.PathLike):
-        return os.fspath(value)
-    return value.tolist() if hasattr(value, "tolist") else value
-
-
-class Rule(NamedTuple):
-    """What a field may be: its type, and one of `choices`, or a number from low to high."""
-
-    kind: type
-    choices: tuple = ()
-    low: float = 0
-    high: float = 1e30
-
-    @classmethod
-    def of(cls, hint, default) -> "Rule":
-        if get_origin(hint) is Literal:
-            return cls(type(default), get_args(hint))
-        if get_origin(hint) is Annotated:
-            return cls(*get_args(hint)[:1], (), *get_args(hint)[1:])
-        return cls(hint)
-
-    def checked(self, name: str, value):
-        """`value` as the field's own type, or ValueError: `plain`, lists as tuples, 1 as 1.0."""
-        value = plain(value)
-        if self.kind is tuple and isinstance(value, (list, tuple)):
-            value = tuple(map(plain, value))
-        if self.kind is float and type(value) is int and abs(value) < 1e300:
-            value = float(value)  # larger ones have no float
-        said = f"{name}={value!r:.60}"
-        items = value if type(value) is tuple else (value,)
-        kind = int if self.kind is tuple else self.kind
-        if type(value) is not self.kind or any(type(item) is not kind for item in items):
-            wanted = "tuple of int" if self.kind is tuple else kind.__name__
-            raise ValueError(f"{said} should be {wanted}")
-        if self.choices and value not in self.choices:
-            raise ValueError(f"{said} is not one of {', '.join(map(str, self.choices))}")
-        limited = not self.choices and kind is not str
-        if limited and not all(self.low <= item <= self.high for item in items):
-            raise ValueError(f"{said} is outside [{self.low}, {self.high}]")
-        return value
-
-
-HINTS = get_type_hints(Config, include_extras=True)
-RULES = {field.name: Rule.of(HINTS[field.name], field.default) for field in fields(Config)}
-RULES["preset"] = Rule(str, PRESETS)
-
-
-def check_patient_key(key: str) -> None:
-    """ValueError unless it is one of PATIENT_KEYS, a .csv, or an expression with one group."""
-    groups = 0
-    with suppress(re.error, OverflowError, RecursionError):
-        groups = re.compile(key).groups
-    if key not in PATIENT_KEYS and not key.endswith(".csv") and groups != 1:
-        ways = f"{', '.join(PATIENT_KEYS)}, a .csv, a pattern with one group"
-        raise ValueError(f"patient_key={key!r:.60} is not one of {ways}")
-
-
-def check_fields(changes: dict) -> None:
-    """ValueError where `changes` has a name that is no field of Config."""
-    if not isinstance(changes, dict):
-        raise ValueError(f"a config is a JSON object, not {type(changes).__name__}")
-    unknown = sorted(set(changes) - set(RULES))
-    if unknown:
-        raise ValueError(f"unknown config field {unknown}; the fields are {', '.join(RULES)}")
+RULES = checks.rules_of(Config) | {"preset": checks.Rule(str, PRESETS)}
 
 
 def profile() -> str:
@@ -318,7 +224,7 @@ def preset(name: str = "chest_xray", **changes) -> Config:
     their share of the run when only the number of epochs changes. Raises ValueError for an
     unknown preset, field or value, listing the choices.
     """
-    check_fields(changes)
+    checks.check_fields(changes, RULES)
     given = {"preset": name} | {k: v for k, v in changes.items() if v is not None}
     # what was given is named, not what follows from it
     given = {field: RULES[field].checked(field, value) for field, value in given.items()}

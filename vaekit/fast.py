@@ -14,6 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 ENABLED = True
+# numbers an image, or images: up to here by an eigendecomposition
+EXACT = 4096
+PASSES = 6  # over the images, where the subspace is found by iteration
 
 
 def free_down(x: Tensor, c_out: int) -> Tensor:
@@ -153,6 +156,58 @@ class GroupNormChannelsLast(torch.autograd.Function):
         dx = dx.view(b, h, w, c).permute(0, 3, 1, 2)
         d_weight = d_weight.sum(0).to(weight.dtype)
         return dx, d_weight, d_bias.sum(0).to(weight.dtype), None, None
+
+
+def principal_directions(source, k: int) -> tuple[Tensor, Tensor]:
+    """linear.principal_directions by the smaller of two matrices, or, where both are large, nearly:
+    by subspace iteration (Halko et al. 2011, arXiv 0909.4061)."""
+    num_pixels = len(source.mean)
+    if min(source.count, num_pixels) > EXACT:
+        return by_iteration(source, k)
+    return by_covariance(source, k) if num_pixels <= source.count else by_gram(source, k)
+
+
+def by_covariance(source, k: int) -> tuple[Tensor, Tensor]:
+    """The k largest eigenvalues, and eigenvectors as rows (k, D), of the (D, D) covariance."""
+    covariance = sum(rows.T @ rows for rows in map(Tensor.double, source.rows()))
+    values, vectors = leading(covariance / (source.count - 1), k)
+    return values, vectors.T
+
+
+def by_gram(source, k: int) -> tuple[Tensor, Tensor]:
+    """The same from the (N, N) products of images with one another."""
+    rows = torch.cat(list(source.rows())).double()
+    k = min(k, source.count - 1)  # centred images span one direction less
+    values, vectors = leading(rows @ rows.T / (source.count - 1), k)
+    return values.clamp(min=0), F.normalize(vectors.to(rows).T @ rows, dim=1)
+
+
+def leading(matrix: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k largest eigenvalues (k,) of a symmetric (n, n), largest first, and vectors (n, k)."""
+    from scipy.linalg import eigh  # slow to import
+
+    n = len(matrix)
+    if n > 2048:  # twice as fast, and four digits are left
+        matrix = matrix.float()
+    values, vectors = eigh(matrix.numpy(), subset_by_index=[max(n - k, 0), n - 1])
+    return torch.from_numpy(values).flip(0), torch.from_numpy(vectors).flip(1)
+
+
+def by_iteration(source, k: int) -> tuple[Tensor, Tensor]:
+    """The same, nearly: a random subspace, multiplied by the covariance again and again."""
+    generator = torch.Generator().manual_seed(0)
+    # directions more than asked for: what lies next to the last ones is found as well
+    spare = 32
+    subspace = torch.randn(len(source.mean), k + spare, generator=generator)
+    for _ in range(PASSES):
+        subspace, _ = torch.linalg.qr(subspace)
+        product = torch.zeros_like(subspace)
+        for rows in source.rows():
+            product += rows.T @ (rows @ subspace)
+        small = subspace.T @ product / (source.count - 1)
+        before, subspace = subspace, product
+    values, vectors = torch.linalg.eigh((small + small.T) / 2)
+    return values.flip(0)[:k], (before @ vectors.flip(1)[:, :k]).T
 
 
 def keep_freed_memory() -> bool:

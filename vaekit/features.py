@@ -11,9 +11,6 @@ from vaekit.config import Config
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-# Oxford's own VGG weights want 0..255 minus the mean: their features are that much larger
-OXFORD_STD = (1 / 255, 1 / 255, 1 / 255)
-OXFORD_SCALE = 1 / (255 * sum(IMAGENET_STD) / 3)
 
 
 class Spec(NamedTuple):
@@ -49,18 +46,16 @@ class Trunk(nn.Module):
     Grey is repeated to RGB; the network's own input normalisation happens inside.
     """
 
-    def __init__(self, name: str, layers: nn.Sequential, taps: tuple, oxford: bool = False):
+    def __init__(self, name: str, layers: nn.Sequential, taps: tuple):
         super().__init__()
         self.name = name
         self.taps = taps
-        self.oxford = oxford
         self.layers = layers[: max(taps) + 1]
         for layer in self.layers.modules():
             if isinstance(layer, nn.ReLU):
                 layer.inplace = False  # it would overwrite a tap before it
-        std = OXFORD_STD if oxford else IMAGENET_STD
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1))
-        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1))
         self.eval().requires_grad_(False)
 
     def forward(self, x: Tensor) -> dict[int, Tensor]:
@@ -71,7 +66,7 @@ class Trunk(nn.Module):
         for i, layer in enumerate(self.layers):
             h = layer(h)
             if i in self.taps:
-                out[i] = h * OXFORD_SCALE if self.oxford else h
+                out[i] = h
         return out
 
     def pooled(self, x: Tensor) -> Tensor:
@@ -121,7 +116,7 @@ class FeatureLoss(nn.Module):
         missing = set(taps) - set(trunk.taps)
         if missing:
             raise ValueError(f"this file of {trunk.name} ends before layer {min(missing)}")
-        self.trunk = Trunk(trunk.name, trunk.layers, tuple(taps), trunk.oxford)
+        self.trunk = Trunk(trunk.name, trunk.layers, tuple(taps))
 
     def forward(self, x_hat: Tensor, x: Tensor) -> dict[str, Tensor]:
         with torch.no_grad():

@@ -16,14 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vaekit.data import check_shape, chunks, model_input, pixels_of
+from vaekit import checks, fast
+from vaekit.data import chunks, model_input, pixels_of
 
-# numbers an image, or images: up to here by an eigendecomposition
-EXACT = 4096
 # numbers (128 MB); images that would need more are fitted at 64 pixels
 LARGEST_BASIS = 2**25
 SMALL = 64
-PASSES = 6  # over the images, where the subspace is found by iteration
 # squared pixels; 0 would make every posterior a point
 LEAST_SIGMA2 = 1e-8
 
@@ -82,7 +80,7 @@ class LinearVAE(nn.Module):
 
     def decode(self, z: Tensor) -> Tensor:
         """z (B, k) -> images float32 (B, C, S, S), cut off at 0 and 1. ValueError for others."""
-        check_shape("codes", z, self.latent_shape)
+        checks.check_shape("codes", z, self.latent_shape)
         weights = (self.variances - self.sigma2).clamp(min=0).sqrt()
         z = z.to(weights.dtype)
         x = (z * weights @ self.basis).view(-1, *self.mean.shape) + self.mean
@@ -146,12 +144,7 @@ def linear_vae(
     fit_size = min(fit_size, size)
     source = Source(images, fit_size, mirror)
     num_pixels = channels * fit_size**2
-    if min(n, num_pixels) > EXACT:
-        variances, basis = by_iteration(source, num_latents)
-    elif num_pixels <= n:
-        variances, basis = by_covariance(source, num_latents)
-    else:
-        variances, basis = by_gram(source, num_latents)
+    variances, basis = principal_directions(source, num_latents)
     if sigma2 is None:
         left = source.total_variance - variances.sum().item()
         sigma2 = left / max(num_pixels - len(variances), 1)
@@ -192,44 +185,10 @@ def shrink(x: Tensor, size: int) -> Tensor:
     return F.interpolate(x, size=(size, size), mode="bilinear", antialias=True)
 
 
-def by_covariance(source: Source, k: int) -> tuple[Tensor, Tensor]:
+def principal_directions(source: Source, k: int) -> tuple[Tensor, Tensor]:
     """The k largest eigenvalues, and eigenvectors as rows (k, D), of the (D, D) covariance."""
+    if fast.ENABLED:
+        return fast.principal_directions(source, k)
     covariance = sum(rows.T @ rows for rows in map(Tensor.double, source.rows()))
-    values, vectors = leading(covariance / (source.count - 1), k)
-    return values, vectors.T
-
-
-def by_gram(source: Source, k: int) -> tuple[Tensor, Tensor]:
-    """The same from the (N, N) products of images with one another."""
-    rows = torch.cat(list(source.rows())).double()
-    k = min(k, source.count - 1)  # centred images span one direction less
-    values, vectors = leading(rows @ rows.T / (source.count - 1), k)
-    return values.clamp(min=0), F.normalize(vectors.to(rows).T @ rows, dim=1)
-
-
-def leading(matrix: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k largest eigenvalues (k,) of a symmetric (n, n), largest first, and vectors (n, k)."""
-    from scipy.linalg import eigh  # slow to import
-
-    n = len(matrix)
-    if n > 2048:  # twice as fast, and four digits are left
-        matrix = matrix.float()
-    values, vectors = eigh(matrix.numpy(), subset_by_index=[max(n - k, 0), n - 1])
-    return torch.from_numpy(values).flip(0), torch.from_numpy(vectors).flip(1)
-
-
-def by_iteration(source: Source, k: int) -> tuple[Tensor, Tensor]:
-    """The same, nearly: a random subspace, multiplied by the covariance again and again."""
-    generator = torch.Generator().manual_seed(0)
-    # directions more than asked for: what lies next to the last ones is found as well
-    spare = 32
-    subspace = torch.randn(len(source.mean), k + spare, generator=generator)
-    for _ in range(PASSES):
-        subspace, _ = torch.linalg.qr(subspace)
-        product = torch.zeros_like(subspace)
-        for rows in source.rows():
-            product += rows.T @ (rows @ subspace)
-        small = subspace.T @ product / (source.count - 1)
-        before, subspace = subspace, product
-    values, vectors = torch.linalg.eigh((small + small.T) / 2)
-    return values.flip(0)[:k], (before @ vectors.flip(1)[:, :k]).T
+    values, vectors = torch.linalg.eigh(covariance / (source.count - 1))
+    return values.flip(0)[:k], vectors.flip(1)[:, :k].T

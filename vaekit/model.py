@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vaekit import fast
+from vaekit import checks, fast
 from vaekit.config import Config, stage_sizes
-from vaekit.data import check_shape, model_input
+from vaekit.data import model_input
 from vaekit.linear import LinearVAE
 from vaekit.quantise import quantiser_for
 
@@ -118,13 +118,17 @@ def conv_skip(c_in: int, c_out: int, cfg: Config, stride: int = 1) -> nn.Sequent
 
 
 class Block(nn.Module):
-    """act(main(x) + skip(x)) (He et al. 2016); a plain block has no skip."""
+    """act(main(x) + skip(x)) (He et al. 2016). main: the convolution that is given and its norm,
+    and `twice` with another between activations. A plain block has no skip."""
 
-    def __init__(self, main: nn.Sequential, skip: nn.Module | None, act: nn.Module):
+    def __init__(self, first: nn.Module, channels: int, twice: bool, act: str, cfg: Config):
         super().__init__()
-        self.skip = skip
-        self.main = main
-        self.act = act
+        self.register_module("skip", None)
+        self.main = nn.Sequential(first, make_norm(cfg.norm, channels))
+        self.act = ACTIVATIONS[act]()
+        if twice:
+            second = conv3x3(channels, channels)
+            self.main.extend([ACTIVATIONS[act](), second, make_norm(cfg.norm, channels)])
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.main(x)
@@ -141,43 +145,35 @@ class DownBlock(Block):
     """
 
     def __init__(self, c_in: int, c_out: int, cfg: Config):
-        act = ACTIVATIONS[cfg.act_encoder]
-        main = nn.Sequential(conv3x3(c_in, c_out, stride=2), make_norm(cfg.norm, c_out))
-        skip = None
-        if cfg.block == "residual":
-            main.extend([act(), conv3x3(c_out, c_out), make_norm(cfg.norm, c_out)])
+        residual = cfg.block == "residual"
+        first = conv3x3(c_in, c_out, stride=2)
+        super().__init__(first, c_out, residual, cfg.act_encoder, cfg)
+        if residual:
             free = cfg.shortcut == "free"
-            skip = FreeDown(c_in, c_out) if free else conv_skip(c_in, c_out, cfg, stride=2)
-        super().__init__(main, skip, act())
+            self.skip = FreeDown(c_in, c_out) if free else conv_skip(c_in, c_out, cfg, stride=2)
 
 
 class UpBlock(Block):
     """Doubles the resolution: (B, in, H, W) -> (B, out, 2H, 2W)."""
 
     def __init__(self, c_in: int, c_out: int, cfg: Config):
-        act = ACTIVATIONS[cfg.act_decoder]
-        main = nn.Sequential(upsample(cfg.upsample, c_in, c_out), make_norm(cfg.norm, c_out))
-        if cfg.convs_per_up == 2:
-            main.extend([act(), conv3x3(c_out, c_out), make_norm(cfg.norm, c_out)])
-        skip = None
+        first = upsample(cfg.upsample, c_in, c_out)
+        super().__init__(first, c_out, cfg.convs_per_up == 2, cfg.act_decoder, cfg)
         if cfg.block == "residual" and cfg.shortcut == "free":
-            skip = FreeUp(c_in, c_out)
+            self.skip = FreeUp(c_in, c_out)
         elif cfg.block == "residual":
             # a 1x1 before enlarging equals one after it, at a quarter of the work
             mode = "nearest" if cfg.upsample == "nearest" else "bilinear"
             enlarge = fast.Upsample(scale_factor=2, mode=mode)
-            skip = conv_skip(c_in, c_out, cfg).append(enlarge)
-        super().__init__(main, skip, act())
+            self.skip = conv_skip(c_in, c_out, cfg).append(enlarge)
 
 
 class SameBlock(Block):
     """Keeps resolution and channels: (B, C, H, W) -> the same."""
 
     def __init__(self, channels: int, cfg: Config):
-        act = ACTIVATIONS[cfg.act_decoder]
-        main = nn.Sequential(conv3x3(channels, channels), make_norm(cfg.norm, channels))
-        main.extend([act(), conv3x3(channels, channels), make_norm(cfg.norm, channels)])
-        super().__init__(main, nn.Identity(), act())
+        super().__init__(conv3x3(channels, channels), channels, True, cfg.act_decoder, cfg)
+        self.skip = nn.Identity()
 
 
 def stem(c_in: int, c_out: int, cfg: Config) -> nn.Sequential:
@@ -359,12 +355,11 @@ class VAE(nn.Module):
 
     def decode(self, z: Tensor) -> Tensor:
         """z (B, *latent_shape) -> images float32 (B, C, S, S) in [0, 1]. ValueError for others."""
-        check_shape("codes", z, self.latent_shape)
-        if self.linear is not None:
-            with torch.autocast(z.device.type, enabled=False):
+        checks.check_shape("codes", z, self.latent_shape)
+        with torch.autocast(z.device.type, enabled=False):
+            if self.linear is not None:
                 z = self.linear.decode(z)
-        if self.quantiser is not None:
-            with torch.autocast(z.device.type, enabled=False):
+            if self.quantiser is not None:
                 z = self.quantiser(z.float())
         return self.decoder(z.to(next(self.parameters()).dtype))
 
@@ -393,9 +388,7 @@ class VAE(nn.Module):
     def decode_indices(self, indices: Tensor) -> Tensor:
         """The images of int64 (B, H, W), as `code_indices` gives them. ValueError for others."""
         self.check_quantised()
-        check_shape("indices", indices, self.latent_shape[1:])
-        if not ((indices >= 0) & (indices < self.quantiser.num_codes)).all():
-            raise ValueError(f"indices should be from 0 to {self.quantiser.num_codes - 1}")
+        checks.check_indices(indices, self.latent_shape[1:], self.quantiser.num_codes)
         return self.decode(self.quantiser.lookup(indices))
 
     def check_quantised(self) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from vaekit.data import chunks
 from vaekit.model import evaluating
+from vaekit.quantise import Quantiser
 
 SAMPLERS = ("prior", "gaussian", "gmm", "flow")
 # directions that mixture and flow are fitted in, at most
@@ -38,29 +39,20 @@ def decode_all(model, z: Tensor, batch_size: int = 64) -> Tensor:
 
 @dataclass
 class Prior:
-    """z ~ N(0, I)."""
+    """z ~ N(0, I); quantised, one of the codes at every place, all equally likely."""
 
     shape: tuple  # of one code
+    quantiser: Quantiser | None = None
 
     def sample(self, n: int, temperature: float = 1.0, seed: int = 0) -> Tensor:
-        """z (n, *shape) float32, CPU, the same for the same seed; temperature scales z."""
+        """z (n, *shape) float32, CPU, the same for the same seed; temperature scales z, but not
+        what is quantised."""
         rng = np.random.default_rng(seed)
-        z = temperature * rng.standard_normal((n, *self.shape))
-        return torch.from_numpy(z).float()
-
-
-class UniformCodes:
-    """Quantised: at every place one of the model's codes, all equally likely."""
-
-    def __init__(self, model):
-        self.quantiser = model.quantiser
-        self.shape = model.latent_shape[1:]
-
-    def sample(self, n: int, temperature: float = 1.0, seed: int = 0) -> Tensor:
-        """z (n, *latent_shape) float32, CPU; no temperature changes it."""
-        rng = np.random.default_rng(seed)
-        indices = torch.from_numpy(rng.integers(self.quantiser.num_codes, size=(n, *self.shape)))
-        return self.quantiser.lookup(indices).cpu()
+        if self.quantiser is None:
+            z = temperature * rng.standard_normal((n, *self.shape))
+            return torch.from_numpy(z).float()
+        indices = rng.integers(self.quantiser.num_codes, size=(n, *self.shape[1:]))
+        return self.quantiser.lookup(torch.from_numpy(indices)).cpu()
 
 
 @dataclass
@@ -202,7 +194,7 @@ def sample_latents(
     elif quantiser is None:
         raise ValueError("sampler='codes' needs quantised codes: latent='fsq' or 'vq'")
     if sampler == "prior":
-        fitted = Prior(model.latent_shape) if quantiser is None else UniformCodes(model)
+        fitted = Prior(model.latent_shape, quantiser)
     elif fit_on is None:
         raise ValueError(f"sampler={sampler!r} is fitted to latents: give fit_on=data.train")
     elif sampler == "codes":

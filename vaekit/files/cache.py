@@ -14,9 +14,10 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import torch
 
 from vaekit.config import Config
-from vaekit.data import SPLITS, content_hash
+from vaekit.data import SPLITS, Data, Split, content_hash
 from vaekit.files import patients
 from vaekit.files.images import BadImage, Reader, prepare
 from vaekit.files.sources import EXPECTED, ImageFile, cache_dir
@@ -45,6 +46,10 @@ class PixelCache:
         pixel_key = _key(CACHE_VERSION, cv2.__version__, root.resolve(), files, sample, pixels)
         self.pixel_file = cache_dir() / f"pixels-{pixel_key}.npy"
         self.split_file = cache_dir() / f"split-{_key(pixel_key, split)}.npy"
+
+    def load_data(self, source: str) -> Data:
+        """What `load` gives, as three splits."""
+        return unpack(*self.load(), source, str(self.root))
 
     def load(self) -> Kept:
         """Images uint8 (N, C, S, S), train, val and test one after the other, and their index.
@@ -164,10 +169,36 @@ class PixelCache:
             "classes": classes.tolist(),
             "bad": list(bad.items()),
             "dropped": [(names[i], reason) for i, reason in sorted(dropped.items())],
-            "merged": merged,
             "who": who,
             "notes": notes,
         }
+
+
+def read_data(file: str, source: str, path: str) -> Data:
+    """The splits that are kept in `file`; FileNotFoundError where it is not there, or damaged."""
+    kept = read_kept(Path(file))
+    if kept is None:
+        raise FileNotFoundError(f"{file} is not there, or damaged")
+    return unpack(*kept, source, path)
+
+
+def unpack(images: np.ndarray, index: dict, source: str, path: str) -> Data:
+    """The three splits of one array, by the cache's index."""
+    file = str(getattr(images, "filename", ""))
+    # train, val, test
+    images = torch.from_numpy(images).split(index["lengths"])
+    labels = torch.tensor(index["labels"]).split(index["lengths"])
+    splits = []
+    start = 0
+    for x, y in zip(images, labels, strict=True):
+        rows = slice(start, start + len(x))
+        start = rows.stop
+        names, groups = index["names"][rows], index["groups"][rows]
+        splits.append(Split(x, y, names, groups, index["classes"]))
+    facts = {name: index[name] for name in ("hash", "remarks", "who", "notes")}
+    for name, pairs in (("skipped", index["bad"]), ("dropped", index["dropped"])):
+        facts[name] = [tuple(pair) for pair in pairs]
+    return Data(*splits, index["classes"], source, path, file=file, **facts)
 
 
 def _key(*parts) -> str:

@@ -9,7 +9,7 @@ from pickle import UnpicklingError
 import torch
 from torch import Tensor
 
-from vaekit.features import TRUNKS, Trunk, WeightsMissing
+from vaekit.features import IMAGENET_STD, TRUNKS, Trunk, WeightsMissing
 from vaekit.place import setup
 
 URL = "https://download.pytorch.org/models/"
@@ -88,6 +88,9 @@ def load_trunk(name: str, path: str | Path = "", download=True, taps: tuple = ()
         state = torch.load(file, map_location="cpu", weights_only=True)
         prefix = "features."
         state = {k.removeprefix(prefix): v.float() for k, v in state.items() if prefix in k}
+        # files of Oxford's VGG-19 are named by their layers, torchvision's are not
+        if name == "vgg19" and "conv1_1" in file.name:
+            state = as_torchvisions(state)
         # a file may end early: keep its last convolution, and the ReLU after it
         num_layers = max((int(k.split(".")[0]) for k in state), default=0) + 2
         layers = layers[:num_layers]
@@ -96,10 +99,19 @@ def load_trunk(name: str, path: str | Path = "", download=True, taps: tuple = ()
         raise ValueError(f"{file} does not hold torchvision's {spec.builder}") from error
     taps = taps or sorted({*spec.perceptual_taps, *spec.lpips_taps})
     taps = tuple(tap for tap in taps if tap < num_layers)
-    # files of Oxford's VGG-19 are named by their layers, torchvision's are not
-    oxford = name == "vgg19" and "conv1_1" in file.name
     # channels_last: LPIPS takes a third less time on AVX2, VGG-19 a fifth
-    return Trunk(name, layers, taps, oxford).to(memory_format=torch.channels_last)
+    return Trunk(name, layers, taps).to(memory_format=torch.channels_last)
+
+
+def as_torchvisions(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Oxford's weights, which want 0..255 minus the mean, for images in units of IMAGENET_STD.
+
+    Their features are larger by 255 times the mean of those; here they are torchvision's in size.
+    """
+    std = torch.tensor(IMAGENET_STD).view(1, 3, 1, 1)
+    state = {k: v / (255 * std.mean()) if "bias" in k else v for k, v in state.items()}
+    first = state["0.weight"] * std / std.mean()
+    return state | {"0.weight": first}
 
 
 def lpips_head(name: str) -> list[Tensor]:

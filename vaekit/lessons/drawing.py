@@ -1,0 +1,31 @@
+"""Boxes and arrows: what a network is made of, drawn."""
+
+from matplotlib.text import Text
+
+from vaekit.plots import panels
+
+
+def canvas(title: str = "", width: float = 10.0, height: float = 2.4):
+    """The axis of an empty drawing whose coordinates are inches; show it with `axis.figure`."""
+    _, axes = panels(1, 1, (width, height))
+    axis = axes[0, 0]
+    axis.set(xlim=(0, width), ylim=(0, height), aspect="equal")
+    axis.set_axis_off()
+    axis.set_title(title, fontsize=12)
+    return axis
+
+
+def box(axis, x: float, y: float, text: str, colour: str = "0.55", size: float = 11) -> Text:
+    """A word in a frame, with its centre at (x, y); size: points."""
+    frame = dict(boxstyle="round,pad=0.5", facecolor="white", edgecolor=colour, lw=1.6)
+    return axis.text(x, y, text, ha="center", va="center", fontsize=size, bbox=frame)
+
+
+def arrow(axis, start, end, colour: str = "black", style: str = "-") -> None:
+    """Between two points (x, y), or between two boxes, from frame to frame."""
+    line = dict(arrowstyle="-|>", color=colour, lw=1.6, linestyle=style)
+    if isinstance(start, Text):
+        line |= dict(patchA=start.get_bbox_patch(), patchB=end.get_bbox_patch())
+        start = start.get_position()
+        end = end.get_position()
+    axis.annotate("", end, start, arrowprops=line)
