@@ -8,6 +8,7 @@ from tiny import blobs, same, shapes, small
 
 import vaekit
 from vaekit import losses, sample
+from vaekit.checks import check_data
 from vaekit.data import Data
 from vaekit.judge import comparison
 from vaekit.keep import writer
@@ -216,11 +217,11 @@ def test_what_the_config_takes():
 
 def test_a_codebook_larger_than_an_epoch_warns(recwarn):
     data = Data.from_tensors(blobs(3, 1), blobs(2, 2), blobs(2, 3))  # 48 places
-    data.check(quantised("vq", codebook_size=48))
-    data.check(small(codebook_size=512))
+    check_data(data, quantised("vq", codebook_size=48))
+    check_data(data, small(codebook_size=512))
     assert not recwarn.list
     with pytest.warns(UserWarning, match="49 codes, and an epoch of 3 images has only 48 places"):
-        data.check(quantised("vq", codebook_size=49))
+        check_data(data, quantised("vq", codebook_size=49))
 
 
 # ---- who else takes a model ----------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """What may be wrong with a value, said in words: which one, and what it should have been.
 
-`config` and `data` ask it. Nothing here changes a value, but for giving a field of a Config its own
-type.
+The core asks it where values, images or codes come in from outside. What is right passes through;
+fields of a Config get their own type.
 """
 
 import math
@@ -105,6 +105,20 @@ def check_together(cfg) -> None:
         raise ValueError("the reconstruction needs l1_weight or mse_weight above 0")
 
 
+def occurring(attention: tuple, sizes: list, given: bool) -> tuple:
+    """`attention`, if each is one of the `sizes` that occur. Else a ValueError where it was given,
+    and otherwise the nearest sizes, with a warning."""
+    if set(attention) <= set(sizes):
+        return attention
+    said = f"attention={attention}: there are {', '.join(map(str, sizes))} pixels"
+    if given:
+        raise ValueError(said)
+    nearest = {min(sizes, key=lambda size: abs(size - wanted)) for wanted in attention}
+    moved = sorted(nearest, reverse=True)
+    warnings.warn(f"{said}; it moves to {moved}", stacklevel=4)
+    return tuple(moved)
+
+
 def check_patient_key(key: str) -> None:
     """ValueError unless it is one of PATIENT_KEYS, a .csv, or an expression with one group."""
     groups = 0
@@ -186,14 +200,24 @@ def check_batches(n: int, order) -> None:
         raise ValueError(f"order should lie in 0..{n - 1}")
 
 
-def check_data(data, cfg, side: int) -> None:
+def check_directions(n: int, num_latents: int) -> None:
+    """ValueError where n images have no covariance; a warning where they fill the directions."""
+    if n < 2:
+        raise ValueError("a covariance of 1 image says nothing")
+    if n <= num_latents:
+        said = f"{n} images, {num_latents} directions: the basis holds the images themselves"
+        warnings.warn(said, stacklevel=3)
+
+
+def check_data(data, cfg) -> None:
     """ValueError unless the images are of cfg.image_size and cfg.in_channels; a warning where a
-    codebook has more codes than an epoch shows it. side: of the latent's map."""
+    codebook has more codes than an epoch shows it."""
     shape = tuple(data.train.images.shape[1:])
     wanted = (cfg.in_channels, cfg.image_size, cfg.image_size)
     if shape != wanted:
         raise ValueError(f"images are {shape}, in_channels and image_size ask for {wanted}")
     n = min(len(data.train), cfg.epoch_images or len(data.train))
-    if cfg.num_codes > n * side**2:
-        said = f"{cfg.num_codes} codes, and an epoch of {n} images has only {n * side**2} places"
-        warnings.warn(f"{said}: take fewer, most would never be used", stacklevel=4)
+    shown = n * math.ceil(cfg.image_size / 2 ** len(cfg.widths)) ** 2
+    if cfg.num_codes > shown:
+        said = f"{cfg.num_codes} codes, and an epoch of {n} images has only {shown} places"
+        warnings.warn(f"{said}: take fewer, most would never be used", stacklevel=3)

@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import warnings
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -146,16 +145,9 @@ class Config:
         changed = replace(self, **changes)
         if changes.keys().isdisjoint({"attention", "image_size", "widths"}):
             return changed
-        sizes = stage_sizes(changed)[1:]
-        if set(changed.attention) <= set(sizes):
-            return changed
-        said = f"attention={changed.attention}: there are {', '.join(map(str, sizes))} pixels"
-        if "attention" in changes:
-            raise ValueError(said)
-        nearest = {min(sizes, key=lambda size: abs(size - wanted)) for wanted in self.attention}
-        moved = sorted(nearest, reverse=True)
-        warnings.warn(f"{said}; it moves to {moved}", stacklevel=3)
-        return replace(changed, attention=moved)
+        found = stage_sizes(changed)[1:]
+        attention = checks.occurring(changed.attention, found, given="attention" in changes)
+        return replace(changed, attention=attention)
 
     @property
     def num_epochs(self) -> int:

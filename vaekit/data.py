@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vaekit import checks
-from vaekit.config import Config, stage_sizes
+from vaekit.config import Config
 
 SPLITS = ("train", "val", "test")
 # share of the free CUDA memory that a split may take
@@ -71,10 +71,6 @@ class Data:
     # of the cache, with the three splits in it; "" where they are only in memory
     file: str = ""
 
-    def check(self, cfg: Config) -> None:
-        """ValueError unless the images are what `cfg` asks for; see `checks.check_data`."""
-        checks.check_data(self, cfg, stage_sizes(cfg)[-1])
-
     def summary(self) -> str:
         """A table of images and patients per split and class, and what was left out."""
         from vaekit.files.summary import table
@@ -123,23 +119,24 @@ def load_data(cfg: Config, verbose: bool = True, download: bool = False) -> Data
     FileNotFoundError where there is nothing to read, ValueError where the patients are too few
     for three splits.
     """
-    from vaekit.files.cache import PixelCache
+    from vaekit.files.cache import PixelCache, unpack
     from vaekit.files.sources import find_dataset, list_images
 
     found = find_dataset(cfg, download)
     if verbose:
         print(found)
     files, skipped = list_images(found.path)
-    data = PixelCache(found.path, files, cfg, verbose).load_data(found.source)
+    kept = PixelCache(found.path, files, cfg, verbose).load()
+    data = unpack(*kept, found.source, str(found.path))
     data.skipped = skipped + data.skipped
     return data
 
 
 def load_kept(file: str, source: str, path: str) -> Data:
-    """What `load_data` kept in `file` of the cache; FileNotFoundError where it is not there."""
-    from vaekit.files.cache import read_data
+    """What `load_data` kept in `file` of the cache."""
+    from vaekit.files.cache import read_kept, unpack
 
-    return read_data(file, source, path)
+    return unpack(*read_kept(file), source, path)
 
 
 def batches(

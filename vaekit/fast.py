@@ -164,19 +164,11 @@ def principal_directions(source, k: int) -> tuple[Tensor, Tensor]:
     num_pixels = len(source.mean)
     if min(source.count, num_pixels) > EXACT:
         return by_iteration(source, k)
-    return by_covariance(source, k) if num_pixels <= source.count else by_gram(source, k)
-
-
-def by_covariance(source, k: int) -> tuple[Tensor, Tensor]:
-    """The k largest eigenvalues, and eigenvectors as rows (k, D), of the (D, D) covariance."""
-    covariance = sum(rows.T @ rows for rows in map(Tensor.double, source.rows()))
-    values, vectors = leading(covariance / (source.count - 1), k)
-    return values, vectors.T
-
-
-def by_gram(source, k: int) -> tuple[Tensor, Tensor]:
-    """The same from the (N, N) products of images with one another."""
-    rows = torch.cat(list(source.rows())).double()
+    if num_pixels <= source.count:
+        covariance = sum(rows.T @ rows for rows in map(Tensor.double, source.rows()))
+        values, vectors = leading(covariance / (source.count - 1), k)
+        return values, vectors.T
+    rows = torch.cat(list(source.rows())).double()  # their products with one another, (N, N)
     k = min(k, source.count - 1)  # centred images span one direction less
     values, vectors = leading(rows @ rows.T / (source.count - 1), k)
     return values.clamp(min=0), F.normalize(vectors.to(rows).T @ rows, dim=1)

@@ -9,7 +9,6 @@ lambda <= sigma2 carries nothing: it is idle, its code the prior's. Sources: Tip
 """
 
 import math
-import warnings
 from collections.abc import Iterator
 
 import torch
@@ -134,11 +133,7 @@ def linear_vae(
     images = pixels_of(images)
     channels, size = images.shape[1], images.shape[-1]
     n = len(images) * (2 if mirror else 1)
-    if n < 2:
-        raise ValueError("a covariance of 1 image says nothing")
-    if n <= num_latents:
-        said = f"{n} images, {num_latents} directions: the basis holds the images themselves"
-        warnings.warn(said, stacklevel=2)
+    checks.check_directions(n, num_latents)
     if fit_size is None:
         fit_size = size if num_latents * channels * size**2 <= LARGEST_BASIS else SMALL
     fit_size = min(fit_size, size)

@@ -116,10 +116,8 @@ def fit_sampler(
         return fit_mixture(gaussian, y, seed)
     from vaekit.priors.flow import fit_flow
 
-    flow = fit_flow(gaussian, y, seed, labels)
-    if flow is None:  # nothing is gained
-        return fit_sampler(mu, logvar, "gaussian")
-    return flow
+    # None where nothing is gained
+    return fit_flow(gaussian, y, seed, labels) or fit_sampler(mu, logvar, "gaussian")
 
 
 def principal_gaussian(mu: Tensor, logvar: Tensor, kind: str) -> tuple[Gaussian, np.ndarray]:

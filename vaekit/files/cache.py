@@ -47,10 +47,6 @@ class PixelCache:
         self.pixel_file = cache_dir() / f"pixels-{pixel_key}.npy"
         self.split_file = cache_dir() / f"split-{_key(pixel_key, split)}.npy"
 
-    def load_data(self, source: str) -> Data:
-        """What `load` gives, as three splits."""
-        return unpack(*self.load(), source, str(self.root))
-
     def load(self) -> Kept:
         """Images uint8 (N, C, S, S), train, val and test one after the other, and their index.
 
@@ -174,14 +170,6 @@ class PixelCache:
         }
 
 
-def read_data(file: str, source: str, path: str) -> Data:
-    """The splits that are kept in `file`; FileNotFoundError where it is not there, or damaged."""
-    kept = read_kept(Path(file))
-    if kept is None:
-        raise FileNotFoundError(f"{file} is not there, or damaged")
-    return unpack(*kept, source, path)
-
-
 def unpack(images: np.ndarray, index: dict, source: str, path: str) -> Data:
     """The three splits of one array, by the cache's index."""
     file = str(getattr(images, "filename", ""))
@@ -240,7 +228,7 @@ def _keep(images: np.ndarray, index: dict, file: Path) -> Kept:
     return np.load(file, mmap_mode="c"), index  # "c": torch wants it writable
 
 
-def read_kept(file: Path) -> Kept | None:
+def read_kept(file: str | Path) -> Kept | None:
     """(images, index) as `_keep` wrote them, None where they are missing or damaged."""
     with suppress(OSError, ValueError, EOFError):
         images = np.load(file, mmap_mode="c")

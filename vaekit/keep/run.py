@@ -13,6 +13,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
+from vaekit import checks
 from vaekit.config import Config
 from vaekit.data import Data
 from vaekit.features import feature_loss, trunk_name
@@ -78,7 +79,7 @@ def fit(
     """
     if resume not in ("auto", "never"):
         raise ValueError(f"resume={resume!r} is not one of auto, never")
-    data.check(cfg)
+    checks.check_data(data, cfg)
     minutes = minutes_left() if max_minutes is None else max_minutes
     out = Path(out) if out else runs_dir()
     main = Accelerator(cpu=choose_device().type == "cpu").is_main_process
