@@ -15,7 +15,7 @@ from vaekit.model import stage_sizes
 from vaekit.presets import PRESETS
 
 # What each preset's source fixes of its network: latent shape and parameters. The hyperparameters
-# are `presets.py` itself, which is read beside the source; here is what they come to.
+# are `published.py` itself, which is read beside the source; here is what they come to.
 NETWORKS = {
     "chest_xray": ((64, 4, 4), 8_088_129),
     "sharp": ((1024,), 17_210_825),
