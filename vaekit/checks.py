@@ -200,6 +200,16 @@ def check_batches(n: int, order) -> None:
         raise ValueError(f"order should lie in 0..{n - 1}")
 
 
+def check_sampler(kind: str, known: tuple, quantiser=None, fit_on=()) -> None:
+    """ValueError for an unknown kind, one that the latent does not have, or no `fit_on` (None)."""
+    if kind == "codes" and quantiser is None:
+        raise ValueError("sampler='codes' needs quantised codes: latent='fsq' or 'vq'")
+    if kind not in (*known, "codes"):
+        raise ValueError(f"sampler={kind!r} is not one of {', '.join(known)}")
+    if kind != "prior" and fit_on is None:
+        raise ValueError(f"sampler={kind!r} is fitted to latents: give fit_on=data.train")
+
+
 def check_directions(n: int, num_latents: int) -> None:
     """ValueError where n images have no covariance; a warning where they fill the directions."""
     if n < 2:

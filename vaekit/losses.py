@@ -150,23 +150,27 @@ def calibrated_nll(x_hat: Tensor, x: Tensor, cfg: Config, floor: float = 1e-3) -
     return nll
 
 
+def local_terms(x_hat: Tensor, x: Tensor, cfg: Config) -> dict[str, Tensor]:
+    """L1, MSE and 1 - SSIM at one resolution, each (B,)."""
+    terms = {"l1": l1_per_image(x_hat, x), "mse": mse_per_image(x_hat, x)}
+    if cfg.ssim_weight:
+        terms["ssim"] = 1 - ssim_per_image(x_hat, x)
+    return terms
+
+
 def pixel_terms(x_hat: Tensor, x: Tensor, cfg: Config) -> dict[str, Tensor]:
-    """The terms that need no network, each (B,): L1, MSE and 1 - SSIM averaged over `num_scales`
-    resolutions, each half the one before; those of detail at the full resolution."""
+    """The terms that need no network, each (B,): the local ones averaged over `num_scales`
+    resolutions, each half the one before; the spectral one at the full resolution."""
+    scales = [local_terms(x_hat, x, cfg)]
     terms = {}
     if cfg.spectral_weight:
         terms["spectral"] = spectral_per_image(x_hat, x)
     if cfg.band_weight:
         terms["bands"] = band_energy_per_image(x_hat, x)
-    scales = []
-    for i in range(cfg.num_scales):
-        if i:
-            x_hat = F.avg_pool2d(x_hat, 2)
-            x = F.avg_pool2d(x, 2)
-        scale = {"l1": l1_per_image(x_hat, x), "mse": mse_per_image(x_hat, x)}
-        if cfg.ssim_weight:
-            scale["ssim"] = 1 - ssim_per_image(x_hat, x)
-        scales.append(scale)
+    for _ in range(cfg.num_scales - 1):
+        x_hat = F.avg_pool2d(x_hat, 2)
+        x = F.avg_pool2d(x, 2)
+        scales.append(local_terms(x_hat, x, cfg))
     local = {name: torch.stack([scale[name] for scale in scales]).mean(0) for name in scales[0]}
     return local | terms
 

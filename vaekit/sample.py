@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vaekit import checks
 from vaekit.data import chunks
 from vaekit.model import evaluating
 from vaekit.quantise import Quantiser
@@ -87,11 +88,6 @@ class Gaussian:
         return y * self.stds
 
 
-def check_kind(kind: str) -> None:
-    if kind not in SAMPLERS:
-        raise ValueError(f"sampler={kind!r} is not one of {', '.join(SAMPLERS)}")
-
-
 def fit_sampler(
     mu: Tensor, logvar: Tensor, kind: str, seed: int = 0, labels: Tensor | None = None
 ) -> Prior | Gaussian:
@@ -102,7 +98,7 @@ def fit_sampler(
     one that gains nothing on held-out codes is the Gaussian, one that is given labels (N,) can be
     asked for a class, see `FlowMatching`. ValueError for another kind, or N < 2.
     """
-    check_kind(kind)
+    checks.check_sampler(kind, SAMPLERS)
     if kind == "prior":
         return Prior(tuple(mu.shape[1:]))
     if len(mu) < 2:
@@ -187,14 +183,9 @@ def sample_latents(
     missing fit_on.
     """
     quantiser = getattr(model, "quantiser", None)
-    if sampler != "codes":
-        check_kind(sampler)
-    elif quantiser is None:
-        raise ValueError("sampler='codes' needs quantised codes: latent='fsq' or 'vq'")
+    checks.check_sampler(sampler, SAMPLERS, quantiser, fit_on)
     if sampler == "prior":
         fitted = Prior(model.latent_shape, quantiser)
-    elif fit_on is None:
-        raise ValueError(f"sampler={sampler!r} is fitted to latents: give fit_on=data.train")
     elif sampler == "codes":
         from vaekit.priors.tokens import fit_codes
 
