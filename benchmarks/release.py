@@ -2,9 +2,10 @@
 
     python benchmarks/release.py DIR/sharp-0.pt
 
-Wants what films128.py wants, and that it has measured the case. Writes data/released/NAME.safetensors,
-its SHA-256 into vaekit/files/release.py, and data/released/README.md: every number in it is measured
-here or stands in results/films128.json. Prints what half precision costs on 64 test films.
+Wants what films128.py wants, and that it has measured the case. Writes
+data/released/NAME.safetensors, its SHA-256 into vaekit/files/release.py, and
+data/released/README.md, whose numbers are measured here or stand in results/films128.json. Prints
+what half precision costs on 64 test films.
 """
 
 import argparse
@@ -55,55 +56,62 @@ CARD = """\
 Written by `python benchmarks/release.py`; change it there.
 
 ```python
-model = vaekit.released("{name}")  # None, and a line that says why, where the file is not here
+model = vaekit.released("{name}")  # None where the file is not here; a line says so
 images = model.decode(vaekit.sample_latents(model, 16, seed=0))
 ```
 
-**What it is.** The preset `sharp`: {size}×{size} pixels, grey, a code of {numbers:,} numbers; a linear VAE with a basis at
-{fit}×{fit} pixels, and a U-Net that adds what the linear picture lacks. {file}: {megabytes:.1f} MB, safetensors, SHA-256
-`{digest}`. Matrices and convolutions are half precision; the encoder's last layer is 8-bit whole
-numbers with a scale for each row; what is small is float32. The file holds numbers and a configuration, no code.
+**What it is.** The preset `sharp`: {size}×{size} pixels, grey, a code of {numbers:,} numbers; a
+linear VAE with a basis at {fit}×{fit} pixels, and a U-Net that adds what the linear picture lacks.
+`{file}`: {megabytes:.1f} MB, safetensors, SHA-256 `{digest}`.
+Matrices and convolutions are half precision, the encoder's last layer 8-bit whole numbers with a
+scale for each row, what is small float32. The file holds numbers and a configuration, no code.
 
-**Trained on** {train:,} chest X-rays of children aged one to five from one hospital in Guangzhou (Kermany et al., *Cell* 172 (2018)
-1122–1131; [Mendeley Data rscbjbr9sj](https://data.mendeley.com/datasets/rscbjbr9sj)), from a copy at 224×224 pixels that does
-not keep their aspect; with CLAHE, mirrored half of the time. {images_seen:,} images, {hours:.2f} hours of one core
-({processor}), seed {seed}. Judged by {test:,} films of other patients.
+**Trained on** {train:,} chest X-rays of children aged one to five from one hospital in Guangzhou
+(Kermany et al., *Cell* 172 (2018) 1122–1131;
+[Mendeley Data rscbjbr9sj](https://data.mendeley.com/datasets/rscbjbr9sj), CC BY 4.0), from a copy
+at 224×224 pixels that does not keep their aspect. {images_seen:,} images, {hours:.2f} hours of one
+core ({processor}), seed {seed}. Judged by {test:,} films of other patients.
 
-**Licence.** CC BY 4.0, as the data: whoever passes on the file or its pictures names Kermany et al. as above, and this project.
+**Licence.** CC BY 4.0, as the data: whoever passes on the file or its pictures names Kermany et al.
+as above, and this project.
 
 ## It must not be used
 
 - for anything medical: no diagnosis, no triage, no treatment, no measurement, no advice;
 - to train, fill up or test a system that is meant for that;
-- to teach or examine how films are read: what it draws looks like a film, and shows nobody's chest;
+- to teach or examine how films are read: what it draws looks like a film and shows nobody's chest;
 - as a real film, or without saying that it is synthetic;
 - to find out who was in its data (see below).
 
-It knows children of one place, two labels and one kind of machine, and favours what is common among them. What is rare
-in its data it draws wrongly or not at all.
+It knows children of one place, two labels and one kind of film, and favours what is common among
+them. What is rare in its data it draws wrongly or not at all.
 
 ## Numbers
 
-From `vaekit/lessons/results/films128.json`, which `python benchmarks/films128.py` writes. Of the weights before they were halved.
+From `vaekit/lessons/results/films128.json`, which `python benchmarks/films128.py` writes; of the
+weights before they were halved.
 
 | | PCA of as many numbers | `{name}` | N | real against real |
 | --- | --- | --- | --- | --- |
 {rows}
 
-The Fréchet distances are **not FIDs**: those need Inception. KL: {kl:,} nats an image (PCA {pca_kl}).
+The Fréchet distances are **not FIDs**: those need Inception. KL: {kl:,} nats an image (PCA:
+{pca_kl}).
 
-What the file costs, on {watched} test films: PSNR {full[0]:.3f} dB before and {packed[0]:.3f} after, SSIM {full[1]:.5f} and {packed[1]:.5f}.
+What the file costs, on {watched} test films: PSNR {full[0]:.3f} dB before and {packed[0]:.3f}
+after, SSIM {full[1]:.5f} and {packed[1]:.5f}.
 
 ## Does it show its training films?
 
-- *Samples.* {samples} from the prior, each against its nearest training film and those of test films. {copies}
-  `closer` is 0.5 where samples are no nearer to the training films than test films are, and larger where they are;
-  `authentic` is the share that is farther from its nearest film than that is from its own neighbours.
-  No check of this kind clears a model; it can only raise an alarm.
-- *The basis* holds {numbers:,} directions fitted to {train:,} films and their mirror images. The largest |cosine| of a direction
-  with a training film is {cosine_train:.3f}, with a test film {cosine_test:.3f} ({compared_basis} films each; a film itself would have 1).
-- *Membership.* It reconstructs training films with {seen:.2f} dB and films of other patients with {unseen:.2f} ({compared} each). So
-  whoever already has a film can guess whether it was among them; the films lie open in the data set itself.
+- *Samples.* {samples} from the prior, and how near each is to a training film, against how near
+  test films are. {copies} `closer` is 0.5 where samples are no nearer than test films are, and
+  larger where they are nearer. `authentic` is the share of samples farther from their nearest film
+  than that is from its own neighbours. Such a check can raise an alarm; it never clears a model.
+- *The basis* holds {numbers:,} directions fitted to {train:,} films and their mirror images. The
+  largest |cosine| of a direction with a training film is {cosine_train:.3f}, with a test film
+  {cosine_test:.3f} ({compared_basis} films each, less the mean; a film itself would have 1).
+- *Membership.* It reconstructs training films with {seen:.2f} dB and films of other patients with
+  {unseen:.2f} ({compared} each). So whoever already has a film can guess whether it was among them.
 """
 
 
