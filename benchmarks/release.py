@@ -62,7 +62,8 @@ images = model.decode(vaekit.sample_latents(model, 16, seed=0))
 
 **What it is.** The preset `sharp`: {size}×{size} pixels, grey, a code of {numbers:,} numbers; a
 linear VAE with a basis at {fit}×{fit} pixels, and a U-Net that adds what the linear picture lacks.
-`{file}`: {megabytes:.1f} MB, safetensors, SHA-256 `{digest}`.
+`{file}`: {megabytes:.1f} MB, safetensors, SHA-256
+`{digest}`.
 Matrices and convolutions are half precision, the encoder's last layer 8-bit whole numbers with a
 scale for each row, what is small float32. The file holds numbers and a configuration, no code.
 
@@ -98,7 +99,7 @@ weights before they were halved.
 The Fréchet distances are **not FIDs**: those need Inception. KL: {kl:,} nats an image (PCA:
 {pca_kl}).
 
-What the file costs, on {watched} test films: PSNR {full[0]:.3f} dB before and {packed[0]:.3f}
+What the file costs, on {watched} test films: PSNR {full[0]:.4f} dB before and {packed[0]:.4f}
 after, SSIM {full[1]:.5f} and {packed[1]:.5f}.
 
 ## Does it show its training films?
@@ -111,7 +112,8 @@ after, SSIM {full[1]:.5f} and {packed[1]:.5f}.
   largest |cosine| of a direction with a training film is {cosine_train:.3f}, with a test film
   {cosine_test:.3f} ({compared_basis} films each, less the mean; a film itself would have 1).
 - *Membership.* It reconstructs training films with {seen:.2f} dB and films of other patients with
-  {unseen:.2f} ({compared} each). So whoever already has a film can guess whether it was among them.
+  {unseen:.2f} ({compared} each). By such a difference whoever already has a film can guess whether it
+  was among them.
 """
 
 
