@@ -13,7 +13,8 @@ from dataclasses import fields
 from typing import Annotated, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 PATIENT_KEYS = ("subtype", "number", "folder", "none")
-ROUNDING = 1e-3  # by which pixels may leave [0, 1]
+# by which pixels may leave [0, 1]
+ROUNDING = 1e-3
 
 # ---- a Config ------------------------------------------------------------------------------------
 
@@ -138,7 +139,8 @@ def being_traced() -> bool:
     from torch.utils._python_dispatch import _get_current_dispatch_mode
 
     recorded = torch.jit.is_tracing() or torch.compiler.is_compiling()
-    return recorded or _get_current_dispatch_mode() is not None  # such as tensors without values
+    # such as tensors without values
+    return recorded or _get_current_dispatch_mode() is not None
 
 
 def check_shape(name: str, x, shape: tuple) -> None:

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 WIDTH = 32
 LR = 1e-3
-BETAS = (0.5, 0.9)  # a short memory: what the critic looks at changes with the decoder
+# a short memory: what the critic looks at changes with the decoder
+BETAS = (0.5, 0.9)
 
 
 class Critic(nn.Module):

@@ -53,14 +53,17 @@ class Trunk(nn.Module):
         self.layers = layers[: max(taps) + 1]
         for layer in self.layers.modules():
             if isinstance(layer, nn.ReLU):
-                layer.inplace = False  # it would overwrite a tap before it
+                # it would overwrite a tap before it
+                layer.inplace = False
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1))
         self.eval().requires_grad_(False)
 
     def forward(self, x: Tensor) -> dict[int, Tensor]:
-        h = (x - self.mean) / self.std  # broadcasts grey to three channels
-        if min(h.shape[-2:]) < 32:  # the deepest layers would have no pixels
+        # broadcasts grey to three channels
+        h = (x - self.mean) / self.std
+        # the deepest layers would have no pixels
+        if min(h.shape[-2:]) < 32:
             h = F.interpolate(h, size=(32, 32), mode="bilinear", align_corners=False)
         out = {}
         for i, layer in enumerate(self.layers):

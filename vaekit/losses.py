@@ -103,7 +103,8 @@ def band_energy_per_image(x_hat: Tensor, x: Tensor) -> Tensor:
 def rms_in_windows(x: Tensor) -> Tensor:
     size = min(8, *x.shape[-2:])
     power = F.avg_pool2d(x.square(), size, max(size // 2, 1))
-    return (power + 1e-8).sqrt()  # the small term keeps the gradient finite at 0
+    # the small term keeps the gradient finite at 0
+    return (power + 1e-8).sqrt()
 
 
 def kl_elements(mu: Tensor, logvar: Tensor) -> Tensor:
@@ -259,7 +260,8 @@ def beta_elbo(
     """
     k_rec, k_kl = reduction_factors(num_pixels, num_latents, cfg)
     tau = cfg.l1_weight * l1 + cfg.mse_weight * (2 * mse)
-    if cfg.calibrated:  # each pixel term is divided by its own scale already
+    # each pixel term is divided by its own scale already
+    if cfg.calibrated:
         tau = cfg.l1_weight + cfg.mse_weight
     return beta * k_kl / max(cfg.recon_weight * k_rec * tau, 1e-30)
 

@@ -33,7 +33,8 @@ def make_norm(kind: str, channels: int) -> nn.Module:
     """GroupNorm over groups of at least 4 channels (8 groups at most), BatchNorm, or nothing."""
     if kind == "group":
         num_groups = math.gcd(8, max(1, channels // 4), channels)
-        return fast.GroupNorm(num_groups, channels)  # nn.GroupNorm, with a faster gradient
+        # nn.GroupNorm, with a faster gradient
+        return fast.GroupNorm(num_groups, channels)
     return nn.BatchNorm2d(channels) if kind == "batch" else nn.Identity()
 
 
@@ -48,7 +49,8 @@ class FreeDown(nn.Module):
         self.c_out = c_out
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.shape[-1] % 2:  # an odd size gets one more row and column, of zeros
+        # an odd size gets one more row and column, of zeros
+        if x.shape[-1] % 2:
             x = F.pad(x, (0, 1, 0, 1))
         if fast.ENABLED:
             return fast.free_down(x, self.c_out)
@@ -298,7 +300,8 @@ class Refiner(nn.Module):
             h = down(h)
         for up, same in zip(self.up, self.same, strict=True):
             skip = skips.pop()
-            side = skip.shape[-1]  # an odd one comes back larger by one
+            # an odd one comes back larger by one
+            side = skip.shape[-1]
             h = same(up(h)[..., :side, :side] + skip)
         change = self.to_image(h)[..., : self.size, : self.size]
         return (picture + change).float().clamp(0, 1)
@@ -441,7 +444,8 @@ def initialise(model: VAE, cfg: Config) -> None:
     # mu and logvar start near 0: the latents start at N(0, 1)
     if cfg.latent_init_gain:
         heads = (model.encoder.mu, model.encoder.logvar)
-        for head in filter(None, heads):  # quantised codes have no logvar
+        # quantised codes have no logvar
+        for head in filter(None, heads):
             nn.init.xavier_uniform_(head.weight, gain=cfg.latent_init_gain)
             nn.init.zeros_(head.bias)
 

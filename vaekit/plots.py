@@ -16,7 +16,8 @@ from vaekit.data import as_float, pixels_of
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 GAP = 4  # figure pixels between images
-LINE = 15  # figure pixels of a line of a title
+# figure pixels of a line of a title
+LINE = 15
 
 
 def panels(rows: int, columns: int, size: tuple, title: str = ""):
@@ -59,7 +60,8 @@ def show_images(
     width = left + columns * (w + GAP) - GAP
     figure = plt.figure(figsize=(width / 100, height / 100), dpi=100)
     plt.close(figure)
-    axis = figure.add_axes((0, 0, 1, 1))  # the whole figure, in its pixels
+    # the whole figure, in its pixels
+    axis = figure.add_axes((0, 0, 1, 1))
     axis.set_axis_off()
     canvas = torch.ones(height, width, channels)
     for i, image in enumerate(x):

@@ -14,8 +14,10 @@ from torch import Tensor, nn
 
 from vaekit.config import Config
 
-DECAY = 0.97  # of the running averages that a codebook is made from, per step
-DEAD = 0.05  # of an equal share of the use, below which a code is placed anew
+# of the running averages that a codebook is made from, per step
+DECAY = 0.97
+# of an equal share of the use, below which a code is placed anew
+DEAD = 0.05
 
 
 class Quantiser(nn.Module):
@@ -27,7 +29,8 @@ class Quantiser(nn.Module):
     num_codes: int
 
     def forward(self, z: Tensor) -> Tensor:
-        return self.nearest(z) + (z - z.detach())  # the values of one, the gradient of the other
+        # the values of one, the gradient of the other
+        return self.nearest(z) + (z - z.detach())
 
     def nearest(self, z: Tensor) -> Tensor:
         return self.lookup(self.indices(z))

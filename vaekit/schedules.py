@@ -99,7 +99,8 @@ def lr_factor(kind: str, progress: float, warmup: float = 0.0) -> float:
     half cosines from 1 to 0, each twice as long as the one before (Loshchilov and Hutter 2017).
     """
     if progress < warmup:
-        return max(progress / warmup, 0.02)  # a rate of 0 would waste the first step
+        # a rate of 0 would waste the first step
+        return max(progress / warmup, 0.02)
     if kind in ("constant", "plateau"):
         return 1.0
     progress = (progress - warmup) / (1 - warmup)

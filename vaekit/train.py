@@ -187,7 +187,8 @@ class Trainer:
 
     def train_epoch(self) -> dict[str, float]:
         """A step on every batch; {term: mean of its finite values}, NaN where none is."""
-        values = []  # they stay on the device: no step waits for another
+        # they stay on the device: no step waits for another
+        values = []
         self.model.train()
         rank = self.accelerator.process_index
         gpus = [self.device] if self.device.type == "cuda" else []
