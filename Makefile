@@ -2,7 +2,7 @@
 # make test       install, lint, unit tests, every notebook in the smoke profile
 # make lint       ruff only
 # make torture    kills, full disks, fuzzing, 2,000 random trees of folders (seed 0), the notebooks
-#                 on 3 to 44 images, and an hour of training (MINUTES=60)
+#                 on 3 to 44 and on 100,000 images, and an hour of training (MINUTES=60)
 # make notebooks  execute the notebooks and store them with their outputs
 # make data       redraw the sample of the bundled films that lies in data/
 # make stamp REPO=owner/name    write the repository's address into the notebooks and their badges

@@ -8,6 +8,10 @@ SqueezeNet, LPIPS and VGG-19 in VAEKIT_WEIGHTS. Every case has 1,024 numbers. DI
 every epoch, from which a case that was stopped goes on, and samples; what was measured goes to
 results/films128.json: a curve on 128 test films, and everything `evaluate` finds on all of them.
 One thread a case: its hours are those of one core, whatever else the machine did.
+
+    python benchmarks/films128.py --work DIR --show             # the table, and films128.webp
+
+films128.webp holds samples from the prior, N(0, I), a row a model: the first of seed 0, unselected.
 """
 
 import argparse
@@ -20,6 +24,7 @@ from pathlib import Path
 
 import torch
 from fast_forms import processor
+from PIL import Image
 
 import vaekit
 from vaekit.data import Split
@@ -35,6 +40,7 @@ BUDGET = 3200  # CPU seconds of training; `sharp` sees 24,000 images in it on AV
 EPOCH_IMAGES, BATCH = 1200, 8
 WATCHED = 128  # test films of the curve
 NUM_SAMPLES = 512
+SHOWN = 8  # samples a row of films128.webp
 COMMON = {"dataset": "chest_xray", "profile": "full", "image_size": 128, "max_images": 0}
 COMMON |= {"features": "squeezenet", "epoch_images": EPOCH_IMAGES, "batch_size": BATCH}
 SHARP = {"preset": "sharp", "widths": (32, 64, 128, 128), "epochs_phase2": 20}
@@ -149,7 +155,7 @@ def trained(model: str, seed: int, work: Path, data):
         start = time.process_time()
         row = trainer.run_epoch()
         spent += time.process_time() - start
-        if trainer.epoch % 2 == 0 or trainer.done:
+        if trainer.epoch % (4 if seed else 2) == 0 or trainer.done:
             point = {"images": trainer.num_steps * BATCH, "core_seconds": round(spent, 1)}
             curve.append(point | curve_point(trainer, data))
         print(f"{model}/{seed} epoch {trainer.epoch} of {cfg.num_epochs}, {spent:.0f} s,"
@@ -199,11 +205,54 @@ def measure(model: str, seed: int, work: Path) -> dict:
     return facts | {"copies": copies(samples["prior"], data), "scores": found}
 
 
+COLUMNS = {  # of the table: (what `scores` calls it, decimals)
+    "PSNR": ("psnr reconstruction", 2),
+    "SSIM": ("ssim reconstruction", 3),
+    "LPIPS": ("lpips reconstruction squeezenet", 3),
+    "sharpness": ("sharpness ratio reconstruction", 2),
+    "octave 1/8-1/4": ("power 1/8-1/4 reconstruction", 2),
+    "octave 1/4-1/2": ("power 1/4-1/2 reconstruction", 2),
+    "Fréchet, reconstructions": ("frechet reconstruction vgg19", 0),
+    "prior samples": ("frechet prior vgg19", 0),
+    "mixture samples": ("frechet gmm vgg19", 0),
+    "precision": ("precision prior vgg19", 2),
+    "coverage": ("coverage prior vgg19", 2),
+}
+
+
+def show(work: Path) -> None:
+    """Print the table of README.md; draw films128.webp from the samples in `work`."""
+    done = json.loads(RESULTS.read_text())
+    print("| | core minutes | " + " | ".join(COLUMNS) + " | KL, nats |")
+    print("|---" * (len(COLUMNS) + 3) + "|")
+    for case, found in done.items():
+        cells = [f"{found['core_seconds'] / 60:.0f}"]
+        for name, decimals in COLUMNS.values():
+            cells.append(f"{found['scores'][name][0]:,.{decimals}f}")
+        cells.append(f"{found['kl']:,.0f}")
+        print(f"| {case} | " + " | ".join(cells) + " |")
+    for network in ("squeezenet", "vgg19"):
+        score = done["pca/0"]["scores"][f"frechet prior {network}"]
+        print(f"{network}: N = {score[3]}, real images against each other {score[4]}")
+    rows = []
+    for case in (case for case in CASES if case.endswith("/0")):
+        file = work / f"{case.replace('/', '-')}-samples.pt"
+        if file.exists():
+            rows.append(torch.cat(list(torch.load(file)["prior"][:SHOWN, 0]), dim=1))
+            print(f"row {len(rows)}: {case}")
+    pixels = torch.cat(rows).mul(255).round().byte().numpy()
+    Image.fromarray(pixels).save(RESULTS.with_suffix(".webp"), quality=90, method=6)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--show", action="store_true")
     parser.add_argument("cases", nargs="*", default=CASES)
     given = parser.parse_args()
+    if given.show:
+        show(given.work)
+        return
     torch.set_num_threads(1)
     given.work.mkdir(parents=True, exist_ok=True)
     for case in given.cases:

@@ -12,6 +12,7 @@ _WHERE = {
     "Data": "data",
     "load_data": "data",
     "load_images": "files.own_images",
+    "released": "files.release",
     "linear_vae": "linear",
     "sample_latents": "sample",
     "fit": "keep.run",

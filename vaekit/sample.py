@@ -211,5 +211,4 @@ def sample_latents(
         fitted = fit_codes(model, fit_on, seed=seed)
     else:
         fitted = fit_sampler(*encode_all(model, fit_on), sampler, seed)
-    z = fitted.sample(n, temperature, seed)
-    return z.to(next(model.parameters()).device)
+    return fitted.sample(n, temperature, seed).to(next(model.parameters()).device)

@@ -52,7 +52,7 @@ def main() -> None:
         "notebook": kills.stop_notebook, "spoiled": lambda: kills.spoil(10 * given.trials),
         "disk full": disks.fill_up, "disk read-only": disks.lock_up,
         "folders": lambda: folders.fuzz(given.cases, given.seed),
-        "few images": few.on_few_images,
+        "few images": few.on_few_images, "many images": few.on_many_images,
         "fuzzed": lambda: fuzz(given.cases), "soak": lambda: soak.soak(given.minutes),
     }  # fmt: skip
     kept = given.store and given.store.exists()

@@ -33,18 +33,29 @@ class LatentView:
     them (fewer than k where N - 1 images or the latent have no more); of a code that starts as the
     linear VAE's its first numbers, whose pictures vary most. base(T): a draw from the sampler
     fitted to the images at temperature T, see `sample.fit_sampler`. images: a Split or uint8
-    (N, C, S, S). ValueError for images of another size, another sampler, or N < 2.
+    (N, C, S, S); None: d_i are the code's first numbers, s_i and base(T) the prior's. ValueError
+    for images of another size, another sampler, or N < 2.
     """
 
-    def __init__(self, model, images, k: int = 6, sampler: str = "gaussian"):
-        mu, logvar = encode_all(model, images)
+    def __init__(self, model, images=None, k: int = 6, sampler: str = "gaussian"):
         self.model = model
+        if images is None:
+            self.use_prior(k)
+            return
+        mu, logvar = encode_all(model, images)
         self.sampler = fit_sampler(mu, logvar, sampler)
         k = min(k, len(mu) - 1, mu[0].numel())
         self.mean, self.directions, self.stds = principal_directions(mu, k)
         if isinstance(model, LinearVAE) or getattr(model, "linear", None) is not None:
             self.directions = torch.eye(mu.shape[1])[:k]
             self.stds = mu.std(0)[:k]
+
+    def use_prior(self, k: int) -> None:
+        self.mean = torch.zeros(self.model.latent_shape)
+        self.sampler = fit_sampler(self.mean[None], self.mean[None], "prior")
+        numbers = torch.eye(self.mean.numel())[:k]
+        self.directions = numbers.view(-1, *self.mean.shape)
+        self.stds = torch.ones(len(numbers))
 
     def code(self, values, temperature: float = 1.0, seed: int = 0) -> Tensor:
         """z (*latent_shape): values in standard deviations, one a direction; further ones are
@@ -163,16 +174,17 @@ def slider(name: str, value: float, low: float, high: float, step: float) -> wid
 
 
 def explore(
-    run, images, k: int = 6, sampler: str = "gaussian", seed: int = 0, out=None
+    run, images=None, k: int = 6, sampler: str = "gaussian", seed: int = 0, out=None
 ) -> Explorer:
     """Sliders along the k leading principal directions of mu, in standard deviations, around a
     code drawn from `sampler` ("prior", "gaussian", "gmm") at the temperature of another slider.
 
     In the run's place a model may stand, as `vaekit.linear_vae` gives: explore(pca, data.train).
-    images: what the run was trained on, `data.train` or uint8 (N, C, S, S). *resample* draws
-    another base code, *load run* puts a run from `out` (default `vaekit.runs_dir()`) beside it
-    under the same sliders, with its own directions of `images`. End a cell with it: a figure
-    first, which a saved notebook keeps, then the widgets, which need a kernel. ValueError as
-    `LatentView`.
+    images: what the run was trained on, `data.train` or uint8 (N, C, S, S). Leave them out where
+    they are not at hand, as with `vaekit.released`: then the first k numbers of the code are moved,
+    in deviations of the prior, which draws the base code as well. *resample* draws another base
+    code, *load run* puts a run from `out` (default `vaekit.runs_dir()`) beside it under the same
+    sliders, with its own directions of `images`. End a cell with it: a figure first, which a saved
+    notebook keeps, then the widgets, which need a kernel. ValueError as `LatentView`.
     """
     return Explorer(run, images, k, sampler, seed, Path(out or runs_dir()))
