@@ -112,8 +112,8 @@ after, SSIM {full[1]:.5f} and {packed[1]:.5f}.
   largest |cosine| of a direction with a training film is {cosine_train:.3f}, with a test film
   {cosine_test:.3f} ({compared_basis} films each, less the mean; a film itself would have 1).
 - *Membership.* It reconstructs training films with {seen:.2f} dB and films of other patients with
-  {unseen:.2f} ({compared} each). By such a difference whoever already has a film can guess whether it
-  was among them.
+  {unseen:.2f} ({compared} each). By such a difference whoever already has a film can guess
+  whether it was among them.
 """
 
 

@@ -28,15 +28,6 @@ def test_the_second_load_decodes_nothing_and_is_the_same(tmp_path, monkeypatch, 
     assert same(load(root, patient_key=key), first)
 
 
-def test_pixels_are_what_prepare_gives(tmp_path):
-    root = make(tmp_path / "set")
-    cfg, data = config(root, fit="pad"), load(root, fit="pad")
-    for split in splits(data):
-        for image, name in zip(split.images, split.names, strict=True):
-            want = images.prepare(images.decode(root / name, 1), cfg)
-            np.testing.assert_array_equal(image.numpy(), want)
-
-
 def test_the_cache_knows_what_made_it(tmp_path):
     root = make(tmp_path / "set")
     base = load(root)

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from tiny import same, shapes, small
+from tiny import shapes, small
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torchvision.models import squeezenet1_1
 
@@ -158,27 +158,6 @@ def test_a_step_and_a_validation(system, cuda, monkeypatch):
     assert on(cuda, *trainer.raw.parameters(), *trainer.ema.parameters())
     state = trainer.optimizer.state
     assert on(cuda, *(v for values in state.values() for v in values.values()))
-
-
-def test_fp16_and_its_scaler_go_on_where_they_stopped(tmp_path):
-    """With numbers, on the CPU, where autocast and scaler are the same."""
-    cfg = small(precision="fp16", epochs_phase1=1, epochs_phase2=1)
-    whole = vaekit.fit(cfg, IMAGES, out=tmp_path / "whole")
-    cut = vaekit.fit(cfg, IMAGES, out=tmp_path / "cut", max_minutes=1e-9)
-    assert len(cut.history) == 1 and not cut.finished
-    run = vaekit.fit(cfg, IMAGES, out=tmp_path / "cut")
-    assert run.path == cut.path and run.finished and same(run, whole)
-    a, b = (torch.load(r.path / "last.pt", weights_only=True)["scaler"] for r in (run, whole))
-    assert a == b and a["scale"] > 1
-
-
-def test_batches_are_cut_where_the_images_are():
-    """`order` and `flip` come from the CPU and follow the images: "meta" stands for a GPU."""
-    images = torch.zeros(8, 1, 16, 16, dtype=torch.uint8)
-    split = data.Split(images, torch.zeros(8, dtype=torch.int64), ["a"] * 8, ["a"] * 8, ["c"])
-    flip = torch.ones(8, dtype=torch.bool)
-    (x, y) = data.batches(split, 4, "meta", torch.arange(8), flip, channels_last=True)
-    assert x.device.type == y.device.type == "meta" and x.shape == (4, 1, 16, 16)
 
 
 @pytest.mark.parametrize("room", [10**9, 0], ids=["they fit", "no room"])

@@ -18,7 +18,7 @@ CORE = (
 )
 CORE = tuple(CORE.split())
 # Lines of code and characters a line, as they are: what is added has to be made room for.
-BUDGET = {"core": (2124, 42.0), "package": (6461, 43.2)}
+BUDGET = {"core": (2124, 42.0), "package": (6428, 43.0)}
 
 # What the core may open besides itself: these two at any time,
 STANDS_ON = {"place.device", "fast"}

@@ -105,13 +105,6 @@ def test_a_last_batch_of_one_small_film_does_not_stop_the_judge():
     assert networks.train_judge(split, epochs=1).name == "CNN on 2 labels"
 
 
-def test_vgg_is_named_with_the_layer_it_is_cut_at():
-    need_weights("vgg19")
-    (trunk,) = networks.load_judges(["vgg19"], download=False)
-    name = f"vgg19 to layer {max(trunk.taps)} (ImageNet)"
-    assert networks.network_name(trunk) == name and max(trunk.taps) < 36
-
-
 def test_inception_says_what_is_missing(monkeypatch, tmp_path):
     no_weights(monkeypatch, tmp_path)
     try:

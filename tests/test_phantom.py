@@ -33,72 +33,24 @@ def test_same_seed_same_pixels_other_seed_other_patient():
         assert unit(film) @ unit(phantom.draw_film(patient, 1, "virus", seed=seed)) < 0.98
 
 
-@pytest.mark.parametrize("height", [64, 256])
-def test_shape_type_and_use_of_the_grey_scale(height):
-    films = [phantom.draw_film(patient, height=height) for patient in range(8)]
+def test_shape_type_and_use_of_the_grey_scale():
+    films = [phantom.draw_film(patient) for patient in range(8)]
     for film in films:
-        assert film.dtype == np.uint8 and film.shape[0] == height
-        assert 0.75 < film.shape[1] / height < 2.6
+        assert film.dtype == np.uint8 and film.shape[0] == 256
+        assert 0.75 < film.shape[1] / 256 < 2.6
         assert film.std() > 25 and film.min() < 40 and film.max() > 150
     assert len({film.shape for film in films}) > 4  # the field of view is the film's own
-
-
-def test_height_changes_the_grid_and_not_the_patient():
-    large, small = (phantom.draw_film(2, height=height) for height in (256, 64))
-    assert unit(large) @ unit(small) > 0.97
-
-
-def between_lungs(lung, quantile):
-    """A row of the lungs, the columns between them there, and the middle of their outer borders."""
-    row = int(np.quantile(np.nonzero(lung)[0], quantile))
-    inside = np.flatnonzero(lung[row])
-    columns = np.arange(inside[0], inside[-1] + 1)
-    return row, columns[~lung[row, columns]], columns.mean()
-
-
-def test_lungs_are_dark_the_mediastinum_between_them_is_bright():
-    for patient in range(6):
-        film, lung = phantom.draw_film(patient), phantom.draw_lungs(patient)
-        assert lung.shape == film.shape and 0.1 < lung.mean() < 0.6
-        row, gap, _ = between_lungs(lung, 0.5)
-        assert film[row, gap].mean() > film[lung].mean() + 25
-
-
-def test_the_heart_lies_to_the_right_of_the_image():
-    lower = [between_lungs(phantom.draw_lungs(patient), 0.75) for patient in range(12)]
-    offset = [(gap.mean() - middle) / len(gap) for _, gap, middle in lower]
-    assert np.mean(offset) > 0.1  # the patient's left
 
 
 @pytest.mark.parametrize("kind", ["bacteria", "virus"])
 def test_pneumonia_whitens_the_lungs_and_nothing_else(kind):
     for patient in range(4):
-        lung = phantom.draw_lungs(patient)
+        lung = phantom._air(phantom._scene(patient, film=0, seed=0)) > 0.35
         well, ill = (phantom.draw_film(patient, 0, k).astype(float) for k in (None, kind))
         assert (ill - well)[lung].mean() > 2
         assert (ill - well)[lung].max() > 25  # a focus that can be seen, not a new exposure
         far = cv2.dilate(lung.astype(np.uint8), np.ones((41, 41))) == 0
         assert np.abs(ill - well)[far].mean() < 1.5
-
-
-def test_bacteria_keep_to_one_side_and_viruses_do_not():
-    def one_sided(kind, patient):
-        change = phantom.draw_film(patient, 0, kind).astype(float) - phantom.draw_film(patient)
-        change = np.where(phantom.draw_lungs(patient), change, 0)
-        halves = change[:, : change.shape[1] // 2].sum(), change[:, change.shape[1] // 2 :].sum()
-        return max(halves) / sum(halves)
-
-    bacteria, virus = (np.mean([one_sided(k, p) for p in range(8)]) for k in ("bacteria", "virus"))
-    assert bacteria > 0.85 > 0.7 > virus
-
-
-def test_two_films_of_a_patient_are_closer_than_two_patients():
-    films = np.array([[unit(phantom.draw_film(p, f)) for f in range(2)] for p in range(12)])
-    same = (films[:, 0] * films[:, 1]).sum(1)
-    other = (films[:, 0] @ films[:, 0].T)[np.triu_indices(12, 1)]
-    assert same.mean() > other.mean() + 0.08
-    assert same.max() < 0.9999  # a second film, not a copy
-    assert np.mean(other > 0.97) < 0.02  # patients are not near-duplicates of each other
 
 
 @pytest.mark.parametrize("kind", ["fungus", "", "NORMAL"])
@@ -142,14 +94,15 @@ def test_a_smaller_plan_is_the_beginning_of_every_folder(films):
         assert mine == [p for p in all_films if p.path.parent == folder][: len(mine)]
 
 
-def test_files_do_not_depend_on_the_number_of_threads(tmp_path):
+def test_files_do_not_depend_on_the_number_of_threads(tmp_path, monkeypatch):
     contents = []
-    for threads in (1, 2, 5):
-        count = phantom.write_bundle(tmp_path / str(threads), films=10, threads=threads)
+    for threads in (1, 3):
+        monkeypatch.setattr(phantom.os, "cpu_count", lambda: threads)  # noqa: B023
+        count = phantom.write_bundle(tmp_path / str(threads), films=10)
         files = (tmp_path / str(threads)).rglob("*.jpeg")
         contents.append({f.relative_to(tmp_path / str(threads)): f.read_bytes() for f in files})
         assert len(contents[-1]) == count
-    assert contents[0] == contents[1] == contents[2]
+    assert contents[0] == contents[1]
     stored = cv2.imread(str(tmp_path / "1/train/NORMAL/IM-0115-0001.jpeg"), cv2.IMREAD_UNCHANGED)
     drawn = phantom.draw_film(0, seed=1)
     assert stored.shape == drawn.shape  # one channel
@@ -180,12 +133,13 @@ def test_a_disk_that_refuses_is_an_error(tmp_path, monkeypatch):
 def test_stopping_a_drawing_begins_no_film_more(tmp_path, monkeypatch):
     drawn = []
 
-    def stop(folder, seed, planned):
+    def stop(folder, planned):
         drawn.append(planned)
         time.sleep(0.01)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(phantom, "write_film", stop)
+    monkeypatch.setattr(phantom.os, "cpu_count", lambda: 1)
     with pytest.raises(KeyboardInterrupt):
-        phantom.write_bundle(tmp_path, threads=1)
+        phantom.write_bundle(tmp_path)
     assert len(drawn) < 0.5 * phantom.FILMS

@@ -305,6 +305,15 @@ def test_a_best_that_is_newer_than_the_last_checkpoint_is_trained_again(data, wh
     check_resumed(fit_all(data, tmp_path), whole, tmp_path)
 
 
+def test_a_write_that_fails_leaves_the_old_file_and_no_litter(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    checkpoint.write_atomic(path, b"old")
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        checkpoint.write_atomic(path, b"new")
+    assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
+
+
 @pytest.mark.parametrize("moment", [("last.pt", 1), ("last.pt", 3), ("history.csv", 2)], ids=str)
 def test_a_full_disk_leaves_the_last_good_state_and_names_it(data, whole, tmp_path, moment):
     with pytest.MonkeyPatch.context() as patch:
@@ -482,20 +491,17 @@ def from_shell(*arguments, before=()) -> str:
     return done.stdout
 
 
-def test_two_processes_equal_one_where_no_noise_is_drawn(tmp_path):
-    arguments = ["widths=[8,16,32]", "epochs_phase1=2", "epochs_phase2=1"]
-    said = from_shell(*arguments, f"out={tmp_path / 'one'}")
-    assert said.splitlines()[-1].endswith("3 epochs, finished")
+def test_under_torchrun_one_of_two_processes_writes_and_speaks(tmp_path):
+    """That they train what one does: tests/test_launch.py."""
+    arguments = ["widths=[8,16,32]", "epochs_phase1=1", "epochs_phase2=1", f"out={tmp_path}"]
     torchrun = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
-    from_shell(*arguments, f"out={tmp_path / 'two'}", before=torchrun)
-    histories = []
-    for out in ("one", "two"):
-        (file,) = tmp_path.glob(f"{out}/*/history.csv")  # one writer, one run
-        assert folder.read_info(file.parent)["finished"]
-        histories.append(list(csv.DictReader(file.open())))
-    for one, two in zip(*(h[:2] for h in histories), strict=True):
-        for name in ("train_loss", "val_loss", "val_l1", "train_grad_norm"):
-            assert float(one[name]) == pytest.approx(float(two[name]), rel=1e-4), name
+    said = from_shell(*arguments, before=torchrun)
+    assert said.count("2 epochs, finished") == 1
+    (file,) = tmp_path.glob("*/history.csv")
+    info = folder.read_info(file.parent)
+    assert (
+        info["finished"] and info["processes"] == 2 and len(list(csv.DictReader(file.open()))) == 2
+    )
 
 
 def test_arguments_of_the_command_line():

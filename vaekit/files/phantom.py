@@ -12,7 +12,6 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import count, islice
 from pathlib import Path
@@ -25,6 +24,7 @@ import numpy as np
 from vaekit.place.progress import watched
 
 Array = np.ndarray
+HEIGHT = 256  # pixels of a film
 ANATOMY = {  # ranges, one uniform value a patient
     "age": (0.0, 1.0),  # infant to school child
     "habitus": (0.0, 1.0),  # thin to stout
@@ -64,24 +64,17 @@ TECHNIQUE = {  # ranges, one uniform value a film
 }
 
 
-def draw_film(
-    patient: int, film: int = 0, pneumonia: str | None = None, height: int = 256, seed: int = 0
-) -> Array:
-    """One film, uint8 (height, W) in 0..255; W follows from the film's own field, 0.8 to 2.5:1.
+def draw_film(patient: int, film: int = 0, pneumonia: str | None = None, seed: int = 0) -> Array:
+    """One film, uint8 (HEIGHT, W) in 0..255; W follows from the film's own field, 0.8 to 2.5:1.
 
     Anatomy depends on (seed, patient), technique on `film` too; `pneumonia` is None, "bacteria"
     (one lobe) or "virus" (patchy, both sides). ValueError for any other, or a negative number."""
     if pneumonia not in OPACITY:
         raise ValueError(f"pneumonia={pneumonia!r}: choose one of {tuple(OPACITY)}")
-    s = _scene(patient, film, height, seed)
+    s = _scene(patient, film, seed)
     x = _tissue(s) + _lungs(s, pneumonia) + _spine(s) + _ribs(s) + _pairs(s)
     uneven = 1 + 0.025 * _texture(s, s.rng(8), 3)
     return _finish(s, _expose(s, x * uneven))
-
-
-def draw_lungs(patient: int) -> Array:
-    """Where the patient's first film has air deeper than 0.35: bool (256, W)."""
-    return _air(_scene(patient, film=0, height=256, seed=0)) > 0.35
 
 
 class Scene(SimpleNamespace):
@@ -96,7 +89,7 @@ class Scene(SimpleNamespace):
         return {name: rng.uniform(*span) for name, span in table.items()}
 
 
-def _scene(patient: int, film: int, height: int, seed: int) -> Scene:
+def _scene(patient: int, film: int, seed: int) -> Scene:
     s = Scene(key=(seed, patient), film=film)
     first, again = (s.pick(TECHNIQUE, 1, k) for k in (0, film))
     # a second film is taken much as the first was
@@ -108,15 +101,15 @@ def _scene(patient: int, film: int, height: int, seed: int) -> Scene:
     s.wall = 0.07 + 0.13 * s.habitus
     s.upper = 0.13 + 0.8 * s.thymus * (1.5 - s.age)  # half width of the upper mediastinum
 
-    s.scale = height / (s.above + s.lung + s.below)  # pixels a unit
-    s.shape = (height, round(2 * s.side * s.scale))
+    s.scale = HEIGHT / (s.above + s.lung + s.below)  # pixels a unit
+    s.shape = (HEIGHT, round(2 * s.side * s.scale))
     middle = (s.lung + s.below - s.above) / 2
     c = s.scale * np.cos(s.lean)
     d = s.scale * np.sin(s.lean)
     right = s.shape[1] / 2 + d * middle + s.shift * s.scale
-    s.to_px = np.array([[c, -d, right], [d, c, height / 2 - c * middle]])
+    s.to_px = np.array([[c, -d, right], [d, c, HEIGHT / 2 - c * middle]])
     to_u, to_v = cv2.invertAffineTransform(s.to_px).astype(np.float32)
-    y, x = np.mgrid[:height, : s.shape[1]].astype(np.float32)
+    y, x = np.mgrid[:HEIGHT, : s.shape[1]].astype(np.float32)
     ripple = 0.012 * _texture(s, s.rng(2), 2.5)  # no outline is quite smooth
     u = to_u[0] * x + to_u[1] * y + to_u[2]
     v = to_v[0] * x + to_v[1] * y + to_v[2]
@@ -373,9 +366,8 @@ def _spine(s: Scene) -> Array:
 
 def _expose(s: Scene, x: Array) -> Array:
     """Attenuation to grey levels, float: blur, edge enhancement, scatter, film curve, grain."""
-    px = s.shape[0] / 256
-    x = cv2.GaussianBlur(x.astype(np.float32), (0, 0), s.blur * px)
-    edges = x - cv2.GaussianBlur(x, (0, 0), 5 * px)
+    x = cv2.GaussianBlur(x.astype(np.float32), (0, 0), s.blur)
+    edges = x - cv2.GaussianBlur(x, (0, 0), 5)
     haze = cv2.blur(cv2.resize(x, (64, 64), interpolation=cv2.INTER_AREA), (15, 15))
     haze = cv2.resize(haze, s.shape[::-1])
     x = (1 - s.scatter) * x + s.scatter * haze + s.boost * edges
@@ -389,18 +381,17 @@ def _expose(s: Scene, x: Array) -> Array:
 def _finish(s: Scene, grey: Array) -> Array:
     """Collimation on some sides, the burnt-in marker; uint8."""
     rng, (h, w) = s.rng(10, s.film), s.shape
-    px = h / 256
     shares = np.maximum(rng.uniform(-0.08, 0.06, 4), 0)
     top, low, left, right = (shares * (h, h, w, w)).astype(int)
     if s.border > 0:
         field = np.zeros(s.shape)
         field[top : h - low, left : w - right] = 1
-        grey = grey * cv2.GaussianBlur(field, (0, 0), px)
+        grey = grey * cv2.GaussianBlur(field, (0, 0), 1)
     film = np.rint(np.clip(grey, 0, 255)).astype(np.uint8)
     y = rng.choice([-0.1, 0.08, 0.08, 0.25, 0.5, 0.5])  # now and then beyond the film
     at = int(rng.uniform(0.01, 0.08) * w), int(y * h)
-    size = rng.uniform(0.35, 0.6) * px
-    cv2.putText(film, "R", at, cv2.FONT_HERSHEY_SIMPLEX, size, 245, max(1, round(px)), cv2.LINE_AA)
+    size = rng.uniform(0.35, 0.6)
+    cv2.putText(film, "R", at, cv2.FONT_HERSHEY_SIMPLEX, size, 245, 1, cv2.LINE_AA)
     return film
 
 
@@ -459,33 +450,28 @@ def plan(films: int = FILMS) -> Iterator[PlannedFilm]:
         serial += room
 
 
-def write_film(folder: Path, seed: int, planned: PlannedFilm) -> None:
+def write_film(folder: Path, planned: PlannedFilm) -> None:
     """Draw one film and store it as JPEG; OSError where the disk refuses."""
-    image = draw_film(planned.patient, planned.film, planned.pneumonia, seed=seed)
+    image = draw_film(planned.patient, planned.film, planned.pneumonia, seed=1)
     _, jpeg = cv2.imencode(".jpeg", image, [cv2.IMWRITE_JPEG_QUALITY, 88])
     path = folder / planned.path
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(jpeg)
 
 
-def write_bundle(
-    folder: str | Path, seed: int = 1, films: int = FILMS, threads: int | None = None
-) -> int:
+def write_bundle(folder: str | Path, films: int = FILMS) -> int:
     """Write about `films` JPEGs, 256 px high, in Kermany's layout; returns their number.
 
-    `folder`/{train,val,test}/{NORMAL,PNEUMONIA}/; files of the same name are overwritten. The
-    files do not depend on `threads`, by default one a core, four at most. OSError where the disk
-    refuses. Patients of the two classes differ, whatever their numbers."""
-    from tqdm.auto import tqdm
+    `folder`/{train,val,test}/{NORMAL,PNEUMONIA}/; files of the same name are overwritten. OSError
+    where the disk refuses. Patients of the two classes differ, whatever their numbers."""
+    from tqdm.contrib.concurrent import thread_map
 
     wanted = list(plan(films))
-    # threads: nearly all of a film is drawn in numpy and OpenCV, which let others run meanwhile
-    pool = ThreadPoolExecutor(threads or min(os.cpu_count() or 1, 4))
-    try:
-        written = pool.map(partial(write_film, Path(folder), seed), wanted)
-        list(tqdm(written, total=len(wanted), unit="film", disable=not watched()))
-    finally:  # stopped by hand or a full disk: no film more
-        pool.shutdown(cancel_futures=True)
+    # threads: nearly all of a film is drawn in numpy and OpenCV, which let others run meanwhile.
+    # Stopped by hand or a full disk, they begin no film more.
+    threads = min(os.cpu_count() or 1, 4)
+    shown = {"unit": "film", "disable": not watched()}
+    thread_map(partial(write_film, Path(folder)), wanted, max_workers=threads, **shown)
     return len(wanted)
 
 
