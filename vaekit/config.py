@@ -32,6 +32,7 @@ class Config:
     and largest; any other number is 0 or more. ValueError names the field and what it takes.
     """
 
+    # a label: preset(name) reads the values, Config(preset=name) does not
     preset: str = "chest_xray"
     profile: Profile = "full"
     seed: Annotated[int, 0, 2**31 - 1] = 0
@@ -87,8 +88,10 @@ class Config:
     lpips_weight: float = 0.0
     spectral_weight: float = 0.0
     band_weight: float = 0.0  # energy of three bands of detail, window by window
-    critic_share: Annotated[float, 0.0, 10.0] = 0.0  # a critic's gradient, over the other terms'
-    critic_from: Share = 0.6  # of all epochs: from then on the encoder rests
+    # a critic's gradient, over the other terms'; 0: no critic
+    critic_share: Annotated[float, 0.0, 10.0] = 0.0
+    # with a critic: after this share of all epochs the encoder is frozen, and the critic begins
+    critic_from: Share = 0.6
     num_scales: Annotated[int, 1, 5] = 1  # pixels and SSIM at 1x, 1/2x, ...
     features: TrunkName = "auto"  # "auto": the profile's, or none with a notice
     recon_weight: float = 1.0
@@ -110,7 +113,9 @@ class Config:
     kl_share_high: Band = 0.10  # between these two
 
     # training
-    epochs_phase1: Epochs = 50  # beta 0, z is the mean
+    # phase 1, an autoencoder: z is the mean, beta 0. 0 epochs: there is only phase 2.
+    epochs_phase1: Epochs = 50
+    # phase 2, the VAE: z is sampled, beta as scheduled
     epochs_phase2: Epochs = 100
     rescale_latents: bool = True  # as phase 2 begins, give mu the prior's scale
     epoch_images: int = 0  # a random part of the training images each epoch; 0: all

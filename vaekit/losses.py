@@ -232,8 +232,9 @@ def vae_loss(
             recon = recon + weight * terms[name]
     num_pixels = x[0].numel()
     k_rec, k_kl = reduction_factors(num_pixels, mu[0].numel(), cfg)
-    recon_weight = cfg.recon_weight * k_rec * num_pixels
-    total = (recon_weight * recon + beta * k_kl * charged).mean()
+    # recon is a mean over pixels: times num_pixels it is the sum that k_rec is for
+    scale = cfg.recon_weight * k_rec * num_pixels
+    total = (scale * recon + beta * k_kl * charged).mean()
 
     terms |= {"recon": recon, "kl": kl, "loss": total}
     means = {name: term.detach().mean() for name, term in terms.items()}

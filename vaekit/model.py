@@ -337,7 +337,7 @@ class VAE(nn.Module):
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """mu, logvar of q(z|x), float32, logvar clamped to [-logvar_clamp, logvar_clamp].
 
-        x: uint8, or floats in [0, 1], else ValueError (see `data.pixels_of`).
+        x: uint8, or floats in [0, 1], else ValueError (see `data.model_input`).
         """
         x = model_input(self, x)
         mu, logvar = self.encoder(x)
@@ -361,7 +361,7 @@ class VAE(nn.Module):
         checks.check_shape("codes", z, self.latent_shape)
         with torch.autocast(z.device.type, enabled=False):
             if self.linear is not None:
-                z = self.linear.decode(z)
+                z = self.linear.decode(z)  # a picture, which the refiner adds to
             if self.quantiser is not None:
                 z = self.quantiser(z.float())
         return self.decoder(z.to(next(self.parameters()).dtype))

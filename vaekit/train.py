@@ -113,24 +113,27 @@ class Trainer:
         if self.critic:
             self.critic.optimizer.zero_grad(set_to_none=True)
 
-    def gradients(self, x: Tensor, epoch: float, share: float = 1.0) -> dict[str, Tensor]:
-        """Forward, loss, backward: adds the gradient of the mean loss of x, times `share` (of a
-        batch that goes through in parts)."""
+    def gradients(self, x: Tensor, epoch: float, part: float = 1.0) -> dict[str, Tensor]:
+        """Forward, loss, backward: adds the gradient of the mean loss of x, times `part`, its share
+        of the batch."""
         with self.autocast():
             # phase 1 decodes the mean: a plain autoencoder, no noise to average over
             sample = epoch >= self.cfg.epochs_phase1
             rests = schedules.decoder_only(self.cfg, epoch)
             x_hat, mu, logvar = self.model(x, sample, rests)
-            prices = self.cfg, self.beta, self.features, self.raw.quantiser
-            loss = vae_loss(x_hat, x, mu, logvar, *prices)
+            judges = {"features": self.features, "quantiser": self.raw.quantiser}
+            loss = vae_loss(x_hat, x, mu, logvar, self.cfg, self.beta, **judges)
         if self.critic:
-            loss.terms["critic"] = self.meet_critic(x, x_hat, epoch, share)
-        self.scaler.scale(self.objective(loss.total) * share).backward()
+            loss.terms["critic"] = self.meet_critic(x, x_hat, epoch, part)
+        self.scaler.scale(self.objective(loss.total) * part).backward()
         return loss.terms
 
-    def meet_critic(self, x: Tensor, x_hat: Tensor, epoch: float, share: float) -> Tensor:
-        """Its own loss, whose gradient is added to its weights; its pull on the decoder joins the
-        other terms' gradient at x_hat, when the backward pass comes by. All in full precision."""
+    def meet_critic(self, x: Tensor, x_hat: Tensor, epoch: float, part: float) -> Tensor:
+        """One batch for the critic: adds to its .grad, returns its hinge loss, 0 while it is off.
+
+        Its pull is no part of the total loss: a hook adds it to the total's gradient at x_hat,
+        in the backward pass. All in full precision.
+        """
         if not schedules.decoder_only(self.cfg, epoch):
             return torch.zeros((), device=self.device)
         pull = schedules.critic_share_at(self.cfg, epoch)
@@ -138,7 +141,7 @@ class Trainer:
             other = self.critic.gradient(x_hat)
             x_hat.register_hook(lambda gradient: add_share(gradient, other, pull))
         loss = self.critic.loss(x, x_hat)
-        (loss * share).backward()
+        (loss * part).backward()
         return loss.detach()
 
     def objective(self, total: Tensor) -> Tensor:
@@ -219,9 +222,9 @@ class Trainer:
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
         """Loss terms on the validation images: averaged weights, z sampled with fixed noise (in
-        phase 1 the mean, as it trains). `loss` is the objective at the `final_beta`, without free
-        bits, so that epochs can be compared; `train_loss` has the beta of its own epoch. Of
-        quantised codes also `quantise.code_use`."""
+        phase 1 the mean, as it trains). `loss` is the objective at the `final_beta`, whatever the
+        epoch's own, and without free bits: one yardstick, though only later epochs are trained for
+        it (`schedules.final_objective`). Of quantised codes also `quantise.code_use`."""
         cfg = self.cfg
         split = self.data.val
         noise = torch.Generator().manual_seed(cfg.seed)
@@ -236,8 +239,8 @@ class Trainer:
             with self.autocast():
                 mu, logvar = self.ema.encode(x)
                 x_hat = self.ema.decode(mu + (0.5 * logvar).exp() * eps.to(self.device))
-                prices = no_floor, self.final_beta, self.features, quantiser
-                loss = vae_loss(x_hat, x, mu, logvar, *prices)
+                judges = {"features": self.features, "quantiser": quantiser}
+                loss = vae_loss(x_hat, x, mu, logvar, no_floor, self.final_beta, **judges)
             if quantiser is not None:
                 indices.append(quantiser.indices(mu).flatten())
             sums = sums + torch.stack(list(loss.terms.values())) * len(x)
@@ -269,6 +272,7 @@ class Trainer:
         row = {"epoch": self.epoch + 1, "phase": self.phase, "beta": self.beta}
         row["beta_elbo"] = beta_elbo(cfg, self.beta, l1, mse, *self.sizes)
         row["kl_share"] = kl_share(cfg, self.beta, recon, kl, *self.sizes)
+        # at the epoch's beginning; beta is that of its last step
         row["lr"] = self.learning_rate(self.epoch)
         row |= {f"train_{name}": value for name, value in train_means.items()}
         return row | {f"val_{name}": value for name, value in val_means.items()}

@@ -113,7 +113,7 @@ class GuardedTrainer(Trainer):
         self.streak = (self.streak + 1) * skipped
         return terms
 
-    def gradients(self, x: Tensor, epoch: float, share: float = 1.0) -> dict[str, Tensor]:
+    def gradients(self, x: Tensor, epoch: float, part: float = 1.0) -> dict[str, Tensor]:
         """As `Trainer.gradients`, in parts where memory runs out."""
         return self.in_memory(self.gradients_in_parts, x, epoch)
 
@@ -122,11 +122,11 @@ class GuardedTrainer(Trainer):
         for now, before in self.buffers:
             now.copy_(before)
         means = {}
-        for part in x.tensor_split(self.parts):
-            share = len(part) / len(x)
-            terms = super().gradients(part, epoch, share)
+        for images in x.tensor_split(self.parts):
+            part = len(images) / len(x)
+            terms = super().gradients(images, epoch, part)
             for name, value in terms.items():
-                means[name] = means.get(name, 0) + value * share
+                means[name] = means.get(name, 0) + value * part
         return means
 
     def in_memory(self, work: Callable, *args):
