@@ -306,6 +306,7 @@ def header(cfg: Config) -> str:
         "SSIM": cfg.ssim_weight,
         "the features of a pretrained network": cfg.perceptual_weight + cfg.lpips_weight,
         "the spectrum": cfg.spectral_weight,
+        "bands of detail": cfg.band_weight,
     }
     with torch.device("meta"):  # shapes without memory
         shape = VAE(cfg).latent_shape

@@ -11,6 +11,7 @@ import vaekit
 from vaekit import features, losses
 from vaekit.files import weights
 
+# distances: 0 for equal images. A term that does not compare gets tests of its own.
 TERMS = {
     "l1": losses.l1_per_image,
     "mse": losses.mse_per_image,
@@ -19,6 +20,9 @@ TERMS = {
     "bands": losses.band_energy_per_image,
 }
 CFG = vaekit.preset("chest_xray", perceptual_weight=0.0)
+# the weights of all terms that need no network; recon_weight is of their sum
+WEIGHTS = {name for name in CFG.to_dict() if name.endswith("_weight")}
+WEIGHTS -= {"recon_weight", "perceptual_weight", "lpips_weight"}
 
 
 def pair(size=32, channels=1, n=3):
@@ -43,6 +47,16 @@ def test_kl_against_torch_distributions():
     q = torch.distributions.Normal(mu, (0.5 * logvar).exp())
     expected = torch.distributions.kl_divergence(q, torch.distributions.Normal(0.0, 1.0))
     torch.testing.assert_close(losses.kl_elements(mu, logvar), expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("field", sorted(WEIGHTS))
+def test_every_weight_moves_the_total_by_its_term(field):
+    x, x_hat = pair()
+    cfg = CFG.replace(**dict.fromkeys(WEIGHTS, 0.0) | {"l1_weight": 1.0, field: 1.0})
+    logged = losses.vae_loss(x_hat, x, *torch.zeros(2, 3, 4), cfg, 0.0)
+    more = losses.vae_loss(x_hat, x, *torch.zeros(2, 3, 4), cfg.replace(**{field: 3.0}), 0.0)
+    name = {"band_weight": "bands"}.get(field, field.removesuffix("_weight"))
+    torch.testing.assert_close(more.total - logged.total, 2 * logged.terms[name])
 
 
 @pytest.mark.parametrize(("size", "channels"), [(64, 1), (33, 3), (11, 1)])
