@@ -263,6 +263,7 @@ def main() -> None:
         # another case may have been measured meanwhile
         done = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
         done[case] = found
+        done = {name: done[name] for name in sorted(done, key=CASES.index)}
         draft = RESULTS.with_suffix(f".{os.getpid()}")
         draft.write_text(json.dumps(done, indent=1) + "\n")
         os.replace(draft, RESULTS)
