@@ -14,7 +14,7 @@ from torch import Tensor
 from vaekit.judge.comparison import title_of
 from vaekit.keep.folder import runs_dir
 from vaekit.keep.run import load_run
-from vaekit.linear import LinearVAE
+from vaekit.linear import LinearVAE, shrink
 from vaekit.plots import show_rows
 from vaekit.priors.directions import principal_directions, traverse
 from vaekit.sample import decode_all, encode_all, fit_sampler
@@ -76,7 +76,8 @@ class LatentView:
         walks = {}
         for i in range(min(STRIP_ROWS, len(self.stds))):
             walk = traverse(self.model, self.mean, self.directions[i], self.stds[i], steps)
-            walks[f"direction {i + 1}"] = walk
+            # an overview: the sliders show every pixel
+            walks[f"direction {i + 1}"] = shrink(walk, min(walk.shape[-1], 64))
         title = f"The largest directions, from -{REACH} to +{REACH} standard deviations"
         return show_rows(walks, title, columns=len(steps), size=0.8)
 
