@@ -56,9 +56,8 @@ MODELS = {  # what is added to COMMON; where epochs are not given they fill the 
     "true": SHARP | TRUE,
     "published": PUBLISHED,
     "monai": PUBLISHED | ONE_PHASE,
-    "monai half": PUBLISHED | ONE_PHASE,  # half the budget
 }
-CASES = ("pca/0", "sharp/0", "monai half/0", "monai/0", "sharp/1", "published/0", "true/0")
+CASES = ("pca/0", "sharp/0", "monai/0", "sharp/1", "published/0", "true/0")
 
 
 def config(model: str, seed: int) -> vaekit.Config:
@@ -78,7 +77,7 @@ def with_network(trainer: Trainer, network: torch.nn.Module) -> None:
 
 def new_trainer(cfg: vaekit.Config, data, model: str) -> Trainer:
     trainer = Trainer(cfg, data, feature_loss(cfg, verbose=False))
-    if model.startswith("monai"):
+    if model == "monai":
         from peers import Monai
 
         class Network(Monai):
@@ -110,8 +109,7 @@ def filling(cfg: vaekit.Config, data, model: str) -> vaekit.Config:
         times.append(time.process_time())
         if len(times) == 13:
             break
-    budget = BUDGET / 2 if model.endswith("half") else BUDGET
-    epochs = max(3, round(budget / ((times[-1] - times[3]) / 9 * EPOCH_IMAGES / BATCH)))
+    epochs = max(3, round(BUDGET / ((times[-1] - times[3]) / 9 * EPOCH_IMAGES / BATCH)))
     first = epochs // 3 if cfg.epochs_phase1 else 0
     changes = {"epochs_phase1": first, "epochs_phase2": epochs - first}
     return cfg.replace(**changes, beta_warmup=(epochs - first) // 2)
@@ -135,9 +133,9 @@ def scores(model, test, others, cfg, samples=None) -> dict:
     return found
 
 
-def curve_point(trainer: Trainer, data) -> dict:
+def curve_point(model, data, cfg) -> dict:
     test, others = few(data.test, WATCHED), few(data.train, WATCHED)
-    found = scores(trainer.ema, test, others, trainer.cfg)
+    found = scores(model, test, others, cfg)
     shown = ("psnr", "ssim", "lpips", "sharpness ratio", "frechet ", "power", "feature")
     return {k: v[0] for k, v in found.items() if k.startswith(shown) and "real" not in k}
 
@@ -159,7 +157,7 @@ def trained(model: str, seed: int, work: Path, data):
         spent += time.process_time() - start
         if trainer.epoch % (4 if seed else 2) == 0 or trainer.done:
             point = {"images": trainer.num_steps * BATCH, "core_seconds": round(spent, 1)}
-            curve.append(point | curve_point(trainer, data))
+            curve.append(point | curve_point(trainer.ema, data, cfg))
         print(f"{model}/{seed} epoch {trainer.epoch} of {cfg.num_epochs}, {spent:.0f} s,"
               f" loss {row['val_loss']:.4f}, psnr {row['val_psnr']:.2f}", flush=True)  # fmt: skip
         state = {"trainer": trainer.state_dict(), "curve": curve, "seconds": spent}
@@ -191,6 +189,7 @@ def measure(model: str, seed: int, work: Path) -> dict:
         start = time.process_time()
         net = vaekit.linear_vae(data.train, cfg.latent_channels, mirror=cfg.flip)
         facts = {"core_seconds": round(time.process_time() - start, 1), "images_seen": 0}
+        facts["curve"] = [facts | curve_point(net, data, cfg)]
     else:
         net, facts = trained(model, seed, work, data)
     samples = {}

@@ -60,8 +60,8 @@ model = vaekit.released("{name}")  # None where the file is not here; a line say
 images = model.decode(vaekit.sample_latents(model, 16, seed=0))
 ```
 
-**What it is.** The preset `sharp`: {size}×{size} pixels, grey, a code of {numbers:,} numbers; a
-linear VAE with a basis at {fit}×{fit} pixels, and a U-Net that adds what the linear picture lacks.
+**What it is.** The preset `sharp` with `widths={widths}`: {size}×{size} pixels, grey, a code of
+{numbers:,} numbers; a linear VAE with a basis at {fit}×{fit} pixels, and a U-Net that adds what the linear picture lacks.
 `{file}`: {megabytes:.1f} MB, safetensors, SHA-256
 `{digest}`.
 Matrices and convolutions are half precision, the encoder's last layer 8-bit whole numbers with a
@@ -204,6 +204,7 @@ def card(file: Path, digest: str, cfg: vaekit.Config, case: dict, pca: dict, fou
     ]
     known = {key: case[key] for key in ("train", "test", "images_seen", "processor", "seed", "kl")}
     shape = {"size": cfg.image_size, "numbers": cfg.latent_channels, "fit": min(64, cfg.image_size)}
+    shape["widths"] = cfg.widths
     return CARD.format(
         **known,
         **shape,
