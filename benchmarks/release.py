@@ -61,7 +61,8 @@ images = model.decode(vaekit.sample_latents(model, 16, seed=0))
 ```
 
 **What it is.** The preset `sharp` with `widths={widths}`: {size}×{size} pixels, grey, a code of
-{numbers:,} numbers; a linear VAE with a basis at {fit}×{fit} pixels, and a U-Net that adds what the linear picture lacks.
+{numbers:,} numbers; a linear VAE with a basis at {fit}×{fit} pixels,
+and a U-Net that adds what the linear picture lacks.
 `{file}`: {megabytes:.1f} MB, safetensors, SHA-256
 `{digest}`.
 Matrices and convolutions are half precision, the encoder's last layer 8-bit whole numbers with a
