@@ -121,8 +121,8 @@ class Trainer:
             sample = epoch >= self.cfg.epochs_phase1
             rests = schedules.decoder_only(self.cfg, epoch)
             x_hat, mu, logvar = self.model(x, sample, rests)
-            parts = self.features, self.raw.quantiser
-            loss = vae_loss(x_hat, x, mu, logvar, self.cfg, self.beta, *parts)
+            networks = self.features, self.raw.quantiser
+            loss = vae_loss(x_hat, x, mu, logvar, self.cfg, self.beta, *networks)
         if self.critic:
             loss.terms["critic"] = self.meet_critic(x, x_hat, epoch, part)
         self.scaler.scale(self.objective(loss.total) * part).backward()
@@ -239,8 +239,8 @@ class Trainer:
             with self.autocast():
                 mu, logvar = self.ema.encode(x)
                 x_hat = self.ema.decode(mu + (0.5 * logvar).exp() * eps.to(self.device))
-                parts = self.features, quantiser
-                loss = vae_loss(x_hat, x, mu, logvar, no_floor, self.final_beta, *parts)
+                networks = self.features, quantiser
+                loss = vae_loss(x_hat, x, mu, logvar, no_floor, self.final_beta, *networks)
             if quantiser is not None:
                 indices.append(quantiser.indices(mu).flatten())
             sums = sums + torch.stack(list(loss.terms.values())) * len(x)
