@@ -93,16 +93,16 @@ def _draw_group(axis, rows: list[dict]) -> None:
     places = np.arange(len(rows))
     values = [row["value"] for row in rows]
     axis.errorbar(values, places, xerr=reaches(rows), fmt="o", color=COLOURS[0], ms=5)
-    if rows[0]["floor"] is not None:
-        floors = [row["floor"] for row in rows]
-        style = dict(color=COLOURS[1], lw=2, label="real against real")
-        axis.vlines(floors, places - 0.3, places + 0.3, **style)
+    floors = [row["floor"] for row in rows if row["floor"] is not None]
+    if floors:
+        axis.vlines(floors, places - 0.3, places + 0.3, color=COLOURS[1], lw=2)
     axis.set_yticks(places, [f"{row['subject']}\nN={row['n']}" for row in rows])
     axis.set_ylim(len(rows) - 0.5, -0.5)
     if metric == "sharpness ratio":
         axis.axvspan(0.9, 1.1, color="0.9", zorder=0, lw=0)
         axis.axvline(1, color="0.4", lw=1)
-    if metric == "sharpness ratio" or rows[0]["floor"] is not None:
+    if metric == "sharpness ratio" or floors:
         axis.set_xlim(left=min(0, axis.get_xlim()[0]))
-    judge = network.replace("; ", "\n")
-    label(axis, f"{HEADS.get(metric, metric)}\n{judge}".strip())
+    axis.locator_params(axis="x", nbins=5)
+    title = f"{HEADS.get(metric, metric)}\n{network}".replace("; ", "\n").strip()
+    label(axis, title, "orange ticks: real against real" if floors else "")

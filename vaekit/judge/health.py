@@ -95,7 +95,7 @@ class Diagnosis:
         variance, noise = found["variance"], found["noise"]
         units.loglog(variance.clamp(min=1e-6), noise, ".", color=blue, ms=4)
         curve = torch.logspace(-6, -1e-6, 200)
-        units.plot(curve, 1 - curve, color="0.4", label="both add up to the prior's 1")
+        units.plot(curve, 1 - curve, color="0.4", label="sum 1, as the prior")
         units.axvline(ACTIVE, color=red, ls="--", label="active from here")
         label(units, "each unit", "variance of mu", "mean sigma squared")
         sigma.hist(found["sigma"].flatten().log10(), bins=50, color=blue)
