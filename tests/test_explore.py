@@ -113,7 +113,7 @@ def test_the_figure_comes_before_the_widgets(explorer, monkeypatch):
     explorer._ipython_display_()
     assert displayed == [explorer.strip, explorer.box]
     strip = np.array(explorer.strip.axes[0].images[0].get_array())
-    middle = strip[26 : 26 + 80, 32 + 3 * 84 : 32 + 3 * 84 + 80][::5, ::5]  # 16 px, five times
+    middle = strip[41 : 41 + 128, 32 + 2 * 132 : 32 + 2 * 132 + 128][::8, ::8]  # 16 px, 8 times
     view = explorer.views[0]
     expected = sample.decode_all(view.model, view.mean[None])[0, 0]
     torch.testing.assert_close(torch.as_tensor(middle), expected)

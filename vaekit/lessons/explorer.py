@@ -72,14 +72,14 @@ class LatentView:
 
     def strip(self) -> Figure:
         """A row a leading direction, from -3 to +3 standard deviations around the mean code."""
-        steps = range(-REACH, REACH + 1)
+        steps = np.linspace(-REACH, REACH, 5)
         walks = {}
         for i in range(min(STRIP_ROWS, len(self.stds))):
             walk = traverse(self.model, self.mean, self.directions[i], self.stds[i], steps)
             # an overview: the sliders show every pixel
-            walks[f"{i + 1}"] = shrink(walk, min(walk.shape[-1], 64))
-        title = f"The largest directions, from -{REACH} to +{REACH} standard deviations"
-        return show_rows(walks, title, columns=len(steps), size=0.8)
+            walks[f"{i + 1}"] = shrink(walk, min(walk.shape[-1], 128))
+        title = "The largest directions, in standard deviations from the mean code"
+        return show_rows(walks, title, len(steps), 1.28, [f"{step:+g}" for step in steps])
 
 
 def magnify(image: np.ndarray, side: int = SIDE) -> np.ndarray:
