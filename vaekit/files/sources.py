@@ -171,7 +171,7 @@ def _drawn(films: int) -> Path:
         return folder
     cache_dir().mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".", dir=cache_dir()) as draft:
-        print(f"drawing {films:,} films once into the cache; it takes a minute or two at most")
+        print(f"drawing {films:,} films once into the cache; it takes a few minutes at most")
         write_bundle(Path(draft) / folder.name, films=films)
         try:
             os.replace(Path(draft) / folder.name, folder)
