@@ -173,8 +173,8 @@ class BetaSlider:
         """Rate (KL) against distortion (PSNR) of all the models, a point each."""
         points = {p.beta: (max(p.numbers["kl"], 0.1), p.numbers["psnr"]) for p in self.portraits}
         axis.semilogx(*zip(*points.values(), strict=True), "o-", color="grey", ms=4)
-        for beta, point in points.items():
-            axis.annotate(f"{beta:g}", point, (4, -11), textcoords="offset points", fontsize=9)
+        for (beta, at), by in zip(points.items(), [(4, -11), (-13, 5)] * len(points), strict=False):
+            axis.annotate(f"{beta:g}", at, by, textcoords="offset points", fontsize=9)
         if shown is not None:
             axis.plot(*points[shown.beta], "o", ms=9, color="C3")
         axis.set(xlabel="KL (nats)", ylabel="PSNR (dB)")
