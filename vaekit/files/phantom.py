@@ -1,8 +1,8 @@
-"""Synthetic frontal chest X-rays, so that everything runs with no data set attached.
+"""Synthetic frontal chest X-rays, so that everything runs without a data set.
 
 A film is a sum of attenuations: soft tissue and air as smooth fields, bones and vessels as tubes in
-three dimensions projected from the front, then scatter, film curve, grain, collimation and marker.
-Lengths are in units of half the widest inner width of the rib cage: u points to the image's right
+three dimensions, projected from the front. Then come scatter, film curve, grain, collimation and
+marker. Lengths are in units of half the widest inner width of the rib cage: u points to the image's
 (the patient's left), v down from the lung apices, z to the front. No real film went into it.
 
     python -m vaekit.files.phantom data/chest_xray_phantom      # redraws the committed sample
