@@ -1,11 +1,11 @@
-"""Weights to give away: a checkpoint of films128.py as one small file, with its card.
+"""Release a model: a checkpoint of films128.py as one small file, with its card.
 
     python benchmarks/release.py DIR/sharp-0.pt
 
-Wants what films128.py wants, and that it has measured the case. Writes
+Needs what films128.py needs, and that it has measured the case. Writes
 data/released/NAME.safetensors, its SHA-256 into vaekit/files/release.py, and
-data/released/README.md, whose numbers are measured here or stand in results/films128.json. Prints
-what half precision costs on 64 test films.
+data/released/README.md, with numbers measured here or taken from results/films128.json. Prints the
+loss from half precision on 64 test films.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from vaekit.sample import decode_all, encode_all
 NAME = "chest_xray_128"
 MOST = 25_000_000  # bytes
 FEW = 2**14  # numbers: smaller tensors stay float32, a hundredth of the file
-MANY = 2**23  # numbers: larger ones, the encoder's last layer, are whole numbers from -127 to 127
+MANY = 2**23  # numbers: larger tensors (the encoder's last layer) become integers, -127 to 127
 WATCHED, COMPARED = 64, 256  # films: for the cost of half precision; for training against test
 ABOUT = {
     "licence": "CC BY 4.0; cite Kermany et al., Cell 172 (2018) 1122-1131",
@@ -119,7 +119,7 @@ after, SSIM {full[1]:.5f} and {packed[1]:.5f}.
 
 
 def pack(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights as the file has them: see FEW and MANY; `release.restored` is the way back."""
+    """Weights as the file stores them: see FEW and MANY; `release.restored` reverses it."""
     packed = {}
     for key, value in state.items():
         value = value.detach().cpu().contiguous()
@@ -135,7 +135,7 @@ def pack(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def write(file: Path, cfg: vaekit.Config, packed: dict[str, Tensor]) -> str:
-    """The file, and its SHA-256. SystemExit where it would be too large to be given away."""
+    """Write the file; returns its SHA-256. SystemExit if it is too large to release."""
     about = {"config": cfg.replace(data_path="").to_dict()} | ABOUT
     # one entry: several come in any order, and each has its own SHA-256
     content = save(packed, {"vaekit": json.dumps(about)})
@@ -147,7 +147,7 @@ def write(file: Path, cfg: vaekit.Config, packed: dict[str, Tensor]) -> str:
 
 
 def remember(name: str, digest: str, source: Path) -> None:
-    """`digest` into the table RELEASED of `source`."""
+    """Write `digest` into the table RELEASED of `source`."""
     text, found = re.subn(rf'("{name}"): "\w*"', rf'\1: "{digest}"', source.read_text())
     if found != 1:
         raise SystemExit(f"{source} has no line for {name}")
@@ -162,13 +162,13 @@ def quality(model, images: Tensor) -> tuple[float, float]:
 
 
 def largest_cosine(linear, images: Tensor) -> float:
-    """Of any direction of the basis with any image, both less the mean."""
+    """The largest |cosine| of a direction of the basis with an image, both minus the mean."""
     along, centred = linear.coordinates(as_float(images))
     return (along.abs() / centred.norm(dim=1, keepdim=True)).max().item()
 
 
 def measure(cfg: vaekit.Config, state: dict[str, Tensor], packed: dict[str, Tensor], data) -> dict:
-    """What the file costs, and whether its basis or its reconstructions know training films."""
+    """What the file's precision costs, and whether basis or reconstructions show training films."""
     model = vaekit.VAE(cfg).eval().requires_grad_(False)
     watched = films128.few(data.test, WATCHED)
     model.load_state_dict(state)
