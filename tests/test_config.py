@@ -1,3 +1,5 @@
+"""Config, presets and profiles: every wrong value is an error that names what is allowed."""
+
 import json
 
 import numpy as np
