@@ -99,9 +99,9 @@ OWN_DATA = "The images are read from `data_path` in the configuration, or from `
 WORDS = {
     "Configuration": "Every value that shapes a run is a field of `Config` (folded), checked when"
     " set. The second cell is **the one to change**.",
-    "Data set": "Folded: synthetic images for when there are none, where images are looked for,"
-    " patients, the split, the cache and the batches. Open: what happens to an image between its"
-    " file and the network. Then look at some images: training cannot repair a fault here.",
+    "Data set": "Folded: what is drawn if there are no images, where images are looked for, which"
+    " belong together, the split, the cache and the batches. Open: what happens to an image between"
+    " its file and the network. Then look at some images: training cannot repair a fault here.",
     "Model architecture": "Every halving of the resolution widens the network; the decoder mirrors"
     " the encoder. Attention connects distant places of an image.",
     "Loss functions": "First the pretrained network for the feature terms, then every term, per"
