@@ -71,7 +71,8 @@ for each row, small tensors float32. The file holds numbers and a configuration,
 **Trained on** {train:,} chest X-rays of children aged one to five from one hospital in Guangzhou
 (Kermany et al., *Cell* 172 (2018) 1122–1131;
 [Mendeley Data rscbjbr9sj](https://data.mendeley.com/datasets/rscbjbr9sj), CC BY 4.0), from a copy
-at 224×224 pixels that does not keep their aspect ratio. {images_seen:,} images, {hours:.2f} hours of one
+at 224×224 pixels that does not keep their aspect.
+{images_seen:,} images, {hours:.2f} hours of one
 core ({processor}), seed {seed}. Judged by {test:,} films of other patients.
 
 **Licence.** CC BY 4.0, as the data: if you pass on the file or its pictures, name Kermany et al. as
@@ -105,7 +106,7 @@ after, SSIM {full[1]:.5f} and {packed[1]:.5f}.
 
 ## Does it show its training films?
 
-- *Samples.* {samples} from the prior: the distance of each to the nearest training film, compared with
+- *Samples.* {samples} from the prior: the distance of each to the nearest training film, beside
   that of test films. {copies} `closer` is 0.5 if samples are no nearer than test films, and
   larger if they are nearer. `authentic` is the share of samples farther from their nearest film
   than that film is from its own nearest neighbour. Such a check can raise an alarm; it cannot prove
