@@ -1,4 +1,4 @@
-"""Where data sets are found, in each real format, and what is listed in them."""
+"""Finding data sets in each real format, and listing their images."""
 
 import gzip
 import hashlib
