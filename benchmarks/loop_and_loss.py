@@ -1,15 +1,15 @@
-"""What of the quality comes from the loop, and what from the loss? Every peer in a 2x2.
+"""How much of the quality comes from the loop, and how much from the loss? Every peer in a 2x2.
 
     python benchmarks/loop_and_loss.py --train DIR --test DIR --out benchmarks/loop_and_loss.json
 
 For each peer of `peers.py`: its loop with its loss, its loop with ours, our loop with its loss; and
-once our loop with ours. The same minutes, films, batch, latent numbers and trunk; networks with
-parameters and multiply-adds within a tenth (`throughput.py` checks it). Scored by quality.py. A
-row that the file already holds is not measured again. Nothing else should run meanwhile.
+once our loop with ours. All have the same minutes, films, batch, latent numbers and trunk; networks
+have parameters and multiply-adds within a tenth (`throughput.py` checks it). Scored by quality.py.
+Rows that the file already holds are not measured again. Nothing else should run meanwhile.
 
-The losses are those of each project's own training script (see LOSSES). Their loops: `peers.py`'s
+The losses are those of each project's own training script (see LOSSES). The loops are `peers.py`'s
 at a constant rate, MONAI's and diffusers' under bf16 autocast. Their scripts' own rates, 1e-4 and
-below, are meant for days; RATE is in their favour.
+below, are meant for days of training; RATE favours them.
 """
 
 import json
@@ -52,7 +52,7 @@ LOSSES = {  # as fields of Config, beside quality.py's CHANGES
 
 
 class Loss(nn.Module):
-    """`vae_loss` of `cfg` at its beta, as `peers.py`'s loops call it."""
+    """`vae_loss` of `cfg` at its beta, with the signature that `peers.py`'s loops use."""
 
     def __init__(self, cfg: Config):
         super().__init__()
@@ -91,7 +91,7 @@ def systems(peers: list[str]) -> list[tuple[str, str]]:
 
 
 def distances(found: dict[str, float]) -> str:
-    """Of reconstructions, prior samples and the best sampler's, the floor taken off."""
+    """Distances of reconstructions, prior samples and the best sampler's, minus the floor."""
     best = min(found[kind] for kind in SAMPLERS)
     kinds = found["reconstructed"], found["prior"], best
     return ", ".join(f"{value - found['floor']:,.0f}" for value in kinds)
