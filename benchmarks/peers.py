@@ -99,10 +99,10 @@ class PlainLoss(nn.Module):
 class PlainStep:
     """A training step written straight down, in float32 or under bf16 autocast."""
 
-    def __init__(self, cfg: Config, network: nn.Module, films, half: bool = False, loss=None):
+    def __init__(self, cfg: Config, network: nn.Module, films, half: bool = False):
         self.cfg, self.films, self.half = cfg, films, half
-        self.device, loss = device.choose_device(), loss or PlainLoss(cfg)
-        self.network, self.loss = network.to(self.device), loss.to(self.device)
+        self.device = device.choose_device()
+        self.network, self.loss = network.to(self.device), PlainLoss(cfg).to(self.device)
         self.optimizer = torch.optim.AdamW(network.parameters(), lr=cfg.lr_phase2)
 
     def run(self, steps: int) -> None:
@@ -247,16 +247,14 @@ def size_of(network: nn.Module, cfg: Config) -> dict[str, int]:
             "macs": counter.get_total_flops() // 2}  # fmt: skip
 
 
-def build(name: str, cfg: Config, data: Data, workers: int, loss: nn.Module | None = None):
-    """The engine called `name` (all but vaekit's own): `network`, and `run(steps)`.
-
-    loss: a module (x, x_hat, mu, logvar) -> number; default: PlainLoss."""
+def build(name: str, cfg: Config, data: Data, workers: int):
+    """The engine called `name` (all but vaekit's own): `network`, and `run(steps)`."""
     name, _, half = name.partition(" ")
     if name == "pythae":
-        return Pythae(cfg, data, loss or PlainLoss(cfg))
+        return Pythae(cfg, data, PlainLoss(cfg))
     if name == "plain":
         films, network = from_files(cfg, data, workers), VAE(cfg.replace(channels_last=False))
-        return PlainStep(cfg, network, films, loss=loss)
+        return PlainStep(cfg, network, films)
     network = {"monai": Monai, "diffusers": Diffusers}[name](cfg)
     films = from_memory(cfg, data, device.choose_device())
-    return PlainStep(cfg, network, films, bool(half), loss)
+    return PlainStep(cfg, network, films, bool(half))

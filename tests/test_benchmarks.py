@@ -260,26 +260,6 @@ def test_a_decoder_that_adds_begins_at_the_linear_picture(sees):
     assert model.decoder.to_image[-1].weight.grad.abs().sum() > 0 and len(model.see) == 5 * sees
 
 
-def test_loop_and_loss_trains_each_pair_once(tmp_path, films, run, random_trunks, small_network):
-    """Three of the four pairs have their row already; a peer's loop trains the fourth."""
-    import loop_and_loss
-
-    pairs = [("vaekit", "vaekit"), ("plain", "plain"), ("plain", "vaekit"), ("vaekit", "plain")]
-    assert loop_and_loss.systems(["plain"]) == pairs
-    named = dict.fromkeys(("images_per_second", "psnr", "ssim", "lpips", "sharpness_ratio"), 1.0)
-    there = [{"loop": a, "loss": b, "number": i} | named for i, (a, b) in enumerate(pairs)]
-    out = tmp_path / "rows.json"
-    out.write_text(json.dumps(there[:1] + there[2:]))
-    small_network("loop_and_loss", batch_size=2)
-    said = run("loop_and_loss", *films, "--size", 32, "--minutes", 1e-6, "--out", out,
-               "--peers", "plain")  # fmt: skip
-    *kept, row = json.loads(out.read_text())
-    assert kept == there[:1] + there[2:] and (row["loop"], row["loss"]) == pairs[1]
-    assert row["changes"] == loop_and_loss.LOSSES["plain"]
-    assert row["steps"] == 10 and 0 < row["psnr"] < 60 and row["n_judged"] == 8
-    assert said.count("\n| plain |") == 2
-
-
 def test_growth_goes_on_and_fits_a_slope(tmp_path, run, in_this_process, monkeypatch):
     import growth
 
