@@ -8,7 +8,7 @@ from tiny import shapes, small, weights
 
 import vaekit
 from vaekit import train
-from vaekit.data import Data
+from vaekit.data import Data, batches
 from vaekit.losses import vae_loss
 from vaekit.place import device
 
@@ -150,6 +150,15 @@ def test_validation_is_of_the_averaged_weights_at_the_final_beta_without_free_bi
     for name, value in loss.terms.items():
         assert row[f"val_{name}"] == pytest.approx(value.item(), rel=1e-4), name
     assert row["val_psnr"] == pytest.approx(-10 * math.log10(row["val_mse"]))
+
+
+def test_validation_takes_no_more_images_than_it_says(data, monkeypatch):
+    monkeypatch.setattr(train, "VALIDATED", 3)
+    seen = []
+    monkeypatch.setattr(train, "batches", lambda *args, **_: seen.append(args) or batches(*args))
+    trainer = train.Trainer(small(), data)
+    values = trainer.validate()
+    assert seen[0][3].tolist() == [0, 6, 11] and math.isfinite(values["loss"])
 
 
 def test_epoch_order_is_shared_out_without_overlap():

@@ -25,6 +25,7 @@ from vaekit.quantise import code_use
 from vaekit.schedules import BetaBand, Plateau, final_objective
 
 OPTIMIZERS = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}
+VALIDATED = 2000  # images an epoch, at most; the same ones, spread evenly over the split
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -194,8 +195,7 @@ class Trainer:
         values = []
         self.model.train()
         rank = self.accelerator.process_index
-        gpus = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(gpus):
+        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
             # the noise of an epoch depends on seed and epoch alone: a resumed run repeats it
             torch.manual_seed((self.cfg.seed * 1_000_003 + self.epoch) * 64 + rank)
             for x, epoch in self.epoch_batches():
@@ -221,32 +221,33 @@ class Trainer:
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """Loss terms on the validation images: averaged weights, z sampled with fixed noise (in
-        phase 1 the mean, as it trains). `loss` is the objective at the `final_beta`, whatever the
-        epoch's own, and without free bits: one yardstick, though only later epochs are trained for
-        it (`schedules.final_objective`). Of quantised codes also `quantise.code_use`."""
-        cfg = self.cfg
+        """Loss terms on `VALIDATED` validation images at most: averaged weights, z sampled with
+        fixed noise (in phase 1 the mean, as it trains). `loss` is the objective at the
+        `final_beta`, whatever the epoch's own, and without free bits: one yardstick, though only
+        later epochs are trained for it (`schedules.final_objective`). Of quantised codes also
+        `quantise.code_use`."""
+        cfg = self.cfg.replace(free_bits=0.0)
         split = self.data.val
+        order = torch.linspace(0, len(split) - 1, min(len(split), VALIDATED)).round().long()
         noise = torch.Generator().manual_seed(cfg.seed)
         scale = 0.0 if self.phase == 1 else 1.0
-        no_floor = cfg.replace(free_bits=0.0)
         sums = 0
         indices = []
         quantiser = self.ema.quantiser
         size = cfg.batch_size // self.parts
-        for x in batches(split, size, self.device, channels_last=cfg.channels_last):
+        for x in batches(split, size, self.device, order, channels_last=cfg.channels_last):
             eps = scale * torch.randn(len(x), *self.raw.latent_shape, generator=noise)
             with self.autocast():
                 mu, logvar = self.ema.encode(x)
                 x_hat = self.ema.decode(mu + (0.5 * logvar).exp() * eps.to(self.device))
                 networks = self.features, quantiser
-                loss = vae_loss(x_hat, x, mu, logvar, no_floor, self.final_beta, *networks)
+                loss = vae_loss(x_hat, x, mu, logvar, cfg, self.final_beta, *networks)
             if quantiser is not None:
                 indices.append(quantiser.indices(mu).flatten())
             sums = sums + torch.stack(list(loss.terms.values())) * len(x)
         # every process has measured all of it; a mean, so that none decides for itself
         totals = self.accelerator.reduce(sums, "mean").tolist()
-        means = {name: total / len(split) for name, total in zip(loss.terms, totals, strict=True)}
+        means = {name: total / len(order) for name, total in zip(loss.terms, totals, strict=True)}
         means["psnr"] = -10 * math.log10(max(means["mse"], 1e-10))
         return means | (code_use(torch.cat(indices), quantiser.num_codes) if indices else {})
 
