@@ -4,7 +4,7 @@
 # make torture    kills, full disks, fuzzing, 2,000 random trees of folders (seed 0), the notebooks
 #                 on 3 to 44 and on 100,000 images, and an hour of training (MINUTES=60)
 # make notebooks  execute the notebooks and store them with their outputs
-# make data       redraw the sample of the bundled films that lies in data/
+# make data       redraw the sample of the bundled films in data/
 # make stamp REPO=owner/name    write the repository's address into the notebooks and their badges
 # make bundle     every notebook as one file, vae_chest_xray.ipynb, folders for `kaggle kernels push`
 # make editions   a student edition without solutions, a teacher edition with them
@@ -21,7 +21,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: run test lint torture notebooks stamp bundle editions report rehearse data clean
 
-# installs again only when what is to be installed has changed
+# reinstalls only when the requirements have changed
 $(STAMP): requirements.txt requirements-dev.txt pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q -r requirements-dev.txt
@@ -35,8 +35,8 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-# runs of the tests go to a folder of their own: a run left over must not be loaded; notebooks are
-# compared with what they print of the bundled films, whatever VAEKIT_DATA names
+# runs of the tests go to a separate folder, so that no older run is loaded; notebooks are compared
+# with their stored output on the bundled films, whatever VAEKIT_DATA names
 test: lint
 	MPLBACKEND=Agg $(BIN)/python -m pytest tests -n auto --dist loadscope --durations=15
 	rm -rf $(OUT)/test-runs
@@ -44,7 +44,7 @@ test: lint
 	  $(BIN)/python -m pytest -n auto --dist loadscope --durations=5 \
 	  --nbval-lax --nbval-current-env --nbval-cell-timeout=300 notebooks
 
-# what must not be lost or let in, at length; writes what it saw
+# the long trials; writes their results
 torture: $(STAMP)
 	$(BIN)/python tests/torture/run.py --minutes $${MINUTES:-60} --store benchmarks/torture.json
 

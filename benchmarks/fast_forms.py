@@ -1,12 +1,12 @@
-"""What does each fast form bring? A whole training step with it and with its plain twin, in turns.
+"""The gain of each fast form: a whole training step with it and with its plain twin, in turns.
 
     python benchmarks/fast_forms.py --out benchmarks/fast_forms.json
 
-Each row is a trick for speed: most of `vaekit.fast`, the Gaussian blur of SSIM, attention written
-out. `plain` and `fast` are medians over rounds of seconds a step, `gain` is the median over rounds
-of 1 - fast / plain, with the lowest and the highest round: what the step is spared. Images are
-noise and the trunk's weights are random: speed does not depend on them. Two to five minutes on two
-cores, which should have nothing else to do.
+Each row is one speed-up: most of `vaekit.fast`, the Gaussian blur of SSIM, attention without
+PyTorch's fused kernel. `plain` and `fast` are medians over rounds of seconds per step. `gain` is
+the median of 1 - fast / plain, the share of the step that is saved, with the lowest and the highest
+round. Images are noise and the trunk's weights random, since speed does not depend on them. Takes
+two to five minutes on two cores, which should do nothing else.
 """
 
 import argparse
@@ -64,7 +64,7 @@ def fused_attention(self: SelfAttention, x: Tensor) -> Tensor:
     return x + self.project(out.transpose(1, 2).reshape(x.shape))
 
 
-# what is put in whose place
+# form: what replaces it, [(owner, attribute, plain twin)]
 PLAIN = {
     "all of fast.py": [(fast, "ENABLED", False)],
     "free shortcuts": [(fast, "free_down", plain_down), (fast, "free_up", plain_up)],
@@ -78,11 +78,11 @@ PLAIN = {
 }
 
 
-# ---- in a process of its own ---------------------------------------------------------------------
+# ---- in a separate process -----------------------------------------------------------------------
 
 
 def start(size: int, batch: int, shortcut: str, keep_memory: bool) -> str:
-    """Build the step in this process; its precision."""
+    """Build the step in this process; returns its precision."""
     global STEP
     cfg = preset("chest_xray", profile="full", image_size=size, batch_size=batch, shortcut=shortcut)
     images = torch.randint(0, 256, (batch, 1, size, size), dtype=torch.uint8)
@@ -110,7 +110,7 @@ def synchronize() -> None:
 
 
 def seconds(plain: str, steps: int) -> float:
-    """Seconds a step, after one that is not timed, with the form named by `plain` switched off."""
+    """Seconds per step, after one untimed step, with the form `plain` replaced by its twin."""
     with contextlib.ExitStack() as stack:
         for owner, name, twin in PLAIN.get(plain, []):
             stack.enter_context(mock.patch.object(owner, name, twin))
@@ -127,9 +127,9 @@ def seconds(plain: str, steps: int) -> float:
 
 
 def measure(size: int, given: argparse.Namespace) -> list[dict]:
-    """A row a form: every round takes the step as it is and the step with the plain twin."""
+    """One row per form: every round takes the step as it is and the step with the plain twin."""
     spawn = multiprocessing.get_context("spawn")
-    # what the allocator keeps cannot be given back, and 1x1 shortcuts are another network
+    # freed memory that is kept cannot be given back, and 1x1 shortcuts are another network
     kinds = {"usual": ("free", True), "memory": ("free", False), "conv": ("conv", True)}
     pools = {kind: ProcessPoolExecutor(1, spawn) for kind in kinds}
     batch = given.batch or BATCH[size]
@@ -163,7 +163,7 @@ def row(form: str, times: dict, size: int, batch: int, precision: str) -> dict:
 
 
 def processor() -> str:
-    """By Linux's own word."""
+    """The processor's name, according to Linux."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):

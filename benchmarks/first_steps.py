@@ -2,8 +2,8 @@
 
     python benchmarks/first_steps.py
 
-Ranges of mu and logvar and the KL before any training at the preset's own 256 pixels, on bundled
-films; then the loss of 20 steps at 64. Writes vaekit/lessons/results/first_steps.json.
+Ranges of mu and logvar and the KL before any training, at the preset's own 256 pixels, on bundled
+films; then the loss of 20 steps at 64 pixels. Writes vaekit/lessons/results/first_steps.json.
 """
 
 import json
@@ -19,8 +19,8 @@ from vaekit.losses import kl_elements, vae_loss
 from vaekit.model import VAE
 
 SEEDS, STEPS, BATCH = 5, 20, 8
-# Kaiming everywhere, mu and logvar included, by the incoming or by the outgoing connections; and
-# then gain 0.01 for these two. With 16 latent channels, no free bits and beta 1, as it once was.
+# Kaiming everywhere, mu and logvar included, by the incoming or the outgoing connections; then gain
+# 0.01 for these two. With 16 latent channels, no free bits and beta 1, as in an earlier version.
 THEN = {"latent_channels": 16, "free_bits": 0.0, "beta": 1.0}
 STARTS = {
     "Kaiming, fan in, no clamp": {"latent_init_gain": 0.0, "logvar_clamp": 0.0},
@@ -37,7 +37,7 @@ STARTS = {
 
 @torch.no_grad()
 def ranges(cfg, films: torch.Tensor) -> dict:
-    """What the encoder says before any training: lowest and highest mu and logvar, and the KL."""
+    """The encoder's output before training: lowest and highest mu and logvar, and the KL."""
     mu, logvar = VAE(cfg).encode(films)
     ends = {"mu": [mu.min(), mu.max()], "logvar": [logvar.min(), logvar.max()]}
     found = {name: [round(end.item(), 3) for end in pair] for name, pair in ends.items()}
@@ -45,7 +45,7 @@ def ranges(cfg, films: torch.Tensor) -> dict:
 
 
 def losses(cfg, films: torch.Tensor) -> list[float]:
-    """The training loss of STEPS steps with Adam at the final beta; it may end in NaN."""
+    """The training loss of STEPS steps of Adam at the final beta; it may become NaN."""
     model = VAE(cfg).train()
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     found = []

@@ -1,15 +1,15 @@
-"""The questions that need a GPU, a part each, the most important first; `on_gpu.sh` asks them all.
+"""Measurements that need a GPU, in parts, the most important first; `on_gpu.sh` runs them all.
 
-    python benchmarks/gpu.py precisions  does a step run in every precision, how long, how much?
-    python benchmarks/gpu.py t4          two epochs in fp16 in a T4's memory, the second resumed
-    python benchmarks/gpu.py convs       how near is a step to its convolutions alone?
-    python benchmarks/gpu.py sharp       what does `sharp` reach on real films, and the best PCA?
-    python benchmarks/gpu.py recipe      ... and `chest_xray`, with the trunk that is there?
-    python benchmarks/gpu.py pack        the films of VAEKIT_DATA and the weights, small enough
+        python benchmarks/gpu.py precisions  a step in every precision: seconds, memory, losses
+        python benchmarks/gpu.py t4          two epochs in fp16 in a T4's memory, the second resumed
+        python benchmarks/gpu.py convs       a step compared with its convolutions alone
+        python benchmarks/gpu.py sharp       `sharp` on real films, beside the best PCA
+        python benchmarks/gpu.py recipe      ... and `chest_xray`, with the trunk that is available
+        python benchmarks/gpu.py pack        packs the films of VAEKIT_DATA and the weights
 
-Each part adds its findings to OUT/gpu.json as it ends. The first three need no real weights
-(`gpu.py weights` makes random ones): time and memory do not depend on them. Without a pack, films
-are the bundled ones. `--tiny`: the profile smoke, to see on a CPU that all of it runs.
+Each part adds its results to OUT/gpu.json when it ends. The first three need no real weights
+(`gpu.py weights` makes random ones): time and memory do not depend on them. Without a pack, the
+bundled films are used. `--tiny`: the profile smoke, to check on a CPU that everything runs.
 """
 
 import argparse
@@ -57,7 +57,7 @@ PIECE = 15_000_000  # bytes of a file of weights: larger ones do not come back
 
 
 def weights(folder: Path) -> None:
-    """Files as `features.find_weights` looks for, their values random."""
+    """Weight files with random values, under the names that `features.find_weights` looks for."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("vgg16", "squeezenet"):
         spec = TRUNKS[name]
@@ -79,8 +79,8 @@ def system(name: str, given, **changes) -> Config:
 
 
 def pack(folder: Path, megabytes: float) -> None:
-    """FOLDER/films.npz: films as the preset `chest_xray` has them, decoded, equalised, lossless,
-    as many as fit; and the weights that VAEKIT_WEIGHTS names, beside it."""
+    """FOLDER/films.npz: as many films as fit, decoded and equalised for the preset `chest_xray`,
+    lossless; and the weights from VAEKIT_WEIGHTS beside it."""
     folder.mkdir(parents=True, exist_ok=True)
     data = load_data(preset("chest_xray", profile="full", image_size=SIDE))
     quality = [cv2.IMWRITE_WEBP_QUALITY, 101]  # above 100: lossless
@@ -104,7 +104,7 @@ def pack(folder: Path, megabytes: float) -> None:
 
 
 def films(cfg: Config, given, most: int | None = None) -> Data:
-    """The films of the pack, else the bundled ones; at most so many to train on."""
+    """The films of the pack, else the bundled ones; at most `most` for training."""
     if given.pack is None or not given.pack.is_file():
         data = load_data(cfg, verbose=False)
         splits, source = [getattr(data, name).images for name in SPLITS], data.source
@@ -124,7 +124,7 @@ def films(cfg: Config, given, most: int | None = None) -> Data:
 
 
 def timed(work, steps: int) -> float:
-    """Seconds of one call, the mean of `steps`."""
+    """Seconds per call, the mean of `steps` calls."""
     synchronize()
     start = time.perf_counter()
     for _ in range(steps):
@@ -151,7 +151,7 @@ def conv_calls(engine: Ours) -> list[tuple]:
 
 
 def bare(calls: list[tuple], device: torch.device, dtype: torch.dtype):
-    """A function that runs those convolutions and their gradients, and nothing else."""
+    """A function that runs only those convolutions and their gradients."""
     layout, jobs = {"memory_format": torch.channels_last}, []
     for conv, shape, wants in calls:
         twin = copy.deepcopy(conv).to(dtype).to(**layout)
@@ -195,8 +195,8 @@ def take_step(trainer: GuardedTrainer, images, epoch: float, losses: list) -> No
 
 
 def seconds_a_step(cfg: Config, data: Data, steps: int) -> dict:
-    """A step's seconds, also late in a run, where a critic may have joined; losses of the first
-    and the last; the memory it took."""
+    """Seconds per step, also late in a run, where a critic may have joined; first and last losses;
+    memory."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     trainer = GuardedTrainer(cfg, data, feature_loss(cfg, verbose=False))
@@ -222,7 +222,7 @@ def precisions(given) -> dict:
 
 
 def t4(given) -> dict:
-    """What Kaggle's GPUs do: fp16 and its scaler, in their memory; a run that is taken up again."""
+    """fp16 with its scaler, as on Kaggle's GPUs and in their memory; a run that is resumed."""
     if torch.cuda.is_available():
         share = T4 / torch.cuda.get_device_properties(0).total_memory
         torch.cuda.set_per_process_memory_fraction(min(1.0, share))
@@ -247,7 +247,7 @@ def t4(given) -> dict:
 
 
 def trunk_there(names: tuple) -> str:
-    """The first whose weights are on this machine, or "none"."""
+    """The first of these trunks whose weights are on this machine, or "none"."""
     for name in names:
         try:
             find_weights(name, download=False)
@@ -258,7 +258,7 @@ def trunk_there(names: tuple) -> str:
 
 
 def trained(name: str, given, trunks: tuple) -> dict:
-    """The preset trained for the minutes at most, scored beside the best linear VAE."""
+    """The preset trained for at most these minutes, scored beside the best linear VAE."""
     changes = {"features": trunk_there(trunks)}
     cfg = system(name, given, **changes)
     data = films(cfg, given)
@@ -305,12 +305,12 @@ def store_weights(run: Run, folder: Path, name: str) -> None:
 
 
 def sharp(given) -> dict:
-    """SqueezeNet trains where it is there: then VGG-19, which has heard nothing, can judge."""
+    """SqueezeNet trains if available: then VGG-19, which no loss used, can judge."""
     return trained("sharp", given, ("squeezenet", "vgg16", "vgg19"))
 
 
 def recipe(given) -> dict:
-    """VGG-16 was published; what is nearest to it stands in, by its name."""
+    """The published trunk is VGG-16; if it is missing, the nearest one replaces it, by name."""
     return trained("chest_xray", given, ("vgg16", "vgg19", "squeezenet"))
 
 

@@ -1,11 +1,11 @@
-"""Does the time for one image stay the same when there are 400 times as many?
+"""Does the time per image stay the same with 400 times as many images?
 
     python benchmarks/growth.py --out benchmarks/growth.json
 
-Draws films, lets `load_data` read them (the first time, and from its cache), cuts the batches of a
-training epoch and evaluates a small model on all of them: a process per number of films. Writes
-the rows, with the slope of time per image against number in log-log, and a plot beside them. Goes
-on where it was stopped.
+Draws films, reads them with `load_data` (the first time, and from its cache), makes the batches of
+a training epoch and evaluates a small model on all of them, in one process per number of films.
+Writes the rows, the slope of time per image against number in log-log, and a plot. Resumes where it
+was stopped.
 """
 
 import argparse
@@ -39,7 +39,7 @@ STAGES = {"first": "read, equalised, split, kept", "load": "from the cache",
 
 
 def draw(folder: Path, count: int, size: int) -> None:
-    """`count` grey noise films with large soft shapes, each of a patient of its own, as files."""
+    """`count` grey noise films with large soft shapes, each of another patient, as files."""
     rng = np.random.default_rng(count)
     for kind in ("NORMAL", "PNEUMONIA"):
         (folder / "train" / kind).mkdir(parents=True)
@@ -59,14 +59,15 @@ def draw(folder: Path, count: int, size: int) -> None:
 
 
 def memory() -> dict[str, float]:
-    """Resident MB (10^6 bytes) of this process: the most so far, and now without mapped files."""
+    """Resident MB (10^6 bytes) of this process: the maximum so far, and now without mapped
+    files."""
     words = dict(line.split(":", 1) for line in open("/proc/self/status"))
     names = {"peak_mb": "VmHWM", "own_mb": "RssAnon"}
     return {key: int(words[name].split()[0]) * 1024 / 1e6 for key, name in names.items()}
 
 
 def seconds(work, least: float) -> float:
-    """Median of repeated calls that take `least` seconds together, three of them at least."""
+    """Median of repeated calls that take `least` seconds together, at least three."""
     spent = []
     while len(spent) < 3 or sum(spent) < least and len(spent) < 100:
         start = time.perf_counter()
@@ -101,7 +102,7 @@ def later(cfg: Config, least: float) -> dict:
 
 
 def row_of(count: int, size: int, least: float, work: Path) -> dict:
-    """One row of the table; the films are drawn for it, and thrown away again."""
+    """One row of the table; its films are drawn, and deleted after it."""
     films = work / f"films-{count}-{size}"
     shutil.rmtree(films, ignore_errors=True)
     draw(films, count, size)

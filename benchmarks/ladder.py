@@ -2,10 +2,10 @@
 
     python benchmarks/ladder.py --run OUT/run --train DIR --test DIR --out benchmarks/ladder.json
 
-Samplers are fitted to the codes of the training films. Distances are from the test films, beside
-those of the training films' reconstructions, judged by the network that the loss listened to and
-by one that it did not. The kind is chosen on training films kept out of the fit (the VAE has seen
-them), not on these.
+Samplers are fitted to the codes of the training films. Distances from the test films are reported
+beside those of the training films' reconstructions, by the network that the loss used and by one
+that it did not. The sampler is chosen on training films kept out of the fit (the VAE has seen
+them), not on test films.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from vaekit.judge.distances import memorisation
 from quality import load_folder, part  # isort: skip
 
 METRICS = ("frechet excess", "precision", "coverage", "sharpness ratio")
-DRAWS = 20  # of each candidate, on the films that the choice is made on
+DRAWS = 20  # per candidate, for the choice
 
 
 def draw(model, codes, n: int, seed: int) -> dict:
@@ -36,7 +36,7 @@ def draw(model, codes, n: int, seed: int) -> dict:
 
 
 def say_excess(rows: list[dict], chosen: str) -> None:
-    """One line a judge: the chosen sampler beside the reconstructions."""
+    """One line per judge: the chosen sampler beside the reconstructions."""
     excess = {(r["network"], r["subject"]): r["value"] for r in rows
               if r["metric"] == "frechet excess"}  # fmt: skip
     for network in dict.fromkeys(network for network, _ in excess):

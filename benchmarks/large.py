@@ -1,13 +1,13 @@
-"""Do the presets for 256 pixels train, and how much memory do they want?
+"""Do the presets for 256 pixels train, and how much memory do they need?
 
     python benchmarks/large.py medical256 --batch 8
     python benchmarks/large.py celeba256 --batch 2 --features squeezenet --data DIR
     python benchmarks/large.py celeba256 --memory
 
-The first two take real steps of the preset at its own size, in batches that one core can bear. The
-third adds up what a step at the preset's own batch holds on a GPU, without one: the step runs on
-fake tensors, which have a shape and a type and no contents, and every storage is counted from its
-birth to its death. A row replaces the one of the same name in benchmarks/large.json.
+The first two take real steps of the preset at its own size, in batches that one core can handle.
+The third adds up the memory of a step at the preset's own batch on a GPU, without a GPU: the step
+runs on fake tensors, which have shape and type but no contents, and every storage is counted from
+allocation to release. A row replaces the one of the same name in benchmarks/large.json.
 """
 
 import argparse
@@ -39,13 +39,12 @@ from throughput import Ours  # isort: skip
 OUT = Path(__file__).parent / "large.json"
 GB = 1e9
 CARD = 24 * GB  # what an L4 or an A10 has; a 3090 has 25.8
-# CUDA's context, the workspaces of cuDNN and cuBLAS, what the allocator loses between blocks:
-# not measured here
+# CUDA's context, the workspaces of cuDNN and cuBLAS, and fragmentation: assumed, not measured here
 ALLOWANCE = 2 * GB
 
 
 class Storages(TorchDispatchMode):
-    """Bytes of all storages that operations have made and that are alive: `now`, and `peak`."""
+    """Bytes of all live storages that operations have made: `now`, and `peak`."""
 
     def __init__(self):
         super().__init__()
@@ -73,7 +72,7 @@ class Storages(TorchDispatchMode):
 
 
 def forward(model: VAE, x: torch.Tensor, cfg: Config, features) -> tuple[torch.Tensor, int]:
-    """(loss, bytes of the storages that its gradient keeps), weights left out, autocast to bf16."""
+    """(loss, bytes of the storages that its gradient keeps); without weights, autocast to bf16."""
     modules = [m for m in (model, features) if m is not None]
     own = {p.untyped_storage()._cdata for m in modules for p in (*m.parameters(), *m.buffers())}
     saved = {}
@@ -90,10 +89,10 @@ def forward(model: VAE, x: torch.Tensor, cfg: Config, features) -> tuple[torch.T
 
 
 def step_bytes(cfg: Config, batch: int, features: FeatureLoss | None) -> dict[str, int]:
-    """{"fixed", "saved", "peak"} of the second of two steps as `Trainer.step` takes them.
+    """{"fixed", "saved", "peak"} of the second of two steps, taken as `Trainer.step` does.
 
-    fixed: weights, gradients, Adam's moments, averaged weights, the trunk; saved: what the
-    gradient keeps (see `forward`); peak: all that is alive at the worst moment, fixed included.
+    fixed: weights, gradients, Adam's moments, averaged weights, the trunk; saved: tensors kept for
+    the gradient (see `forward`); peak: all live memory at the worst moment, fixed included.
     """
     trunk = sum(p.nbytes for p in (*features.parameters(), *features.buffers())) if features else 0
     with FakeTensorMode(allow_non_fake_inputs=True), Storages() as storages:
@@ -115,7 +114,7 @@ def step_bytes(cfg: Config, batch: int, features: FeatureLoss | None) -> dict[st
 
 
 def trunk_of_shapes(cfg: Config) -> FeatureLoss | None:
-    """The feature loss of `cfg` with weights of any value: only shapes count here."""
+    """The feature loss of `cfg` with arbitrary weights: only shapes count here."""
     if (name := trunk_name(cfg)) == "none":
         return None
     spec = TRUNKS[name]
@@ -127,7 +126,7 @@ def trunk_of_shapes(cfg: Config) -> FeatureLoss | None:
 
 
 def memory(cfg: Config) -> dict:
-    """What a step of `cfg` holds on a GPU in bf16, in GB (10^9 bytes), and the largest batch."""
+    """Memory of a step of `cfg` on a GPU in bf16, in GB (10^9 bytes), and the largest batch."""
     features, n = trunk_of_shapes(cfg), cfg.batch_size
     one, two, half, full = (step_bytes(cfg, b, features) for b in (1, 2, n // 2, n))
     each = two["saved"] - one["saved"]

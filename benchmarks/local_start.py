@@ -1,10 +1,11 @@
-"""Could a linear start be local, so that a spatial latent could begin there?
+"""Can a linear start be local, so that a spatial latent could begin there?
 
     python benchmarks/local_start.py --seconds 60 --out benchmarks/local_start.json
 
-Four linear codes of 256 numbers for films of 64 pixels, on test films: directions of the whole
-image; 16 numbers for each of 4x4 patches, with one basis for all or one a place; and a pair of
-convolutions over overlapping windows of 32x32, which begin at the patches' basis and are trained.
+Four linear codes of 256 numbers for films of 64 pixels, measured on test films: directions of the
+whole image; 16 numbers for each of 4x4 patches, with one basis for all or one per place; and a pair
+of convolutions over overlapping windows of 32x32, which start at the patches' basis and are
+trained.
 """
 
 import argparse

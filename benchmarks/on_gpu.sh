@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# What is to be known on a CUDA GPU, in 12 minutes of a large one, without network or pip.
+# Measurements on a CUDA GPU: 12 minutes of a large one, without network or pip.
 #
 #   benchmarks/on_gpu.sh [part ...]   precisions t4 throughput convs sharp recipe; default: all
 #   benchmarks/on_gpu.sh --pack       before, with network and VAEKIT_DATA: peers as wheels, real
 #                                     films and the weights, at most 64 MiB with this repository,
-#                                     into out/pack, which is to be carried along
-#   DEVICE=cpu STEPS=1 benchmarks/on_gpu.sh     tiny sizes, to see that every part runs to its end
+#                                     into out/pack; take it along
+#   DEVICE=cpu STEPS=1 benchmarks/on_gpu.sh     tiny sizes, to check that every part runs
 #
-# The most important part comes first, and each stores what it found as it ends: eight files at
+# The most important part comes first, and each stores its results when it ends: eight files at
 # most. OUT: their folder (out/gpu). MINUTES: of `sharp` (4) and of `recipe` (2).
 # PYTHON: an interpreter with torch, torchvision, cv2, accelerate and tensorboard.
 set -uo pipefail

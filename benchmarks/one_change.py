@@ -1,9 +1,9 @@
-"""What does each choice bring? quality.py once as it is and once with each single change.
+"""The effect of each choice: quality.py once as it is, and once with each single change.
 
     python benchmarks/one_change.py --train DIR --test DIR --out benchmarks/one_change.json
 
-A row that the file already holds is not measured again: stop and go on at will. Nothing else
-should run on the machine meanwhile. Prints the table of README.md.
+Rows that the file already holds are not measured again, so it can be stopped and started. Nothing
+else should run on the machine meanwhile. Prints the table of README.md.
 """
 
 import json

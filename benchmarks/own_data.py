@@ -1,11 +1,11 @@
-"""Every preset trained on the data it was made for. One command a row:
+"""Every preset trained on the data it was made for, one command per row:
 
     python benchmarks/own_data.py fashion_mnist --data DIR --minutes 10 --runs out/own_data
 
-Trains in slices: stop and give the same command again to go on. A row that is finished replaces
-the one of the same name in benchmarks/own_data.json; `--table` prints them for README.md. The
-recipe is the preset's `full` one, with fewer epochs where the minutes do not suffice; --set
-FIELD=VALUE changes more. Nothing else should run meanwhile.
+Trains in slices: after a stop, the same command continues. A finished row replaces the one of the
+same name in benchmarks/own_data.json; `--table` prints the rows for README.md. The system is the
+preset's `full` one, with fewer epochs if the minutes are too few; --set FIELD=VALUE changes more.
+Nothing else should run meanwhile.
 """
 
 import argparse
@@ -31,13 +31,13 @@ from vaekit.losses import beta_elbo, mse_per_image
 from quality import seconds_per_epoch  # isort: skip
 
 HERE = Path(__file__).parent
-SLICE = 4.0  # minutes of training between two chances for other work
+SLICE = 4.0  # minutes of training between pauses for other work
 NUM_FITTED = 10_000  # training images that the mixture is fitted to, at most
 KEPT = ("psnr", "ssim", "lpips", "sharpness ratio", "frechet", "precision", "coverage")
 
 
 def shortened(cfg: Config, data: Data, minutes: float, changes: dict) -> Config:
-    """`cfg` with as many of its epochs as fit into the minutes, the phases at their shares."""
+    """`cfg` with as many of its epochs as fit into the minutes; the phases keep their shares."""
     each = seconds_per_epoch(cfg, data)
     share = min(1.0, 60 * minutes / each / cfg.num_epochs)
     epochs = {
@@ -48,7 +48,7 @@ def shortened(cfg: Config, data: Data, minutes: float, changes: dict) -> Config:
 
 
 def train(cfg: Config, data: Data, runs: Path) -> vaekit.Run:
-    """A finished run; the time of an interrupted one is not lost."""
+    """A finished run; time spent on an interrupted one is not lost."""
     while True:
         run = fit(cfg, data, runs, max_minutes=SLICE)
         if run.finished:
@@ -100,7 +100,7 @@ def markdown(results: list[dict]) -> str:
 
 
 def betas(rows: list[dict]) -> list[dict]:
-    """Every system's beta in one unit, for notebook 08, and where its error comes from."""
+    """Every system's beta in one unit, for notebook 08, and the source of its error."""
     table = []
     for row in rows:
         cfg = preset(row["preset"], profile="full")

@@ -1,14 +1,14 @@
-"""Which prior for how many images, and from when does one copy them?
+"""Which prior is best for how many images, and when does one copy them?
 
     python benchmarks/priors.py --data DIR --runs OUT --out benchmarks/priors.json
 
-Trains one model on all training images (OUT keeps it), or with `--preset linear` fits the linear
-VAE. Then, for each N and seed, fits priors to the codes of N training images, and judges as many
-samples as there are test images: Fréchet excess over real against real, precision and coverage by
-a CNN that learnt here to tell the classes apart and that no model listened to; sharpness; and
-`memorisation` of those N images. "flow, 500 steps" is the flow without early stopping. "half way"
-has no prior: the codes half way between neighbours. A row that is in the file already is not made
-again: the script goes on where it was stopped.
+Trains one model on all training images (kept in OUT), or with `--preset linear` fits the linear
+VAE. Then, for each N and seed, it fits priors to the codes of N training images and judges as many
+samples as there are test images. Scores: Fréchet excess over real against real, precision and
+coverage, by a CNN trained here to tell the classes apart, which no model was trained with;
+sharpness; and `memorisation` of those N images. "flow, 500 steps" is the flow without early
+stopping. "half way" has no prior: the codes half way between neighbours. Rows that are already in
+the file are not made again.
 """
 
 import argparse
@@ -37,7 +37,7 @@ LOOKED_AT = ("frechet excess", "precision", "coverage")
 
 
 class Bench:
-    """One model, its codes, one judge, and what the judge sees in the images."""
+    """One model, its codes, one judge, and the judge's features of the images."""
 
     def __init__(self, model, data, judge, most: int):
         self.model, self.judge = model, judge
@@ -75,7 +75,7 @@ class Bench:
 
 
 def draw(kind: str, mu, logvar, n: int, seed: int) -> tuple[torch.Tensor, dict]:
-    """n codes of one kind, and the seconds of the processor that they took."""
+    """n codes of one kind, and the processor seconds they took."""
     began = time.process_time()
     if kind == "half way":
         z = between_neighbours(mu)[torch.arange(n) % len(mu)]
@@ -100,7 +100,7 @@ def rounded(value):
 
 
 def trained(given, data, cfg):
-    """The linear VAE, of as many numbers as `sharp` has, or a run of the preset."""
+    """The linear VAE, with as many numbers as `sharp`, or a run of the preset."""
     if given.preset == "linear":
         return vaekit.linear_vae(data.train, cfg.latent_channels)
     return vaekit.fit(cfg, data, out=given.runs).model

@@ -1,11 +1,11 @@
-"""Where does the time of a training step go? vaekit's, and the plain one beside it.
+"""Where the time of a training step goes: vaekit's, and the plain one beside it.
 
     python benchmarks/profile_step.py --size 128 --batch 32
     python benchmarks/profile_step.py --size 128 --batch 8 --ops 20
 
-Marks are set where a part of the step begins, forwards and backwards, and what lies between two of
-them is that part's: by CUDA events on a GPU, by the clock elsewhere. `--ops` adds the operations
-that torch.profiler finds the most time in.
+Marks are set where a part of the step begins, forwards and backwards; the time between two marks
+belongs to the first one's part. CUDA events on a GPU, the clock elsewhere. `--ops` adds the
+operations that take most time, by torch.profiler.
 """
 
 import argparse
@@ -30,7 +30,7 @@ PARTS = ("data", "encoder", "decoder", "trunk", "losses", "optimiser")
 
 
 class Clock:
-    """Marks in time: what lies between one and the next belongs to the first one's part."""
+    """Marks in time: the time between two marks belongs to the first one's part."""
 
     def __init__(self, device: torch.device):
         self.cuda, self.marks = device.type == "cuda", []
@@ -84,7 +84,7 @@ def set_marks(engine: Ours | PlainStep, clock: Clock) -> None:
 
 
 def seconds_of(engine, steps: int, warm: int = 3) -> dict[str, float]:
-    """Seconds of each part in the mean of `steps`."""
+    """Seconds of each part, mean over `steps`."""
     clock, clip = Clock(device.choose_device()), torch.nn.utils.clip_grad_norm_
     set_marks(engine, clock)
     engine.run(warm)

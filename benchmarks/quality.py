@@ -1,10 +1,10 @@
-"""How good do the pictures get in a given time on this machine?
+"""Quality after a given time of training on this machine.
 
     python benchmarks/quality.py --train DIR --test DIR --size 64 --minutes 6 --out DIR
 
-Trains on every image below the first folder, schedules stretched to the minutes, and scores on
+Trains on every image below the first folder, with schedules stretched to the minutes, and scores on
 the second. Writes OUT/run (a vaekit run), OUT/quality.json and OUT/films.png. `--set norm=batch`
-changes one field of the config: that is how the one-change rows of README.md were made.
+changes one field of the config, as the one-change rows of README.md do.
 """
 
 import argparse
@@ -32,11 +32,11 @@ from vaekit.keep.guards import GuardedTrainer
 from vaekit.keep.run import fit
 from vaekit.train import epoch_order
 
-WATCHED = 32  # training films that the validation loss of each epoch is taken on
+WATCHED = 32  # training films for the validation loss of each epoch
 NUM_JUDGED = 200  # N of the Fréchet distances
 DIMS = 64  # principal directions of the real features
-# What six minutes on two cores want, on top of the profile "quick": the pixel terms have had
-# their say after two, so the terms that ask for structure and texture weigh twice the preset's.
+# Changes to the profile "quick" for six minutes on two cores: after two minutes the pixel terms
+# gain little, so the terms for structure and texture have twice the preset's weight.
 CHANGES = {"latent_channels": 64, "batch_size": 16, "ssim_weight": 1.0, "perceptual_weight": 0.23}
 PHASE1_SHARE = 0.25
 
@@ -71,7 +71,7 @@ def part(split: Split, n: int, seed: int = 0) -> Split:
 
 
 def seconds_per_epoch(cfg: Config, data: Data, patience: float = 12.0) -> float:
-    """Seconds that training and watching take for one epoch, from real steps, thrown away."""
+    """Seconds per epoch of training and validation, from real steps that are discarded."""
     trainer = GuardedTrainer(cfg, data, feature_loss(cfg, verbose=False))
     order, flip = epoch_order(cfg, len(data.train), 0)
     trainer.model.train()
@@ -93,7 +93,7 @@ def seconds_per_epoch(cfg: Config, data: Data, patience: float = 12.0) -> float:
 
 
 def stretched(cfg: Config, data: Data, minutes: float) -> Config:
-    """`cfg` with as many epochs as fit into the minutes, the phases at their shares."""
+    """`cfg` with as many epochs as fit into the minutes; the phases keep their shares."""
     start = time.perf_counter()
     each = seconds_per_epoch(cfg, data)
     left = 60 * minutes - (time.perf_counter() - start) - 3
@@ -108,8 +108,8 @@ def stretched(cfg: Config, data: Data, minutes: float) -> Config:
 def raw_features(images, trunk) -> np.ndarray:
     """(N, 512): SqueezeNet's last layer averaged over space for greys in [0, 1] as they are.
 
-    The rows of other implementations were judged on these inputs, without ImageNet's own
-    normalisation and at the films' own size. vaekit's `evaluate` normalises.
+    The rows of other implementations were judged on these inputs, without ImageNet's normalisation
+    and at the films' own size. vaekit's `evaluate` normalises.
     """
     found = []
     for x in data_module.chunks(images):
@@ -126,7 +126,7 @@ def frechet(real: np.ndarray, other: np.ndarray) -> float:
 
 
 def score(run, data: Data, cfg: Config) -> tuple[dict, dict]:
-    """(what quality.json holds of the pictures, {name: images})."""
+    """(the scores in quality.json, {name: images})."""
     judge, test = networks.load_judge(), part(data.test, NUM_JUDGED)
     x = data_module.as_float(test.images)
     x_hat = sample.decode_all(run.model, sample.encode_all(run.model, test)[0])
@@ -155,7 +155,7 @@ def score(run, data: Data, cfg: Config) -> tuple[dict, dict]:
 
 def measure(train: Path, test: Path, size: int, minutes: float, out: Path, command: str,
             **changes) -> dict:  # fmt: skip
-    """Train, score, write OUT; what quality.json holds."""
+    """Train, score, write OUT; returns the content of quality.json."""
     cfg = preset("chest_xray", profile="quick", image_size=size, **{**CHANGES, **changes})
     train, test = load_folder(train, cfg), load_folder(test, cfg)
     data = Data(train, part(train, WATCHED), test, train.classes, "folder", "",
@@ -187,7 +187,7 @@ def measure(train: Path, test: Path, size: int, minutes: float, out: Path, comma
 
 
 def folders_parser(description: str, minutes: float) -> argparse.ArgumentParser:
-    """What every script that trains here asks for; keyword arguments of `measure`."""
+    """The arguments that every training script here has; keyword arguments of `measure`."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--train", type=Path, required=True)
     parser.add_argument("--test", type=Path, required=True)

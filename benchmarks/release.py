@@ -1,11 +1,11 @@
-"""Weights to give away: a checkpoint of films128.py as one small file, with its card.
+"""Release a model: a checkpoint of films128.py as one small file, with its card.
 
     python benchmarks/release.py DIR/sharp-0.pt
 
-Wants what films128.py wants, and that it has measured the case. Writes
+Needs what films128.py needs, and that it has measured the case. Writes
 data/released/NAME.safetensors, its SHA-256 into vaekit/files/release.py, and
-data/released/README.md, whose numbers are measured here or stand in results/films128.json. Prints
-what half precision costs on 64 test films.
+data/released/README.md, with numbers measured here or taken from results/films128.json. Prints the
+loss from half precision on 64 test films.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from vaekit.sample import decode_all, encode_all
 NAME = "chest_xray_128"
 MOST = 25_000_000  # bytes
 FEW = 2**14  # numbers: smaller tensors stay float32, a hundredth of the file
-MANY = 2**23  # numbers: larger ones, the encoder's last layer, are whole numbers from -127 to 127
+MANY = 2**23  # numbers: larger tensors (the encoder's last layer) become integers, -127 to 127
 WATCHED, COMPARED = 64, 256  # films: for the cost of half precision; for training against test
 ABOUT = {
     "licence": "CC BY 4.0; cite Kermany et al., Cell 172 (2018) 1122-1131",
@@ -62,38 +62,39 @@ images = model.decode(vaekit.sample_latents(model, 16, seed=0))
 
 **What it is.** The preset `sharp` with `widths={widths}`: {size}×{size} pixels, grey, a code of
 {numbers:,} numbers; a linear VAE with a basis at {fit}×{fit} pixels,
-and a U-Net that adds what the linear picture lacks.
+and a U-Net that adds detail to its reconstruction.
 `{file}`: {megabytes:.1f} MB, safetensors, SHA-256
 `{digest}`.
-Matrices and convolutions are half precision, the encoder's last layer 8-bit whole numbers with a
-scale for each row, what is small float32. The file holds numbers and a configuration, no code.
+Matrices and convolutions are half precision, the encoder's last layer 8-bit integers with a scale
+for each row, small tensors float32. The file holds numbers and a configuration, no code.
 
 **Trained on** {train:,} chest X-rays of children aged one to five from one hospital in Guangzhou
 (Kermany et al., *Cell* 172 (2018) 1122–1131;
 [Mendeley Data rscbjbr9sj](https://data.mendeley.com/datasets/rscbjbr9sj), CC BY 4.0), from a copy
-at 224×224 pixels that does not keep their aspect. {images_seen:,} images, {hours:.2f} hours of one
+at 224×224 pixels that does not keep their aspect.
+{images_seen:,} images, {hours:.2f} hours of one
 core ({processor}), seed {seed}. Judged by {test:,} films of other patients.
 
-**Licence.** CC BY 4.0, as the data: whoever passes on the file or its pictures names Kermany et al.
-as above, and this project.
+**Licence.** CC BY 4.0, as the data: if you pass on the file or its pictures, name Kermany et al. as
+above, and this project.
 
 ## It must not be used
 
 - for anything medical: no diagnosis, no triage, no treatment, no measurement, no advice;
-- to train, fill up or test a system that is meant for that;
-- to teach or examine how films are read: what it draws looks like a film and shows nobody's chest;
+- to train or test a system that is meant for that, or to add to its data;
+- to teach or examine how films are read: its pictures look like films but show no real chest;
 - as a real film, or without saying that it is synthetic;
 - to find out who was in its data (see below).
 
-It knows children of one place, two labels and one kind of film, and favours what is common among
-them. What is rare in its data it draws wrongly or not at all.
+It was trained on children of one place, two labels and one kind of film. It favours common features
+of these films; rare ones are drawn wrongly or not at all.
 
 ## Numbers
 
-From `vaekit/lessons/results/films128.json`, which `python benchmarks/films128.py` writes; of the
-weights before they were halved.
+From `vaekit/lessons/results/films128.json`, which `python benchmarks/films128.py` writes, with
+the weights in full precision.
 
-| | PCA of as many numbers | `{name}` | N | real against real |
+| | PCA, same number of latents | `{name}` | N | real against real |
 | --- | --- | --- | --- | --- |
 {rows}
 
@@ -105,21 +106,22 @@ after, SSIM {full[1]:.5f} and {packed[1]:.5f}.
 
 ## Does it show its training films?
 
-- *Samples.* {samples} from the prior, and how near each is to a training film, against how near
-  test films are. {copies} `closer` is 0.5 where samples are no nearer than test films are, and
-  larger where they are nearer. `authentic` is the share of samples farther from their nearest film
-  than that is from its own neighbours. Such a check can raise an alarm; it never clears a model.
+- *Samples.* {samples} from the prior: the distance of each to the nearest training film, beside
+  that of test films. {copies} `closer` is 0.5 if samples are no nearer than test films, and
+  larger if they are nearer. `authentic` is the share of samples farther from their nearest film
+  than that film is from its own nearest neighbour. Such a check can raise an alarm; it cannot prove
+  that nothing was memorised.
 - *The basis* holds {numbers:,} directions fitted to {train:,} films and their mirror images. The
   largest |cosine| of a direction with a training film is {cosine_train:.3f}, with a test film
   {cosine_test:.3f} ({compared_basis} films each, less the mean; a film itself would have 1).
 - *Membership.* It reconstructs training films with {seen:.2f} dB and films of other patients with
-  {unseen:.2f} ({compared} each). By such a difference whoever already has a film can guess
-  whether it was among them.
+  {unseen:.2f} ({compared} each). From this difference, someone who already has a film can
+  guess whether it was among them.
 """
 
 
 def pack(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights as the file has them: see FEW and MANY; `release.restored` is the way back."""
+    """Weights as the file stores them: see FEW and MANY; `release.restored` reverses it."""
     packed = {}
     for key, value in state.items():
         value = value.detach().cpu().contiguous()
@@ -135,7 +137,7 @@ def pack(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def write(file: Path, cfg: vaekit.Config, packed: dict[str, Tensor]) -> str:
-    """The file, and its SHA-256. SystemExit where it would be too large to be given away."""
+    """Write the file; returns its SHA-256. SystemExit if it is too large to release."""
     about = {"config": cfg.replace(data_path="").to_dict()} | ABOUT
     # one entry: several come in any order, and each has its own SHA-256
     content = save(packed, {"vaekit": json.dumps(about)})
@@ -147,7 +149,7 @@ def write(file: Path, cfg: vaekit.Config, packed: dict[str, Tensor]) -> str:
 
 
 def remember(name: str, digest: str, source: Path) -> None:
-    """`digest` into the table RELEASED of `source`."""
+    """Write `digest` into the table RELEASED of `source`."""
     text, found = re.subn(rf'("{name}"): "\w*"', rf'\1: "{digest}"', source.read_text())
     if found != 1:
         raise SystemExit(f"{source} has no line for {name}")
@@ -162,13 +164,13 @@ def quality(model, images: Tensor) -> tuple[float, float]:
 
 
 def largest_cosine(linear, images: Tensor) -> float:
-    """Of any direction of the basis with any image, both less the mean."""
+    """The largest |cosine| of a direction of the basis with an image, both minus the mean."""
     along, centred = linear.coordinates(as_float(images))
     return (along.abs() / centred.norm(dim=1, keepdim=True)).max().item()
 
 
 def measure(cfg: vaekit.Config, state: dict[str, Tensor], packed: dict[str, Tensor], data) -> dict:
-    """What the file costs, and whether its basis or its reconstructions know training films."""
+    """What the file's precision costs, and whether basis or reconstructions show training films."""
     model = vaekit.VAE(cfg).eval().requires_grad_(False)
     watched = films128.few(data.test, WATCHED)
     model.load_state_dict(state)

@@ -1,10 +1,10 @@
-"""What would several devices bring? On paper: nothing here is measured but the model's own counts.
+"""What several devices would gain, on paper: only the model's own counts are measured here.
 
     python benchmarks/scaling.py [chest_xray] [--share 0.15] [--step-ms 8]
 
 Data parallel: after every step each device has sent and received the gradients of all parameters,
-2 (n - 1) / n times their bytes in a ring (Patarasuk and Yuan 2009). Prints that against the time
-of the step, with the assumptions it rests on.
+2 (n - 1) / n times their bytes in a ring (Patarasuk and Yuan 2009). Prints this beside the time of
+the step, with its assumptions.
 """
 
 import argparse
@@ -25,7 +25,7 @@ BACKWARD = 2 / 3  # of a step, during which gradients can already travel
 
 
 class Place(NamedTuple):
-    """Where it would run; makers' figures for what they call peak, assumptions for latency."""
+    """Where it would run: makers' figures for peak speed, assumptions for latency."""
 
     name: str
     devices: int
@@ -42,7 +42,8 @@ PLACES = (
 
 
 def flops_per_image(cfg: Config) -> int:
-    """Of a training step, trunk and both directions included; convolutions and products only."""
+    """FLOP of a training step, trunk and both directions included; convolutions and products
+    only."""
     features, found = trunk_of_shapes(cfg), []
     for batch in (1, 2):
         with FakeTensorMode(allow_non_fake_inputs=True):
@@ -54,8 +55,8 @@ def flops_per_image(cfg: Config) -> int:
 
 
 def row(place: Place, size: int, step: float) -> dict:
-    """Seconds of a step and of its all-reduce, and what share of n times one device's speed is
-    left, without any overlap with the backward pass and with all that is possible."""
+    """Seconds of a step and of its all-reduce, and the efficiency (speed divided by n times that of
+    one device), without overlap with the backward pass and with the most overlap possible."""
     n = place.devices
     sent = 2 * (n - 1) / n * size
     hops = 2 * (n - 1) * -(-size // BUCKET)

@@ -3,8 +3,8 @@
     python benchmarks/sweep.py clinic|sharp
     VAEKIT_DATA=ROOT python benchmarks/sweep.py beta|cifar|faces
 
-Goes on where lessons/results/NAME.json ends: stop it at will. Several may run side by side on
-cases of their own (--only). Results do not depend on how many do; the seconds do.
+Continues where lessons/results/NAME.json ends, so it can be stopped. Several may run side by side,
+each on other cases (--only). Results do not depend on that; the seconds do.
 """
 
 import argparse
@@ -43,7 +43,7 @@ def train(cfg, data, select: str):
 
 
 def one(sweep: sweeps.Sweep, case: str, seed: int, data) -> tuple[dict, torch.Tensor | None]:
-    """(row, pictures) of one case; a run that broke off has the reason in its row."""
+    """(row, pictures) of one case; the row of a run that failed has the reason."""
     changes = dict(sweep.cases[case])
     cfg = sweep.config(case, seed)
     row = {"case": case, "seed": seed}
@@ -62,7 +62,7 @@ def one(sweep: sweeps.Sweep, case: str, seed: int, data) -> tuple[dict, torch.Te
 
 
 def load(cfg, judged: int | None) -> vaekit.Data:
-    """The data of `cfg`, with `judged` images at most to validate and to test by."""
+    """The data of `cfg`, with at most `judged` images for validation and for testing."""
     data = vaekit.load_data(cfg, verbose=False)
     if judged is None:
         return data
@@ -84,7 +84,7 @@ def rounded(value):
 
 
 def write(sweep: sweeps.Sweep, row: dict, pictures) -> None:
-    """Add a row to the file, which another process may have written to meanwhile."""
+    """Add a row to the file; another process may have written to it meanwhile."""
     path = sweeps.RESULTS / f"{sweep.name}.json"
     with FileLock(path.with_suffix(".lock")):
         rows = json.loads(path.read_text())["rows"] if path.exists() else []
@@ -103,7 +103,7 @@ def write(sweep: sweeps.Sweep, row: dict, pictures) -> None:
 
 
 def paste(sweep: sweeps.Sweep, case: str, pictures: torch.Tensor) -> None:
-    """The case's row of the sheet: one line of pictures for each case that is pictured."""
+    """Paste the case's line of pictures into the sheet; one line for each pictured case."""
     path, (n, channels, side, _) = sweeps.RESULTS / f"{sweep.name}.webp", pictures.shape
     pictured = sweep.about["pictured"]
     size = n * side, len(pictured) * side

@@ -1,28 +1,28 @@
-"""What `sweep.py` trains: per sweep a preset, the changes all its runs share, and the cases.
+"""The runs of `sweep.py`: for each sweep a preset, changes that all its runs share, and the cases.
 
 A case is a change of config values on top of those. "select": "recon" keeps the weights of the
-epoch with the best reconstruction, where else the best ELBO counts. "judged": validation and test
-images at most, where a data set has thousands. "five": cases with five seeds, not `seeds` of them.
-"pictured": cases whose pictures are kept, because a notebook shows them: each case more makes the
-file larger that people upload.
+epoch with the best reconstruction; the default is the best ELBO. "judged": most validation and
+test images, where a data set has thousands. "five": cases with five seeds instead of `seeds`.
+"pictured": cases whose pictures are stored because a notebook shows them; each makes the file
+larger.
 """
 
-# The system of the preset `medical256` at a quarter of its side, in three halvings instead of five
-# so that its latent stays 8 x 8 x 8, with what lets 40 epochs suffice: a high rate that falls.
+# The system of the preset `medical256` at a quarter of its side, with three halvings instead of
+# five so that its latent stays 8 x 8 x 8; a high rate that falls makes 40 epochs enough.
 CLINIC = {
     "profile": "full", "image_size": 64, "widths": (16, 32, 64), "batch_size": 16,
     "epochs_phase2": 40, "beta_warmup": 16, "lr_phase2": 2e-3, "lr_schedule_phase2": "cosine",
     "lr_warmup": 0.02, "ema": 0.99, "sample_every": 40,
 }  # fmt: skip
-# The chest X-ray system at half its side: four halvings instead of five and half the channels, so
-# that its latent stays 4 x 4 x 64; small batches and a high rate, so that 30 epochs suffice.
+# The chest X-ray system at half its side, with four halvings instead of five and half the channels,
+# so that its latent stays 4 x 4 x 64; small batches and a high rate make 30 epochs enough.
 OPTIMISED = {
     "profile": "full", "image_size": 64, "widths": (16, 32, 64, 128), "features": "squeezenet",
     "batch_size": 8, "epochs_phase1": 8, "epochs_phase2": 22, "beta_warmup": 8,
     "lr_phase1": 2e-3, "lr_phase2": 2e-3, "lr_schedule_phase1": "constant",
     "lr_schedule_phase2": "cosine", "lr_warmup": 0.02, "ema": 0.99, "sample_every": 30,
 }  # fmt: skip
-# What it says it started from, its eight rows taken back: each row as it was, and as it became
+# The described original: its eight changes undone, each row as it was, and as it became
 ONE_PHASE = {"epochs_phase1": 0, "epochs_phase2": 30, "beta_schedule": "constant", "beta_warmup": 0}
 TWO_PHASES = {"epochs_phase1": 8, "epochs_phase2": 22, "beta_schedule": "warmup", "beta_warmup": 8}
 BEFORE = {
@@ -46,7 +46,7 @@ AFTER = {
     "attention": {"attention": (16,)},
 }  # fmt: skip
 ORIGINAL = {key: value for row in BEFORE.values() for key, value in row.items()}
-LOW = ORIGINAL | AFTER["beta"]  # the original with the one change without which none of them shows
+LOW = ORIGINAL | AFTER["beta"]  # the original with the change that the others need to show
 L1 = {"l1_weight": 1.0, "mse_weight": 0.0}
 SHARP = {
     "original": ORIGINAL,
@@ -77,11 +77,11 @@ SHARP = {
     "optimised, beta 0.0005": {"beta": 0.0005},
     "optimised, beta 0.01": {"beta": 0.01},
 }  # fmt: skip
-# the two tables of eight rows that answer the question, with five seeds; all else with three
+# the two tables of eight rows that answer the question have five seeds, all else three
 FIVE = ["original", "low beta", *(f"low beta, new {row}" for row in AFTER if row != "beta"),
         "optimised", *(f"optimised, old {row}" for row in BEFORE)]  # fmt: skip
-# The preset but for its length: 10 epochs of 2,500 pictures are 25,000 pictures seen, and small
-# batches make steps enough of them.
+# The preset, except for its length: 10 epochs of 2,500 pictures, 25,000 in all; small batches, so
+# that there are enough steps.
 STATIC = (0.01, 0.05, 0.2, 0.8, 3.0, 12.0, 50.0)
 FASHION = {
     "profile": "full", "max_images": 2500, "batch_size": 32, "epochs_phase2": 10,
@@ -100,7 +100,7 @@ BETA = {
     "adaptive, cyclical": {
         "beta_schedule": "adaptive_cyclical", "cycle_epochs": 4, "cycle_cooldown": 1},
 }  # fmt: skip
-# Half the preset's channels; its 15 epochs of 60 without a KL are 2 of 8.
+# Half the preset's channels; its 15 of 60 epochs without a KL become 2 of 8.
 CIFAR = {
     "profile": "full", "max_images": 3000, "batch_size": 32, "widths": (32, 64, 128, 256),
     "epochs_phase1": 0, "epochs_phase2": 8, "sample_every": 8,
@@ -177,7 +177,8 @@ SWEEPS = {
             "transposed, one conv": {"upsample": "transposed", "convs_per_up": 1},
             "transposed, two convs": {"upsample": "transposed"},
             "upsample, one conv": {"convs_per_up": 1},
-            # collapse: 16 times the weight, for at 256 px there are 16 times the pixels a latent
+            # collapse: 16 times the weight, because at 256 px there are 16 times the pixels per
+            # latent
             "beta 16, no free bits": {"beta": 16.0, "free_bits": 0.0},
             "beta 16, 0.25 an element": {"beta": 16.0, "free_bits": 0.25},
             "beta 16, 0.25 a batch": {
@@ -197,7 +198,7 @@ SWEEPS = {
             "all five undone": {
                 "convs_per_up": 1, "act_decoder": "relu", "attention": (), "num_scales": 1,
                 "spectral_weight": 0.0},
-            # 0.1 and 0.5 at 256 px press as hard as these do here
+            # these press as hard here as 0.1 and 0.5 at 256 px
             "beta 1.6": {"beta": 1.6},
             "beta 8": {"beta": 8.0},
         },
@@ -208,7 +209,7 @@ SWEEPS = {
              "pictured": [case for case in BETA if case.startswith("beta ")]},
     "cifar": {"preset": "cifar10", "base": CIFAR, "seeds": 3, "cases": CIFAR_CASES, "judged": 500,
               "pictured": list(CIFAR_CASES)},
-    # what some choices of the loop cost after equal steps, for the benchmarks' README
+    # effects of some choices of the loop after equal steps, for the benchmarks' README
     "loop": {"preset": "chest_xray", "base": OPTIMISED, "seeds": 3,
              "cases": {"bfloat16": {"precision": "bf16"}, "float32": {"precision": "fp32"},
                        "no clipping": {"grad_clip": 0.0}, "no mirroring": {"flip": False}}},

@@ -1,4 +1,4 @@
-"""What `sweep.py` writes down of one trained model."""
+"""The numbers that `sweep.py` stores for each trained model."""
 
 from typing import Any
 
@@ -15,13 +15,13 @@ from vaekit.sample import decode_all, encode_all, sample_latents
 
 
 def variety(images: Tensor) -> float:
-    """Mean absolute difference of two images of the set, over pixels and pairs, in [0, 1]."""
+    """Mean absolute difference between two images of the set, over pixels and pairs, in [0, 1]."""
     return torch.pdist(images.flatten(1), 1).mean().item() / images[0].numel()
 
 
 def checkerboard(images) -> float:
-    """Power at periods of 2 and 4 pixels, along rows and columns, over that of their neighbours in
-    frequency: about 1 in a picture without a lattice, else more.
+    """Power at periods of 2 and 4 pixels, along rows and columns, divided by that of neighbouring
+    frequencies: about 1 in a picture without a grid, else more.
 
     images: Split or (N, C, H, W), sides divisible by 4, 32 px at least. Geometric means.
     """
@@ -42,9 +42,9 @@ def checkerboard(images) -> float:
 def measure(model, data, seed: int = 0) -> tuple[dict[str, Any], Tensor]:
     """(numbers of one model, (2 * SHOWN, C, H, W) reconstructions and prior samples).
 
-    Reconstructions are of the test films and from the mean; N prior samples for N test films.
-    Ratios are to the real test films. `prior_excess` is the samples' Fréchet distance from the
-    test films on SqueezeNet (without its weights on pixels), less the training films' own, `floor`.
+    Reconstructions are of the test films, from the mean; N prior samples for N test films. Ratios
+    are to the real test films. `prior_excess` is the samples' Fréchet distance from the test films
+    on SqueezeNet (on pixels without its weights), minus that of the training films, `floor`.
     """
     real = as_float(data.test.images)
     mu, logvar = encode_all(model, real)

@@ -1,4 +1,4 @@
-"""How many images a second train here, and how many elsewhere?
+"""Training speed in images per second, here and in other libraries.
 
     python benchmarks/throughput.py --sizes 64 128 --out benchmarks/throughput.json
 
@@ -63,8 +63,9 @@ class Ours:
 def enlarge(source: Path, target: Path, side: int) -> None:
     """A copy of the films below `source`, each enlarged until its shorter side has `side` pixels.
 
-    Where only small copies are at hand, files that take as long to read as the originals. The
-    noise, of two grey levels, brings Kermany's at 970 pixels to the originals' 0.2 MB a film.
+    For machines with small copies only: these files take as long to read as the originals. The
+    added noise, two grey levels, brings Kermany's films at 970 pixels to the originals' 0.2 MB
+    each.
     """
 
     def one(i: int) -> None:
@@ -83,7 +84,7 @@ def enlarge(source: Path, target: Path, side: int) -> None:
 
 
 def start(name: str, cfg: Config, workers: int) -> dict[str, int]:
-    """Build the engine `name` in this process, which is its own; the size of its network."""
+    """Build the engine `name` in this process, which has no other; returns its network's size."""
     global ENGINE
     data = load_data(cfg, verbose=False)
     ENGINE = Ours(cfg, data) if name == "vaekit" else build(name, cfg, data, workers)
@@ -106,16 +107,16 @@ def seconds(steps: int, warm: int = 4) -> float:
 
 
 def peak_mb() -> float:
-    """The most this process has held: of the GPU's memory, else resident (10^6 bytes)."""
+    """The most memory this process has held: the GPU's, else resident (10^6 bytes)."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 1e6
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
 
 
 def measure(cfg: Config, names: list[str], given: argparse.Namespace) -> list[dict]:
-    """A row per engine of what it is and how fast; a process each, rounds in turns."""
+    """One row per engine, with its description and speed; one process each, rounds in turns."""
     spawn, rows = multiprocessing.get_context("spawn"), {}
-    # a process each: what one does to its memory or threads does not reach the other
+    # one process each: memory and threads of one do not affect another
     pools = {name: ProcessPoolExecutor(1, spawn) for name in names}
     for name, pool in list(pools.items()):
         try:
@@ -139,15 +140,15 @@ def measure(cfg: Config, names: list[str], given: argparse.Namespace) -> list[di
 
 
 def times_as_fast(a: dict, b: dict) -> float | None:
-    """Median of a over median of b; None where they lie no farther apart than the rounds of one
-    of them, or where a single round says nothing about that."""
+    """Median of a divided by median of b; None if they differ no more than one engine's rounds do,
+    or if there is only one round."""
     spread = max(rate["high"] - rate["low"] for rate in (a, b))
     told_apart = 0 < spread < abs(a["median"] - b["median"])
     return a["median"] / b["median"] if told_apart else None
 
 
 def compare(rows: list[dict]) -> None:
-    """What each row is beside the first, which is ours: written into the rows, and printed."""
+    """Add to each row its comparison with the first, ours, and print it."""
     first = rows[0]
     for row in rows:
         rate, shares = row["images_per_s"], [row[k] / first[k] for k in ("parameters", "macs")]

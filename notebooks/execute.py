@@ -4,7 +4,7 @@
 
 Executes the named notebooks (default: 00 to 06) with the Python that runs this script, writes
 them and one HTML report with every figure to DIR. --store also writes them back, outputs
-included, after checking that they are fit to be read by others. The profile is VAEKIT_PROFILE's.
+included, after checking size, private paths, errors and figures. The profile is VAEKIT_PROFILE's.
 """
 
 import argparse
@@ -46,8 +46,8 @@ def execute(path: Path) -> nbformat.NotebookNode:
 
 
 def tidy(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """Join the pieces of a stream, keep how long a cell took, in seconds; drop what changes from
-    machine to machine, and widgets, which nobody sees without a kernel. Figures get a palette."""
+    """Join the pieces of a stream, and keep each cell's time in seconds. Drop metadata that differs
+    between machines, and widgets, which need a kernel. Figures get a palette."""
     for cell in notebook.cells:
         joined = []
         if times := cell.metadata.pop("execution", None):
@@ -73,8 +73,8 @@ def tidy(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
 
 
 def with_palette(png: bytes) -> bytes:
-    """The figure in at most 256 colours, which is smaller, or `png` itself where it has too many
-    to do without. Grey pictures lose nothing."""
+    """The figure in at most 256 colours, which is smaller; `png` itself if it has too many. Grey
+    pictures lose nothing."""
     image = Image.open(BytesIO(png)).convert("RGB")
     if image.getcolors(FEW_COLOURS) is None:
         return png

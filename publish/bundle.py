@@ -2,10 +2,10 @@
 
     python publish/bundle.py [--out dist] [--user KAGGLE_NAME]
 
-DIR/<notebook>.ipynb        the notebook with the whole package in cells of its own
+DIR/<notebook>.ipynb        the notebook, with the whole package in extra cells
 DIR/vae_chest_xray.ipynb    the main line in one readable notebook (see onefile.py)
-DIR/kaggle/<name>/          the same files, each with the kernel-metadata.json that
-                            `kaggle kernels push -p DIR/kaggle/<name>` wants
+DIR/kaggle/<name>/          the same files, each with the kernel-metadata.json for
+                            `kaggle kernels push -p DIR/kaggle/<name>`
 """
 
 import argparse
@@ -99,8 +99,8 @@ def bundle(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
 
 
 def blank(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """A copy without outputs; links to other notebooks become addresses, or
-    plain words where no address was stamped."""
+    """A copy without outputs; links to other notebooks become web addresses, or plain words where
+    no address was stamped."""
     copy, repo = nbformat.from_dict(json.loads(json.dumps(notebook))), stamp.stamped_repo(notebook)
     for cell in copy.cells:
         if cell.cell_type == "code":
@@ -122,7 +122,7 @@ def _absolute(link: re.Match, repo: str) -> str:
 
 
 def kernel_metadata(name: str, user: str, before: str | None) -> dict:
-    """What `kaggle kernels push` wants to know; `before`: the notebook whose output is attached."""
+    """The metadata for `kaggle kernels push`; `before`: the notebook whose output is attached."""
 
     def title(stem):
         return f"vaekit {stem.replace('_', ' ')}"

@@ -1,9 +1,9 @@
-"""`make editions`: the same lesson for those who learn and for those who teach.
+"""`make editions`: a student edition and a teacher edition of every notebook.
 
     python publish/editions.py [--out dist]
 
-DIR/student/   no outputs, no solutions; a hint at every stub, room for answers; runs unfilled
-DIR/teacher/   solutions filled in and open, minutes a section (with what the stored run measured),
+DIR/student/   no outputs, no solutions; a hint at every stub, cells for answers; runs as it is
+DIR/teacher/   solutions filled in and open, minutes per section (with those of the stored run),
                a marking rubric
 
 Both come from the notebooks: the solution is the <details> cell tagged `solution`, the stub the
@@ -25,8 +25,8 @@ LISTED = re.compile(r"^(\d+)\. (.+?)(?=^\d+\. |\Z)", re.M | re.S)
 READS, READS_CODE, LOOKS, EXERCISE = 150, 10, 2, 10  # words, lines a minute; minutes a figure, each
 POINTS = {  # by the kind of exercise
     "fill in": (
-        (2, "the function gives what is expected"),
-        (1, "it is made of its arguments: no number of this run is typed in"),
+        (2, "the function returns the expected value"),
+        (1, "it uses its arguments only: no number of this run is typed in"),
         (1, "a sentence says why it is right"),
     ),
     "predict": (
@@ -42,7 +42,7 @@ POINTS = {  # by the kind of exercise
     "find": (
         (2, "the mistake is named, and what it does to the result"),
         (1, "a formula, a figure or a printed line of the notebook shows it"),
-        (1, "it is said how to do it right"),
+        (1, "the answer says how to do it right"),
     ),
 }
 ANSWER = {
@@ -55,8 +55,8 @@ KINDS = {"**Derive": "derive", "**Find the mistake": "find"}  # the others are p
 ANSWERS = """\
 ### Your answers
 
-Hand in this file with its outputs. Predict before you run. An exercise that changes a value runs
-cells anew: keep what it printed or drew here, then set the value back. {points} points each.
+Hand in this file with its outputs. Predict before you run. If an exercise changes a value, run the
+cells again, copy what they print or draw to here, then set the value back. {points} points each.
 
 {answers}"""
 FOUND = re.compile(r"finished run found: \S+, (\d+) epochs")
@@ -117,7 +117,7 @@ def teacher(notebook: nbformat.NotebookNode, name: str) -> nbformat.NotebookNode
 
 
 def filled(stub: str, solution: str) -> str:
-    """The stub's cell with its function as the solution has it."""
+    """The stub's cell, with its function replaced by the solution's."""
     (code,) = re.findall(r"```python\n(.*?)\n```", solution, re.S)
     function = re.compile(r"^def .+?(?=\n\n\n)", re.S | re.M)
     if re.match(r"def \w+\(.*?\):", code)[0] not in stub:
@@ -128,8 +128,8 @@ def filled(stub: str, solution: str) -> str:
 def sections(notebook: nbformat.NotebookNode) -> list[tuple[int, str, int, float]]:
     """(cell, heading, minutes, seconds) of every ## heading.
 
-    Seconds are what its cells took when they were stored (0 where that was not kept); minutes add
-    what reading, code, figures and exercises take at the rates above.
+    Seconds: the time of its cells in the stored run (0 where that was not recorded). Minutes also
+    include reading, code, figures and exercises at the rates above.
     """
     found, costs, ran = [], [], []
     for i, cell in enumerate(notebook.cells):
@@ -155,7 +155,7 @@ def sections(notebook: nbformat.NotebookNode) -> list[tuple[int, str, int, float
 
 
 def rubric(notebook: nbformat.NotebookNode, name: str) -> str:
-    """What to mark, and for how many points, as Markdown."""
+    """The marking rubric with points, as Markdown."""
     lines = ["## For marking", "", "| exercise | points | for |", "|---|---|---|"]
     total = 0
     for number, kind in kinds(notebook).items():
@@ -180,7 +180,7 @@ def rubric(notebook: nbformat.NotebookNode, name: str) -> str:
 
 
 def found_finished(notebook: nbformat.NotebookNode) -> str:
-    """How many trainings the stored run did not do itself, in words; "" for none."""
+    """How many runs the stored notebook loaded instead of training them, in words; "" for none."""
     text = "".join(o.get("text", "") for cell in notebook.cells for o in cell.get("outputs", []))
     found = sum(epochs not in TRAINED.findall(text) for epochs in FOUND.findall(text))
     return f"{found} training{'s' * (found > 1)}" if found else ""

@@ -1,8 +1,8 @@
-"""Definitions of the package, cut out with everything they need, for a notebook without it.
+"""Copies definitions of the package, with everything they need, for a notebook without it.
 
 `Extract().take("files.cache.load_arrays")` is the text of that function and of what it calls, in an
-order in which Python can read it; what an earlier call gave is not repeated. Names that two files
-share get the file's name appended; `device.choose_device()` becomes `choose_device()`.
+order in which Python can read it; definitions of earlier calls are not repeated. Names that two
+files share get the file's name appended; `device.choose_device()` becomes `choose_device()`.
 """
 
 import ast
@@ -70,7 +70,7 @@ def statements(node: ast.Import | ast.ImportFrom) -> dict[str, str]:
 
 
 def names_set(node: ast.Assign | ast.AnnAssign | ast.AugAssign) -> list[str]:
-    """The names that an assignment gives a value, or a part of their value."""
+    """The names that an assignment sets, or of which it sets a part."""
     targets = node.targets if isinstance(node, ast.Assign) else [node.target]
     found = []
     for target in targets:
@@ -94,7 +94,7 @@ class Extract:
     def __init__(self, replaced: dict[Key, str] | None = None):
         self.order = package.reading_order()
         self.files = {name: File.read(name) for name in self.order}
-        self.replaced = replaced or {}  # other text for what makes no sense in a notebook
+        self.replaced = replaced or {}  # other text for definitions that cannot work in a notebook
         self.taken: set[Key] = set()
         self.imports: set[str] = set()
         self.names: dict[str, Key] = {}  # name in the notebook -> whose it is

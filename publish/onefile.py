@@ -1,8 +1,8 @@
 """The main line in one readable notebook: vae_chest_xray.ipynb, or one for anyone's images.
 
 The text between the cells is here; the code is the package's own, cut out by `extract`, so that
-there is one copy of every formula. Only what a notebook says itself (its configuration, which
-films to show, when to save) is written here.
+there is one copy of every formula. Only the notebook's own parts (its configuration, which films to
+show, when to save) are written here.
 """
 
 import json
@@ -25,11 +25,11 @@ from vaekit.presets import PRESETS
 
 NAME, OWN = "vae_chest_xray", "vae_images"
 FOLDED = {"jupyter": {"source_hidden": True}, "_kg_hide-input": True}
-REPLACED = {  # what a notebook without the package has instead
+REPLACED = {  # definitions that differ in a notebook without the package
     ("files.sources", "BUNDLE"): 'BUNDLE = Path("chest_xray_phantom")  # films drawn earlier',
     ("presets", "PRESETS"): f"PRESETS = {tuple(PRESETS)!r}  # the package's; this is one of them",
 }
-# what the configuration cell shows; everything else stays as Config has it
+# fields in the configuration cell; all others keep Config's defaults
 SHOWN = (
     "image_size",
     "in_channels",
@@ -52,10 +52,10 @@ SHOWN = (
     "flip",
     "seed",
 )
-HINTS = {  # beside what Config says of a field
-    "latent_channels": "numbers in the code, at each of its places: more say more",
+HINTS = {  # added to Config's own comment on a field
+    "latent_channels": "numbers at each place of the code: more carry more detail",
     "l1_weight": "pixel error",
-    "mse_weight": "squared pixel error: forgives blur",
+    "mse_weight": "squared pixel error: tolerates blur",
     "ssim_weight": "local structure",
     "perceptual_weight": "features of a pretrained network",
     "beta": "KL weight at the end: lower is sharper, higher gives better samples; try a third",
@@ -75,17 +75,17 @@ HEADER = """\
 file.*
 
 - **Latent space**, {shape}: {places}.
-- **Loss**: {loss}; and a weight on the KL that says how orderly the codes must be.
-- **Two phases**: first learn to copy (beta 0), then to be orderly (beta rises).
+- **Loss**: {loss}; and the KL, whose weight says how close the codes must be to the prior.
+- **Two phases**: first learn to copy (beta 0), then bring the codes to the prior (beta rises).
 {xray}
 **Run all.** {data} The environment variable `VAEKIT_PROFILE`, or the first line of the cell to
-change, decides how long it takes: `smoke` (seconds, to see that all of it runs), `quick` (a
-laptop), `full` (a GPU; the default where one works). A second run goes on
+change, decides how long it takes: `smoke` (seconds, to check that everything runs), `quick` (a
+laptop), `full` (a GPU; the default where one works). A second run continues
 where the first one stopped, also from the attached output of an earlier version. On a bare machine:
 `pip install {packages}`.
 
-Generated from the package `vaekit` by `make bundle`: change it there. Folded cells hold what is
-needed but not new.\
+Generated from the package `vaekit` by `make bundle`: change it there. Folded cells hold helper
+code.\
 """
 XRAY = """\
 - **CLAHE** evens out the exposure of the films; the split is by *patient*, never by film. Nothing
@@ -99,31 +99,29 @@ OWN_DATA = "The images are read from `data_path` in the configuration, or from `
 WORDS = {
     "Configuration": "Every value that shapes a run is a field of `Config` (folded), checked when"
     " set. The second cell is **the one to change**.",
-    "Data set": "Folded: what is drawn where no images are, where images are looked for, which of"
-    " them belong together; the split, the cache and the batches. In the open: what happens to an"
-    " image between its file and the network. Then look at some: whatever is wrong here, no"
-    " training mends.",
+    "Data set": "Folded: what is drawn if there are no images, where images are looked for, which"
+    " belong together, the split, the cache and the batches. Open: what happens to an image between"
+    " its file and the network. Then look at some images: training cannot repair a fault here.",
     "Model architecture": "Every halving of the resolution widens the network; the decoder mirrors"
-    " the encoder. Attention lets distant places know of one another.",
-    "Loss functions": "First the pretrained network that listens, then every term, each per image,"
-    " and the total.",
-    "Training functions": "In the open: beta and the learning rate, functions of progress; a step,"
-    " and an epoch, which depends on the seed and its number alone, so that an interrupted run"
-    " repeats what it would have done; this notebook's own run. Folded: saving, and what keeps a"
-    " long run alive.",
+    " the encoder. Attention connects distant places of an image.",
+    "Loss functions": "First the pretrained network for the feature terms, then every term, per"
+    " image, and the total.",
+    "Training functions": "Open: beta and the learning rate as functions of progress; a step; an"
+    " epoch, which depends only on the seed and its number, so that a resumed run repeats the"
+    " interrupted one; this notebook's own run. Folded: saving, and what a long run needs.",
     "Training": "Phase 1 learns to copy: beta is 0 and the decoder gets the mean. Phase 2 adds the"
-    " KL; as it begins, the codes get the prior's scale.",
+    " KL; when it begins, the codes are scaled to the prior.",
     "Generate": "From the prior, from a Gaussian fitted to the codes of the training images, and"
     " from a mixture: one decoder.",
 }
 END = """\
 ## What to take away
 
-- **Blur** comes from averaging over what the code does not say. A small KL weight lets it say more,
-  L1 forgives less than a squared error, and SSIM and features ask for structure. The sharpness
-  ratio says how far one got.
-- **Samples** fail for another reason: the codes of images are not the prior. Compare the three rows
-  of new images.
+- **Blur** is an average over all images that fit the code. With a small KL weight the code carries
+  more, L1 tolerates less blur than a squared error, and SSIM and features ask for structure. The
+  sharpness ratio measures the result.
+- **Samples** fail for another reason: the codes of images are not distributed as the prior. Compare
+  the three rows of new images.
 - **If it is blurry**, lower `beta`. **If samples fall apart**, raise it, or fit more than a
   Gaussian. **If it is slow**, lower `image_size`. Change one value in the configuration, and run
   again: a changed configuration starts anew.\

@@ -1,4 +1,4 @@
-"""vaekit's own source, read for the generators: which files, in which order.
+"""Reads vaekit's source for the generators: its files, and the order in which they import.
 
 A file is named as an import names it, without `vaekit.`: "config", "files.cache"; the file that
 makes a folder a package is its `__init__`: "__init__", "files.__init__".
@@ -63,8 +63,8 @@ def files_imported(nodes) -> set[str]:
 
 
 def reading_order() -> list[str]:
-    """Every file of the package, each after those that it imports as it is loaded: the core before
-    the wings where that can be, the `__init__` of the whole last."""
+    """Every file of the package, each after the files that it imports when loaded; the core before
+    the wings where possible, the package's `__init__` last."""
     left = sorted(set(file_names()) - {"__init__"}, key=lambda name: ("." in name, name))
     needs = {name: files_imported(ast.parse(source(name)).body) & set(left) for name in left}
     order = []
@@ -84,9 +84,9 @@ def notebooks() -> list[Path]:
 def results(code: str) -> dict[str, bytes]:
     """{file name: content} of the measured results in vaekit/lessons/results that `code` draws.
 
-    Wanted is what it loads by a name in quotes: Sweep.load("clinic"), RESULTS / "betas.json"; a
-    sweep's pictures where it is given a name that `.pictures` is asked of. Of a sweep's rows the
-    lists that the code does not name, such as "spectrum", are left out.
+    These are files that it loads by a name in quotes: Sweep.load("clinic"), RESULTS / "betas.json";
+    and a sweep's pictures, if `.pictures` is called on its name. Lists in a sweep's rows that the
+    code does not name, such as "spectrum", are left out.
     """
     names = re.findall(r'Sweep\.load\("(\w+)"\)|RESULTS / "(\w+)\.json"', code)
     loaded = dict(re.findall(r'(\w+) = (?:sweeps\.)?Sweep\.load\("(\w+)"\)', code))

@@ -1,6 +1,7 @@
-"""Execute notebooks in the working folder, as a Save & Run All does: what rehearse.py runs inside
-a sandbox, with the sandbox's own Python. Needs nbclient, nbconvert (which shows them as pages
-on Kaggle) and ipykernel.
+"""Execute notebooks in the working folder, as Kaggle's Save & Run All does.
+
+rehearse.py runs this in a sandbox, with the sandbox's own Python. Needs nbclient, nbconvert (which
+makes the pages that Kaggle shows) and ipykernel.
 
     python play.py OUT NOTEBOOK ...
 """
@@ -16,9 +17,9 @@ from nbconvert import HTMLExporter
 
 
 def play(path: Path, out: Path) -> str:
-    """Execute one notebook, write it and its page to `out`; what it printed.
+    """Execute one notebook, write it and its page to `out`; returns what it printed.
 
-    CellExecutionError as it comes.
+    CellExecutionError is passed on.
     """
     notebook = nbformat.read(path, as_version=4)
     client = NotebookClient(

@@ -7,10 +7,10 @@ Worlds, each with the packages of worlds/*.txt in its own Python, internet off, 
 kaggle-batch        3.12; the bundles under the old mounts, notebook N+1 with the output of N
 kaggle-interactive  3.12; the plain notebooks under the new mounts, the repository as a data set
 colab               3.13; bundles in /content, the films in kagglehub's cache, ipywidgets 7
-one-file            3.12; vae_chest_xray.ipynb in an empty folder, twice: the second goes on
+one-file            3.12; vae_chest_xray.ipynb in an empty folder, twice: the second run resumes
 oldest              3.11; the lower bounds of requirements.txt, torch 2.4, ipywidgets 7, cv2 4
-newest              3.13; the newest that requirements.txt lets in
-teacher             3.12; the teacher edition, stubs filled: every solution gives what is expected
+newest              3.13; the newest versions that requirements.txt allows
+teacher             3.12; the teacher edition, stubs filled: every solution returns what it should
 
 Needs Linux, root and `unshare` (for the sandbox), Python 3.11 to 3.13, and 8 GB of disk for each
 of them. The profile is smoke: minutes, not hours.
@@ -34,7 +34,7 @@ OUT = package.ROOT / "out" / "rehearse"
 FILMS = package.ROOT / "data" / "chest_xray_phantom"
 SLUG = bundle.KERMANY.split("/")[1]
 PYTHONS = {"kaggle": "3.12", "colab": "3.13", "oldest": "3.11", "newest": "3.13"}
-# Inside a namespace of its own: the world's folders in place, its inputs read-only, no network.
+# Run inside a new namespace: the world's folders in place, its inputs read-only, no network.
 SANDBOX = """\
 set -e
 for place in kaggle content; do
@@ -50,11 +50,11 @@ exec "$@"
 
 
 def python_of(kind: str, given: dict[str, Path]) -> Path:
-    """A Python with that world's packages; made where there is none. It does not know vaekit."""
+    """A Python with that world's packages, without vaekit; installed if there is none."""
     folder = given.get(kind, OUT / "venvs" / kind)
     if not (folder / ".installed").exists() and kind not in given:
         version = PYTHONS[kind]
-        # pyenv's own first: its shim in PATH answers to every version, and may then fail
+        # pyenv's own first: its shim in PATH exists for every version, and may then fail
         found = sorted(Path.home().glob(f".pyenv/versions/{version}.*/bin/python"))
         found.append(shutil.which(f"python{version}"))
         python = next((p for p in found if p), None)
@@ -200,7 +200,7 @@ def colab(pythons: dict, only: tuple) -> None:
 
 
 def at_home(kind: str, pythons: dict, only: tuple) -> str:
-    """Every notebook on a machine that is neither Kaggle's nor Colab's; what was printed."""
+    """Every notebook on a machine that is neither Kaggle's nor Colab's; returns their output."""
     world = fresh(kind)
     (world / "content").mkdir()
     files = [*bundles(world, only), world / "dist" / f"{onefile.NAME}.ipynb"]

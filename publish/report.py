@@ -2,9 +2,9 @@
 
     python publish/report.py RUN [--out dist/report]
 
-Figures, numbers, config and versions of a finished or unfinished run. Where the run's data are
-here (the same hash), the model is evaluated and films, reconstructions and samples are shown;
-where not, the report says so and shows what the run folder holds. The PDF is matplotlib's.
+Figures, numbers, config and versions of a finished or unfinished run. If the run's data are on this
+machine (the same hash), the model is evaluated and films, reconstructions and samples are shown. If
+not, the report says so and shows the content of the run folder. matplotlib writes the PDF.
 """
 
 import argparse
@@ -31,7 +31,7 @@ A4, LINES, COLUMNS = (8.27, 11.69), 72, 96
 
 
 def figures_and_numbers(run) -> tuple[dict, dict]:
-    """({title: figure}, {title: text}): what is to be seen, and what is to be read."""
+    """({title: figure}, {title: text}) of the report."""
     figures = {"History": curves.plot_history(run.history)}
     for file in sorted((run.path / "samples").glob("epoch_*.png"))[-1:]:
         figures[f"Films, reconstructions, prior samples ({file.stem})"] = picture(file)
@@ -98,7 +98,7 @@ def write_html(title: str, figures: dict, texts: dict, path: Path) -> None:
 
 
 def write_pdf(title: str, figures: dict, texts: dict, path: Path) -> None:
-    """Figures a page each, then the texts in a fixed-width face, long lines made small."""
+    """One page per figure, then the texts in a fixed-width font, smaller where lines are long."""
     with PdfPages(path) as pdf:
         for figure in figures.values():
             pdf.savefig(figure, bbox_inches="tight", pad_inches=0.4)

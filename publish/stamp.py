@@ -2,7 +2,7 @@
 
     python publish/stamp.py [owner/name]
 
-Without an address the one that is there stays. Stored outputs stay as they are.
+Without an address, the present one is kept. Stored outputs are not changed.
 """
 
 import re
@@ -13,8 +13,8 @@ import nbformat
 
 NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
 
-# The first code cell of every notebook: all that it knows about where vaekit may be. What else is
-# missing is the business of `vaekit.set_up`.
+# The first code cell of every notebook: the places where vaekit may be. `vaekit.set_up` installs
+# everything else that is missing.
 SETUP = """\
 import glob, sys  # Set-up: vaekit lies in a folder above or beside this notebook, or is attached
 kaggle = "* */* datasets/*/* datasets/*/*/* notebooks/*/*".split()  # no deeper: sets are large
@@ -42,7 +42,7 @@ def first_code(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
 
 
 def setup_cell(repo: str) -> str:
-    """The set-up cell of a repository at github.com/`repo`; "" where that is not known yet."""
+    """The set-up cell of a repository at github.com/`repo`; "" for no address yet."""
     take = WITH_ADDRESS.format(repo=repo) if repo else WITHOUT_ADDRESS
     return SETUP.format(take=take)
 

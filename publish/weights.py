@@ -1,6 +1,6 @@
-"""The pretrained weights to attach where there is no internet, as a Markdown table.
+"""Writes the table of pretrained weights, to attach without internet, into data/README.md.
 
-python publish/weights.py            writes it between the marks in data/README.md
+python publish/weights.py            replaces the table between its marks
 """
 
 import hashlib
@@ -19,7 +19,7 @@ INCEPTION_URL = "https://github.com/toshas/torch-fidelity/releases/download/v0.2
 
 
 def rows() -> list[tuple[str, str, str, str, str]]:
-    """(file, MB, first digits of its SHA-256, what wants it, where it is from)."""
+    """(file, MB, first digits of its SHA-256, what needs it, where it is from)."""
     found = []
     for name, spec in TRUNKS.items():
         weights = models.get_model_weights(spec.builder).IMAGENET1K_V1

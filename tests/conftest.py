@@ -1,4 +1,4 @@
-"""Every test runs in the smoke profile, in folders of its own, without a network."""
+"""Fixtures: every test runs in the smoke profile, in temporary folders, without a network."""
 
 import os
 import sys

@@ -1,4 +1,4 @@
-"""Small folders of images as data sets have them, and what holds for whatever is loaded."""
+"""Small folders of images laid out as data sets, and checks that hold for all loaded data."""
 
 import cv2
 import numpy as np

@@ -1,4 +1,4 @@
-"""Random trees of folders, and what holds for whatever is made of each."""
+"""Random trees of folders, and checks that hold for every one of them."""
 
 import os
 import random

@@ -1,4 +1,4 @@
-"""The benchmark scripts run and write what they promise: one step of each part, no numbers."""
+"""The benchmark scripts run and write their files: one step of each part, no scores."""
 
 import importlib
 import json

@@ -1,4 +1,4 @@
-"""The slider for beta: its models, what it shows, and what a reader adds to it."""
+"""The slider for beta: its models, what it shows, and a model that the reader adds."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Decoded once, whole or not at all, and never more of it in memory than a chunk."""
+"""The cache: decoded once, complete or absent, and at most a chunk of it in memory."""
 
 import os
 import shutil

@@ -1,3 +1,5 @@
+"""Config, presets and profiles: every wrong value is an error that names what is allowed."""
+
 import json
 
 import numpy as np
@@ -43,7 +45,7 @@ def test_attention_that_was_not_given_moves_to_a_size_that_occurs(size, moved):
     with pytest.warns(UserWarning, match=rf"{moved}.*moves to \[{moved}\]"):
         cfg = vaekit.preset(profile="full", image_size=size)
     assert cfg.attention == (moved,) and moved in stage_sizes(cfg)[1:]
-    with pytest.raises(ValueError, match=f"attention=.16,.* there are .*{moved}"):
+    with pytest.raises(ValueError, match=f"attention=.16,.* the maps have .*{moved}"):
         cfg.replace(attention=(16,))
     old = Config.from_dict(cfg.to_dict() | {"attention": [16]})  # as older versions stored it
     assert old.replace(beta=0.1).attention == (16,)
@@ -80,7 +82,7 @@ def test_profile_comes_from_the_environment(monkeypatch):
         ({"widths": (8.5,)}, "should be tuple of int"),
         ({"widths": 8}, "should be tuple"),
         ({"epochs_phase2": np.float64(3)}, "should be int"),
-        ({"attention": (16, 5)}, "there are 16, 8, 4, 2, 1"),
+        ({"attention": (16, 5)}, "the maps have 16, 8, 4, 2, 1"),
         ({"widths": [32, 0]}, r"outside \[1"),
         ({"beta_warmup": 2, "epochs_phase2": 2}, "beta_warmup=2 should be below epochs_phase2=2"),
         ({"cycle_cooldown": 8}, "cycle_cooldown=8 should be below"),

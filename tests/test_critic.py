@@ -1,4 +1,4 @@
-"""The critic: what it scores, how and when it pulls, and that its run goes on bit by bit."""
+"""The critic: its scores, when and how strongly it acts, and runs that resume bit by bit."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The explorer without a browser: what a slider does to a code, and what a click does."""
+"""The explorer without a browser: what sliders do to a code, and what clicks do."""
 
 import io
 

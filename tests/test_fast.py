@@ -1,4 +1,4 @@
-"""Each fast form gives the plain one's numbers, forwards and backwards, and keeps channels_last."""
+"""Each fast form gives the plain one's values and gradients, and keeps channels_last."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""When a long run will end, whether that fits, and what to change."""
+"""The forecast of a long run: its end, whether it fits the session, what to change."""
 
 from datetime import datetime
 from math import inf

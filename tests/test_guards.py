@@ -1,4 +1,4 @@
-"""A training that is asked to stop, meets NaN, or runs out of memory loses nothing."""
+"""A run that is stopped, meets NaN, or runs out of memory loses nothing."""
 
 import ast
 import math

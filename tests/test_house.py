@@ -1,4 +1,4 @@
-"""The house: a core that is read in an hour, wings with names, and arrows that point one way."""
+"""The structure of the package: a short core, wings, imports that point one way, a line budget."""
 
 import ast
 import io

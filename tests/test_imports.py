@@ -1,4 +1,4 @@
-"""What an import brings in: a reader who presses Run All waits for it before the first figure."""
+"""What an import loads: after Run All the reader waits for it before the first figure."""
 
 import subprocess
 import sys

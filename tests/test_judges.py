@@ -1,4 +1,4 @@
-"""Judges: what they see, what they are called, and FID against torchmetrics."""
+"""Judges: their features, their names, and FID against torchmetrics."""
 
 from types import SimpleNamespace
 

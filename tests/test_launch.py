@@ -1,4 +1,4 @@
-"""One training in several processes: when, as one process would, and what ends it."""
+"""One run in several processes: when they start, the same result as one process, how they end."""
 
 import dataclasses
 import json

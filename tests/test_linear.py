@@ -1,4 +1,4 @@
-"""The linear VAE against scikit-learn, torch.distributions and one that is trained."""
+"""The linear VAE against scikit-learn, torch.distributions and a trained linear VAE."""
 
 import math
 

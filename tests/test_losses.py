@@ -1,3 +1,5 @@
+"""Loss terms: values by hand and from libraries, ranges, gradients, reductions."""
+
 import hashlib
 import math
 

@@ -1,4 +1,4 @@
-"""Metrics: hand-computed values, agreement with the libraries, and rows that carry their facts."""
+"""Metrics: values by hand, agreement with libraries, and rows with their N and network."""
 
 from types import SimpleNamespace
 

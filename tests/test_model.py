@@ -1,3 +1,5 @@
+"""Blocks, encoder, decoder, VAE: shapes, initial values, checks of the input."""
+
 import pytest
 import torch
 from torch import nn

@@ -1,4 +1,4 @@
-"""Anyone's images: which preset, and does it train on them."""
+"""The user's own images: which preset they get, and that it trains on them."""
 
 import numpy as np
 import pytest

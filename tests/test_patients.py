@@ -1,4 +1,4 @@
-"""Who is on which film, and on which side of the split."""
+"""Which patient each film belongs to, and the split by patient."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""Phantoms: films repeat, anatomy is where it belongs, the bundle reads as Kermany's."""
+"""Phantoms: films repeat, anatomy is in place, the bundle reads like Kermany's set."""
 
 import hashlib
 import re

@@ -1,4 +1,4 @@
-"""Figures: the right number of axes, what they say, small on disk, nothing left open."""
+"""Figures: number of axes, text, file size, nothing left open."""
 
 import io
 from types import SimpleNamespace

@@ -1,4 +1,4 @@
-"""Every preset is what its source gives, trains, and uses its latent space."""
+"""Every preset has the values of its source, trains, and uses its latent space."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What `publish/` makes of the notebooks. That it runs where it is meant to: `make rehearse`."""
+"""The files that `publish/` makes of the notebooks. `make rehearse` tests them in sandboxes."""
 
 import ast
 import json

@@ -1,4 +1,4 @@
-"""Quantised codes: rounding, codebooks, the same training, and a prior over them."""
+"""Quantised codes: rounding, codebooks, training, and a prior over them."""
 
 import math
 

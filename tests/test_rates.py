@@ -1,4 +1,4 @@
-"""The linear model's rate-distortion curve against the Gaussian's, which is known exactly."""
+"""The linear model's rate-distortion curve against the exact one for Gaussians."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""A model that comes trained: where it is looked for, what is refused, what the file holds."""
+"""Released models: where the file is found, which files are refused, what it holds."""
 
 import importlib
 import json

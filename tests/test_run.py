@@ -1,4 +1,4 @@
-"""fit(): what it leaves on disk, finds again, goes on with, and which epoch it returns."""
+"""fit(): the files it writes, finding and resuming a run, the epoch it returns."""
 
 import contextlib
 import csv

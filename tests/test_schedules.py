@@ -1,3 +1,5 @@
+"""Schedules of beta, learning rate and critic, and the controllers that change them."""
+
 import math
 
 import pytest

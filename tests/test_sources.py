@@ -1,4 +1,4 @@
-"""Where data sets are found, in each real format, and what is listed in them."""
+"""Finding data sets in each real format, and listing their images."""
 
 import gzip
 import hashlib
@@ -97,7 +97,7 @@ def test_phantoms_are_drawn_once_and_a_sample_in_smoke(tmp_path, monkeypatch, dr
         assert str(tmp_path) not in str(found)  # this line is stored in notebooks
     assert draw == [phantom.FILMS]
     (line,) = capsys.readouterr().out.splitlines()
-    assert re.match(r"drawing 2,180 films once into .*cache; it takes a minute", line)
+    assert re.match(r"drawing 2,180 films once into .*cache; it takes a few minutes", line)
     assert sources.find_dataset(config()) == sources.Found(tmp_path / "bundle", SAMPLE)
     assert len(draw) == 1 and not list((tmp_path / "cache").glob(".*"))
 

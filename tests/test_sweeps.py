@@ -1,4 +1,4 @@
-"""Sweeps: what is measured of a run, and what the spread of the seeds allows to say."""
+"""Sweeps: what is measured of a run, and intervals over seeds."""
 
 import json
 import math

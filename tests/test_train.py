@@ -1,4 +1,4 @@
-"""The loop: phases, schedules that listen, the epoch's order, and the same loop by hand."""
+"""The training loop: phases, schedules, the order of an epoch, and the same loop by hand."""
 
 import math
 

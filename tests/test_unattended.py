@@ -1,4 +1,4 @@
-"""Save & Run All: nobody watches, the session ends, the next one goes on with what was attached."""
+"""Save & Run All on Kaggle: the session ends, and the next one resumes from attached output."""
 
 import pytest
 import torch

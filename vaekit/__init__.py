@@ -6,7 +6,7 @@ from vaekit.config import PRESETS, Config, preset, profile
 
 __version__ = "0.1.0"
 
-# Loaded on first use: importing vaekit costs next to nothing, also where torch is not needed.
+# Loaded on first use, so that `import vaekit` is quick and does not load torch.
 _WHERE = {
     "VAE": "model",
     "Data": "data",

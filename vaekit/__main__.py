@@ -25,7 +25,8 @@ def parse_changes(arguments: list[str]) -> dict:
 
 
 def main(arguments: list[str]) -> Run:
-    """`python -m vaekit PRESET key=value ... [out=DIR] [max_minutes=M] [processes=N]`"""
+    """`python -m vaekit PRESET key=value ... [out=DIR] [max_minutes=M] [processes=N]`: train, and
+    print where the run is."""
     name, *rest = arguments or ["chest_xray"]
     changes = parse_changes(rest)
     options = {k: changes.pop(k) for k in ("out", "max_minutes", "processes") if k in changes}

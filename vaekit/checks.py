@@ -1,7 +1,7 @@
-"""What may be wrong with a value, said in words: which one, and what it should have been.
+"""Checks of what comes from outside. An error names the value, and says what is allowed.
 
-The core asks it where values, images or codes come in from outside. What is right passes through;
-fields of a Config get their own type.
+The core calls them on configs, images and codes. Valid values pass; fields of a Config are
+converted to their own type.
 """
 
 import math
@@ -13,21 +13,21 @@ from dataclasses import fields
 from typing import Annotated, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 PATIENT_KEYS = ("subtype", "number", "folder", "none")
-# by which pixels may leave [0, 1]
+# how far pixels may lie outside [0, 1]
 ROUNDING = 1e-3
 
 # ---- a Config ------------------------------------------------------------------------------------
 
 
 def plain(value):
-    """NumPy's and torch's numbers as Python's, paths as text; others as they are."""
+    """NumPy's and torch's numbers as Python's, paths as text; anything else unchanged."""
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     return value.tolist() if hasattr(value, "tolist") else value
 
 
 class Rule(NamedTuple):
-    """What a field may be: its type, and one of `choices`, or a number from low to high."""
+    """What a field may hold: its type, and one of `choices` or a number from low to high."""
 
     kind: type
     choices: tuple = ()
@@ -43,12 +43,12 @@ class Rule(NamedTuple):
         return cls(hint)
 
     def checked(self, name: str, value):
-        """`value` as the field's own type, or ValueError: `plain`, lists as tuples, 1 as 1.0."""
+        """`value` in the field's own type (a list as a tuple, 1 as 1.0), or ValueError."""
         value = plain(value)
         if self.kind is tuple and isinstance(value, (list, tuple)):
             value = tuple(map(plain, value))
         if self.kind is float and type(value) is int and abs(value) < 1e300:
-            value = float(value)  # larger ones have no float
+            value = float(value)  # larger integers overflow a float
         said = f"{name}={value!r:.60}"
         items = value if type(value) is tuple else (value,)
         kind = int if self.kind is tuple else self.kind
@@ -79,12 +79,12 @@ def check_fields(changes: dict, known: dict) -> None:
 
 
 def check_together(cfg) -> None:
-    """ValueError where fields of a Config, each right by itself, do not go with one another."""
+    """ValueError where fields of a Config contradict one another, though each is valid alone."""
     check_patient_key(cfg.patient_key)
     if cfg.start == "linear" and cfg.latent != "vector":
-        raise ValueError("start='linear' needs latent='vector': its parts have no place on a map")
+        raise ValueError("start='linear' needs latent='vector': PCA has no map")
     if cfg.start == "linear" and cfg.epochs_phase1 and cfg.rescale_latents:
-        raise ValueError("rescale_latents undoes start='linear', whose code has its scale")
+        raise ValueError("rescale_latents undoes start='linear', whose code has the prior's scale")
     if not 2 <= math.prod(cfg.levels) <= 65536:
         raise ValueError(f"levels={cfg.levels} should have a product from 2 to 65536")
     if cfg.num_codes and "adaptive" in cfg.beta_schedule:
@@ -107,11 +107,11 @@ def check_together(cfg) -> None:
 
 
 def occurring(attention: tuple, sizes: list, given: bool) -> tuple:
-    """`attention`, if each is one of the `sizes` that occur. Else a ValueError where it was given,
-    and otherwise the nearest sizes, with a warning."""
+    """`attention`, if the network has all of these `sizes`. If not: ValueError where the user gave
+    it, and the nearest sizes with a warning where it comes from a preset."""
     if set(attention) <= set(sizes):
         return attention
-    said = f"attention={attention}: there are {', '.join(map(str, sizes))} pixels"
+    said = f"attention={attention}: the maps have {', '.join(map(str, sizes))} pixels a side"
     if given:
         raise ValueError(said)
     nearest = {min(sizes, key=lambda size: abs(size - wanted)) for wanted in attention}
@@ -134,17 +134,17 @@ def check_patient_key(key: str) -> None:
 
 
 def being_traced() -> bool:
-    """Whether torch records a graph (TorchScript, torch.compile, torch.export), without checks."""
+    """Whether torch is recording a graph (TorchScript, compile, export): no checks then."""
     import torch
     from torch.utils._python_dispatch import _get_current_dispatch_mode
 
     recorded = torch.jit.is_tracing() or torch.compiler.is_compiling()
-    # such as tensors without values
+    # a dispatch mode: tensors without values, for example
     return recorded or _get_current_dispatch_mode() is not None
 
 
 def check_shape(name: str, x, shape: tuple) -> None:
-    """ValueError, with the numbers, unless x is a tensor (N, *shape), N > 0; "C" is any number."""
+    """ValueError, with the shape, unless x is a tensor (N, *shape), N > 0; "C" is any number."""
     from torch import Tensor
 
     if being_traced():
@@ -164,20 +164,20 @@ def check_range(images) -> None:
     if images.dtype == torch.uint8 or being_traced():
         return
     low, high = images.aminmax()
-    if not (low >= -ROUNDING and high <= 1 + ROUNDING):  # nor where one is NaN
+    if not (low >= -ROUNDING and high <= 1 + ROUNDING):  # false for NaN too
         found = f"{images.dtype} from {low:.4g} to {high:.4g}"
         raise ValueError(f"images should be uint8, or floats from 0 to 1, not {found}")
 
 
 def check_indices(indices, shape: tuple, num_codes: int) -> None:
-    """ValueError unless they are a tensor (N, *shape) of numbers of codes."""
+    """ValueError unless this is a tensor (N, *shape) of code numbers, 0 to num_codes - 1."""
     check_shape("indices", indices, shape)
     if not ((indices >= 0) & (indices < num_codes)).all():
         raise ValueError(f"indices should be from 0 to {num_codes - 1}")
 
 
 def check_tensors(images: list, labels: list, classes: list) -> None:
-    """ValueError unless these are square uint8 images of one shape, and labels into `classes`."""
+    """ValueError unless images are square, uint8 and of one shape, and labels index `classes`."""
     import torch
 
     channels, side = images[0].shape[1:3] if images[0].dim() == 4 else ("C", "S")
@@ -194,8 +194,8 @@ def check_tensors(images: list, labels: list, classes: list) -> None:
 
 
 def check_batches(n: int, order) -> None:
-    """ValueError where there are no images, or `order` has numbers that none of the n has: CUDA
-    would abort instead."""
+    """ValueError where there are no images, or `order` names one that does not exist: on CUDA that
+    would end the process."""
     if not n:
         raise ValueError("the split has no images")
     if len(order) and not 0 <= int(order.min()) <= int(order.max()) < n:
@@ -203,7 +203,7 @@ def check_batches(n: int, order) -> None:
 
 
 def check_sampler(kind: str, known: tuple, quantiser=None, fit_on=()) -> None:
-    """ValueError for an unknown kind, one that the latent does not have, or no `fit_on` (None)."""
+    """ValueError for an unknown kind, one that this latent does not have, or no `fit_on` (None)."""
     if kind == "codes" and quantiser is None:
         raise ValueError("sampler='codes' needs quantised codes: latent='fsq' or 'vq'")
     if kind not in (*known, "codes"):
@@ -213,17 +213,17 @@ def check_sampler(kind: str, known: tuple, quantiser=None, fit_on=()) -> None:
 
 
 def check_directions(n: int, num_latents: int) -> None:
-    """ValueError where n images have no covariance; a warning where they fill the directions."""
+    """ValueError for fewer than two images; a warning for no more images than directions."""
     if n < 2:
-        raise ValueError("a covariance of 1 image says nothing")
+        raise ValueError("1 image has no covariance: give 2 or more")
     if n <= num_latents:
         said = f"{n} images, {num_latents} directions: the basis holds the images themselves"
         warnings.warn(said, stacklevel=3)
 
 
 def check_data(data, cfg) -> None:
-    """ValueError unless the images are of cfg.image_size and cfg.in_channels; a warning where a
-    codebook has more codes than an epoch shows it."""
+    """ValueError unless the images have cfg.image_size and cfg.in_channels; a warning where an
+    epoch has fewer places than the codebook has codes."""
     shape = tuple(data.train.images.shape[1:])
     wanted = (cfg.in_channels, cfg.image_size, cfg.image_size)
     if shape != wanted:

@@ -1,4 +1,4 @@
-"""One flat Config, every field with its rule beside it, and the profile that sets the pace."""
+"""One flat Config, the rule of each field beside it; presets; profiles (quick, smoke, full)."""
 
 import json
 import math
@@ -27,12 +27,13 @@ class Config:
     """Every value that shapes a run. Flat, so that two runs can be compared field by field.
 
     Build one with `preset(name, **changes)`; change one with `cfg.replace(beta=0.01)`.
-    Sizes are pixels, durations are epochs, unless the comment says else.
-    Beside each field stands what it may be: `Literal` lists its values, `Annotated` its smallest
-    and largest; any other number is 0 or more. ValueError names the field and what it takes.
+    Sizes are in pixels and durations in epochs, unless the comment says otherwise.
+    The annotation says what a field may hold: `Literal` lists the values, `Annotated` gives the
+    smallest and the largest; any other number may be 0 or more. Errors are ValueErrors that name
+    the field and what it accepts.
     """
 
-    # a label: preset(name) reads the values, Config(preset=name) does not
+    # only a label: preset(name) sets the fields, Config(preset=name) does not
     preset: str = "chest_xray"
     profile: Profile = "full"
     seed: Annotated[int, 0, 2**31 - 1] = 0
@@ -43,27 +44,28 @@ class Config:
     image_size: Annotated[int, 8, 2048] = 128  # pixels, square
     in_channels: Literal[1, 3] = 1  # grey, RGB
     fit: Literal["squash", "pad", "frame", "crop"] = "squash"  # how an image becomes square
-    crop: Annotated[float, 0.05, 1.0] = 1.0  # of the shorter side, what fit="crop" keeps
+    crop: Annotated[float, 0.05, 1.0] = 1.0  # fit="crop" keeps this share of the shorter side
     clahe_clip: Annotated[float, 0.0, 100.0] = 2.0  # 0 switches CLAHE off
     clahe_tiles: Annotated[int, 1, 64] = 8  # per side
     flip: bool = True  # mirror half of the training images
-    shift: Annotated[int, 0, 64] = 0  # move each by up to so many pixels
-    max_images: int = 0  # to train on, at most; 0: all
+    shift: Annotated[int, 0, 64] = 0  # move each at random, by up to this many pixels
+    max_images: int = 0  # limit on the training images; 0: all
     val_fraction: Annotated[float, 0.01, 0.5] = 0.1  # of the training patients
-    # "number" is the cautious one: person12 whatever the subtype; "folder": each holds a patient;
-    # "none": every image stands alone, and copies are not looked for; or a regular expression with
-    # one group, for the path below the data set's folder; or a file.csv of file name and patient
+    # What counts as one patient. "number": the number in the file name, whatever the subtype (the
+    # cautious choice); "folder": a folder; "none": an image, and copies are not looked for. Or a
+    # regular expression with one group, for the path below the data set's folder; or a file.csv
+    # of file names and patients. See files.patients.
     patient_key: str = "subtype"
 
     # model
     start: Literal["random", "linear"] = "random"  # "linear": from the best linear VAE
-    # a map, or one flat code; "fsq", "vq": a map of whole codes, see `quantise`
+    # a map, or a flat vector; "fsq", "vq": a map of quantised codes, see `quantise`
     latent: Literal["spatial", "vector", "fsq", "vq"] = "spatial"
-    latent_channels: Annotated[int, 1, 65536] = 64  # of the map, or numbers of the flat code
-    levels: Annotated[tuple, 2, 256] = (8, 5, 5, 5)  # "fsq": values of each number of a place
+    latent_channels: Annotated[int, 1, 65536] = 64  # of the map, or length of the vector
+    levels: Annotated[tuple, 2, 256] = (8, 5, 5, 5)  # "fsq": values that each channel can have
     codebook_size: Annotated[int, 2, 65536] = 512  # "vq": codes to choose from
     commitment: Annotated[float, 0.0, 100.0] = 0.25  # "vq": pull of the codes on the encoder
-    widths: Annotated[tuple, 1, 8192] = (32, 64, 128, 256, 512)  # an entry per halving
+    widths: Annotated[tuple, 1, 8192] = (32, 64, 128, 256, 512)  # channels after each halving
     stem_kernel: Literal[0, 1, 3, 5, 7, 9, 11, 13, 15] = 7  # 0: the first halving is a block
     block: Literal["residual", "plain"] = "residual"
     shortcut: Literal["conv", "free"] = "free"  # "free" has no parameters
@@ -73,11 +75,11 @@ class Config:
     act_decoder: Activation = "silu"
     upsample: Literal["bilinear", "nearest", "transposed"] = "bilinear"
     convs_per_up: Literal[1, 2] = 2
-    attention: Annotated[tuple, 1, 2048] = (16,)  # at these resolutions, in both halves
+    attention: Annotated[tuple, 1, 2048] = (16,)  # at these resolutions, in encoder and decoder
     init: Literal["default", "kaiming", "kaiming_out"] = "default"
     zero_init_residual: bool = True  # every residual block starts as its skip
-    latent_init_gain: Annotated[float, 0.0, 10.0] = 0.0  # Xavier; 0: as built
-    logvar_clamp: Annotated[float, 0.0, 80.0] = 15.0  # to [-c, c]; 0: not
+    latent_init_gain: Annotated[float, 0.0, 10.0] = 0.0  # Xavier gain of mu, logvar; 0: not
+    logvar_clamp: Annotated[float, 0.0, 80.0] = 15.0  # to [-c, c]; 0: no clamp
 
     # loss
     l1_weight: float = 1.0
@@ -88,36 +90,36 @@ class Config:
     lpips_weight: float = 0.0
     spectral_weight: float = 0.0
     band_weight: float = 0.0  # energy of three bands of detail, window by window
-    # a critic's gradient, over the other terms'; 0: no critic
+    # length of the critic's gradient relative to the other terms'; 0: no critic
     critic_share: Annotated[float, 0.0, 10.0] = 0.0
-    # with a critic: after this share of all epochs the encoder is frozen, and the critic begins
+    # with a critic: after this share of all epochs the encoder is frozen and the critic starts
     critic_from: Share = 0.6
-    num_scales: Annotated[int, 1, 5] = 1  # pixels and SSIM at 1x, 1/2x, ...
+    num_scales: Annotated[int, 1, 5] = 1  # resolutions of the pixel terms: 1x, 1/2x, ...
     features: TrunkName = "auto"  # "auto": the profile's, or none with a notice
     recon_weight: float = 1.0
     recon_reduction: Reduction = "mean"
     kl_reduction: Reduction = "mean"
-    calibrated: bool = False  # pixel terms at their best scale
+    calibrated: bool = False  # pixel terms as likelihoods, at their best scale
     free_bits: float = 0.0  # nats per latent element
     free_bits_kind: Literal["element", "batch"] = "element"
-    beta: float = 0.001  # weight of the KL; losses.beta_elbo says what it comes to
+    beta: float = 0.001  # weight of the KL; losses.beta_elbo compares it with the ELBO's
     beta_start: float = 0.0001
     beta_schedule: BetaSchedule = "warmup"
     beta_warmup: Epochs = 50  # of phase 2, from beta_start to beta
     cycle_epochs: Annotated[int, 2, 100_000] = 8  # length of a cycle
     cycle_cooldown: Annotated[int, 1, 100_000] = 2  # epochs at its start with a lower beta
     cycle_reduction: Share = 0.25  # that lower beta, as a share of beta
-    beta_floor: float = 5e-5  # the lower beta is at least this,
-    beta_floor_growth: float = 1.02  # times this for every cycle that is past
+    beta_floor: float = 5e-5  # least value of that lower beta,
+    beta_floor_growth: float = 1.02  # times this after every cycle
     kl_share_low: Band = 0.02  # "adaptive" holds the KL's share of the loss
     kl_share_high: Band = 0.10  # between these two
 
     # training
-    # phase 1, an autoencoder: z is the mean, beta 0. 0 epochs: there is only phase 2.
+    # phase 1, an autoencoder: z is the mean, beta is 0; with 0 epochs there is only phase 2
     epochs_phase1: Epochs = 50
     # phase 2, the VAE: z is sampled, beta as scheduled
     epochs_phase2: Epochs = 100
-    rescale_latents: bool = True  # as phase 2 begins, give mu the prior's scale
+    rescale_latents: bool = True  # when phase 2 begins, scale mu as the prior
     epoch_images: int = 0  # a random part of the training images each epoch; 0: all
     batch_size: Annotated[int, 1, 65536] = 32
     optimizer: Literal["adamw", "adam"] = "adamw"
@@ -126,7 +128,7 @@ class Config:
     lr_schedule_phase1: LrSchedule = "cosine_restarts"
     lr_schedule_phase2: LrSchedule = "plateau"
     lr_warmup: Annotated[float, 0.0, 0.9] = 0.0  # share of a phase
-    plateau_patience: Epochs = 5  # before "plateau" halves the rate
+    plateau_patience: Epochs = 5  # without progress, then "plateau" halves lr
     weight_decay: float = 1e-5
     grad_clip: float = 1.0  # largest gradient norm; 0: no clipping
     ema: Annotated[float, 0.0, 0.99999] = 0.999  # decay per step
@@ -141,10 +143,11 @@ class Config:
         checks.check_together(self)
 
     def replace(self, **changes) -> "Config":
-        """A copy with `changes`; an unknown field is a ValueError that lists the fields.
+        """A copy with `changes`. ValueError for an unknown field (it lists the fields), and for
+        `attention` at a size that the network does not have.
 
-        So is `attention` at a size that does not occur; where `image_size` or `widths` change and
-        it does not, it moves to the nearest size that does, with a warning.
+        Where `image_size` or `widths` change and `attention` is not given, it moves to the nearest
+        size, with a warning.
         """
         checks.check_fields(changes, RULES)
         changed = replace(self, **changes)
@@ -160,12 +163,12 @@ class Config:
 
     @property
     def num_codes(self) -> int:
-        """That a place of the map can choose from; 0 where codes are not quantised."""
+        """Codes to choose from at each place of the map; 0 where codes are not quantised."""
         return {"fsq": math.prod(self.levels), "vq": self.codebook_size}.get(self.latent, 0)
 
     @property
     def code_channels(self) -> int:
-        """Numbers at each place of the code: `latent_channels`, but for "fsq"."""
+        """Numbers at each place of the code: `latent_channels`, except for "fsq"."""
         return len(self.levels) if self.latent == "fsq" else self.latent_channels
 
     def to_dict(self) -> dict:
@@ -175,7 +178,7 @@ class Config:
 
     @classmethod
     def from_dict(cls, values: dict) -> "Config":
-        """ValueError for a field that is unknown, or a value that is out of range."""
+        """The inverse of `to_dict`. ValueError for an unknown field or a value out of range."""
         checks.check_fields(values, RULES)
         return cls(**values)
 
@@ -215,15 +218,15 @@ def profile() -> str:
 
 
 def preset(name: str = "chest_xray", **changes) -> Config:
-    """The named preset under the current profile; what is given here beats both.
+    """The named preset under the current profile; `changes` override both.
 
     `None` means "not given". Durations in epochs (the beta warm-up, the sample interval) keep
-    their share of the run when only the number of epochs changes. Raises ValueError for an
-    unknown preset, field or value, listing the choices.
+    their share of the run when only the number of epochs changes. ValueError for an unknown
+    preset, field or value; it lists the choices.
     """
     checks.check_fields(changes, RULES)
     given = {"preset": name} | {k: v for k, v in changes.items() if v is not None}
-    # what was given is named, not what follows from it
+    # checked here, so that an error names what the caller gave and not what follows from it
     given = {field: RULES[field].checked(field, value) for field, value in given.items()}
     published = Config(preset=given["preset"], **PRESETS[given["preset"]])
     chosen = given.get("profile") or profile()
@@ -236,7 +239,7 @@ def preset(name: str = "chest_xray", **changes) -> Config:
 
 
 def cost_limits(published: Config, profile_name: str, given: dict) -> dict:
-    """What the profile does to make a run shorter, and the rates that go with that."""
+    """The fields that the profile changes to make a run shorter, with rates to match."""
     limits = dict(PROFILE_CHANGES[profile_name])
     if given.get("dataset", published.dataset) != "chest_xray":
         limits |= LARGE_SETS[profile_name]
@@ -249,6 +252,6 @@ def cost_limits(published: Config, profile_name: str, given: dict) -> dict:
 
 
 def durations(published: Config, values: dict) -> dict:
-    """Durations in epochs, each with the share that it has of the published phase 2."""
+    """Durations in epochs; each keeps its share of the published phase 2."""
     share = values.get("epochs_phase2", published.epochs_phase2) / max(published.epochs_phase2, 1)
     return {k: max(least, round(getattr(published, k) * share)) for k, least in DURATIONS.items()}

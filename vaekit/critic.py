@@ -1,10 +1,10 @@
 """The adversarial term: a network learns to tell reconstructions from images, and the decoder
-learns to be mistaken.
+learns to deceive it.
 
-Every distance to one picture is smallest at an average of the pictures that are possible, and an
-average is blurry. A critic asks something else: could this be an image at all? Its network is the
-patch discriminator of Isola et al. 2017 (arXiv 1611.07004), with the hinge loss of Lim and Ye 2017
-(arXiv 1705.02894). It invents detail that the image did not have.
+An error per pixel or per feature is smallest at the average of all possible images, and an average
+is blurry. A critic asks whether an image looks real. Its network is the patch discriminator of
+Isola et al. 2017 (arXiv 1611.07004), with the hinge loss of Lim and Ye 2017 (arXiv 1705.02894). It
+makes the decoder invent detail that the image did not have.
 """
 
 import torch
@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 WIDTH = 32
 LR = 1e-3
-# a short memory: what the critic looks at changes with the decoder
+# a short memory, because the reconstructions change while it learns
 BETAS = (0.5, 0.9)
 
 
 class Critic(nn.Module):
-    """x (B, C, S, S) in [0, 1] -> scores (B, 1, S/4, S/4), one a patch: above 0 for an image."""
+    """x (B, C, S, S) in [0, 1] -> scores (B, 1, S/4, S/4), one per patch; images above 0."""
 
     def __init__(self, channels: int, fused: bool = True):
         super().__init__()
@@ -41,13 +41,13 @@ class Critic(nn.Module):
         return self.layers(F.pad(4 * x - 2, (0, odd, 0, odd))).float()
 
     def loss(self, x: Tensor, x_hat: Tensor) -> Tensor:
-        """Hinge: 0 where images score above 1 and reconstructions below -1; 2 for one that knows
-        nothing."""
+        """Hinge loss, a scalar: 0 where images score above 1 and reconstructions below -1; 2 where
+        all scores are 0."""
         real, fake = self(torch.cat([x, x_hat.detach()])).chunk(2)
         return F.relu(1 - real).mean() + F.relu(1 + fake).mean()
 
     def gradient(self, x_hat: Tensor) -> Tensor:
-        """What would make x_hat (B, C, S, S) look less real, in the shape of x_hat."""
+        """The direction that makes x_hat (B, C, S, S) look less real, in the shape of x_hat."""
         x_hat = x_hat.detach().requires_grad_()
         (gradient,) = torch.autograd.grad(-self(x_hat).mean(), x_hat)
         return gradient
@@ -69,7 +69,7 @@ class Critic(nn.Module):
 
 
 def add_share(gradient: Tensor, other: Tensor, share: float) -> Tensor:
-    """`gradient` plus `other`, which is made `share` times as long as it.
+    """`gradient` plus `other`, scaled to `share` times the length of `gradient`.
 
     A fixed weight would not do: an untrained critic's gradient is as long as a trained one's, and
     its length changes by orders of magnitude while both learn.

@@ -12,7 +12,7 @@ from vaekit import checks
 from vaekit.config import Config
 
 SPLITS = ("train", "val", "test")
-# share of the free CUDA memory that a split may take
+# largest share of the free CUDA memory that a split may take
 ON_DEVICE = 0.4
 
 
@@ -48,7 +48,7 @@ class Split:
 
 @dataclass(eq=False, repr=False)
 class Data:
-    """Three splits that share no patient, where they came from, and what was left out and why."""
+    """Three splits that share no patient, with their source and what was left out, and why."""
 
     train: Split
     val: Split
@@ -56,7 +56,7 @@ class Data:
     classes: list[str]
     source: str
     path: str
-    # of pixels, labels and split: the same files elsewhere have the same
+    # of pixels, labels and splits: the same for the same files on another machine
     hash: str
     # (name, why it cannot be used)
     skipped: list[tuple[str, str]] = field(default_factory=list)
@@ -64,11 +64,11 @@ class Data:
     dropped: list[tuple[str, str]] = field(default_factory=list)
     # {what: {name: detail}}
     remarks: dict[str, dict[str, str]] = field(default_factory=dict)
-    # what is apart: "patients" where file names tell of them
+    # what the splits keep apart: "patients" where file names identify them
     who: str = "groups"
-    # what the reader of the summary should know
+    # remarks for the summary
     notes: list[str] = field(default_factory=list)
-    # of the cache, with the three splits in it; "" where they are only in memory
+    # the cache file that holds the three splits; "" where they are only in memory
     file: str = ""
 
     def summary(self) -> str:
@@ -77,7 +77,7 @@ class Data:
 
         return table(self)
 
-    # what a notebook shows, rather than a thousand names
+    # a notebook then shows the table, not thousands of names
     __repr__ = summary
 
     @classmethod
@@ -85,7 +85,8 @@ class Data:
         """The caller's own uint8 (N, C, H, W) tensors; every image is its own patient.
 
         `labels`: three int sequences, one per split; `classes`: their names. ValueError for floats,
-        another rank, sides that are not square, shapes that differ, or labels that do not fit.
+        a wrong number of dimensions, images that are not square, shapes that differ, or labels
+        that do not fit.
         """
         images = [torch.as_tensor(x).cpu().contiguous() for x in (train, val, test)]
         lengths = [len(x) for x in images]
@@ -113,11 +114,10 @@ def content_hash(parts: Iterable, facts: tuple) -> str:
 
 
 def load_data(cfg: Config, verbose: bool = True, download: bool = False) -> Data:
-    """Find, decode, group and split the images `cfg` asks for; the second time, from the cache.
+    """Find, decode, group and split the images of `cfg`; the second time they come from the cache.
 
-    Prints what was chosen. `download` fetches a known data set that is nowhere on this machine.
-    FileNotFoundError where there is nothing to read, ValueError where the patients are too few
-    for three splits.
+    Prints what it found. `download` fetches a known data set that is not on this machine.
+    FileNotFoundError where there are no images, ValueError for too few patients for three splits.
     """
     from vaekit.files.cache import PixelCache, unpack
     from vaekit.files.sources import find_dataset, list_images
@@ -133,7 +133,7 @@ def load_data(cfg: Config, verbose: bool = True, download: bool = False) -> Data
 
 
 def load_kept(file: str, source: str, path: str) -> Data:
-    """What `load_data` kept in `file` of the cache."""
+    """The data that `load_data` stored in `file` of the cache."""
     from vaekit.files.cache import read_kept, unpack
 
     return unpack(*read_kept(file), source, path)
@@ -148,11 +148,11 @@ def batches(
     channels_last: bool = False,
     shift: Tensor | None = None,
 ) -> Iterator[Tensor]:
-    """(B, C, H, W) in [0, 1] on `device`: the images `order` names (int64), or all of them.
+    """(B, C, H, W) in [0, 1] on `device`: the images that `order` (int64) lists, or all of them.
 
-    `flip`: bool, one per entry of `order`, which to mirror; `shift`: int64 (N, 2), how many pixels
-    to move each down and to the right (the border is repeated). Images come from the device itself
-    where they fit (`Split.to_device`), else through pinned memory. ValueError for an empty split.
+    `flip`: bool, one per entry of `order`, mirrors that image. `shift`: int64 (N, 2), moves it down
+    and to the right by so many pixels; the border is repeated. Images are kept on the device where
+    they fit (`Split.to_device`), else they pass through pinned memory. ValueError without images.
     """
     order = torch.arange(len(split)) if order is None else order
     checks.check_batches(len(split), order)
@@ -203,7 +203,7 @@ def pixels_of(images, look: bool = False) -> Tensor:
 def model_input(model, images) -> Tensor:
     """Images (N, *model.image_shape) in [0, 1], floats as the weights are; ValueError for others.
 
-    While a model trains on a GPU its pixels are not looked at: each step would wait for it.
+    While a model trains on a GPU the range is not checked: each step would wait for the result.
     """
     weight = next(model.parameters())
     images = getattr(images, "images", images)
@@ -214,7 +214,7 @@ def model_input(model, images) -> Tensor:
 
 
 def as_float(images: Tensor) -> Tensor:
-    """uint8 0..255 -> float32 [0, 1]; floating images only become float32."""
+    """uint8 0..255 -> float32 [0, 1]; floats are only converted to float32."""
     return images.float() / 255 if images.dtype == torch.uint8 else images.float()
 
 

@@ -1,9 +1,9 @@
-"""The same arithmetic, faster: what a CPU needs and a reader does not.
+"""Faster forms of the core's arithmetic, and a few repairs that only a CPU needs.
 
-Each form names the plain one that it stands for and equals but for rounding (tests/test_fast.py).
-`fast.ENABLED = False` computes the plain ones from then on. Gains are of a whole training step:
-128 px, batch 32, two cores with native bf16 (benchmarks/README.md, measured one after another);
-`benchmarks/fast_forms.py` measures them again, one by one, on the machine at hand.
+Each form names the plain one that it replaces; the two are equal up to rounding
+(tests/test_fast.py). With `fast.ENABLED = False` the plain ones run. The gains are those of a whole
+training step: 128 px, batch 32, two cores with native bf16 (benchmarks/README.md, added one after
+another). `benchmarks/fast_forms.py` measures them again, each alone, on the machine at hand.
 """
 
 import ctypes
@@ -13,18 +13,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 ENABLED = True
-# numbers an image, or images: up to here by an eigendecomposition
+# up to this many pixels or images: exact eigendecomposition; above it: subspace iteration
 EXACT = 4096
-# over the images, where the subspace is found by iteration
+# over the images, in subspace iteration
 PASSES = 6
 
 
 def free_down(x: Tensor, c_out: int) -> Tensor:
     """model.FreeDown: (B, C, 2H, 2W) -> (B, out, H, W). 496 to 419 ms, together with free_up.
 
-    A group of two is a pixel and its neighbour to the right, a group of four all four pixels: those
-    are averaged first, and fewer move. And channels_last stays, where pixel_unshuffle answers in
-    NCHW and every neighbour then copies.
+    A group of two channels is a pixel and its right neighbour, a group of four all four pixels.
+    They are averaged first, so that less data moves. The result stays channels_last;
+    pixel_unshuffle would answer in NCHW, and every layer after it would copy.
     """
     b, c, h, w = x.shape
     tall, wide = quarters(4 * c // c_out)
@@ -39,7 +39,7 @@ def free_down(x: Tensor, c_out: int) -> Tensor:
 def free_up(x: Tensor, repeats: int) -> Tensor:
     """model.FreeUp: (B, C, H, W) -> (B, C * repeats / 4, 2H, 2W). Its gain: see free_down.
 
-    Pixels that will be equal are not shuffled but expanded at the end.
+    Pixels that will be equal are not shuffled: they are expanded at the end.
     """
     b, c, h, w = x.shape
     tall, wide = quarters(repeats)
@@ -53,16 +53,16 @@ def free_up(x: Tensor, repeats: int) -> Tensor:
 
 
 def quarters(group: int) -> tuple[int, int]:
-    """Rows and columns of each 2x2 pixels that differ, where `group` channels of the unshuffled
-    ones are one: a pair is a row, four or a multiple all of them."""
+    """(rows, columns) of each 2x2 pixels that stay apart when `group` neighbouring channels of
+    pixel_unshuffle are averaged: 2 joins the pixels of a row, 4 or a multiple all four."""
     if group == 2:
         return 2, 1
     return (1, 1) if group % 4 == 0 else (2, 2)
 
 
 def flatten(x: Tensor) -> Tensor:
-    """x.flatten(1), but in the order in which channels_last lies in memory: 419 to 393 ms, for
-    features.FeatureLoss. The gradient then comes in channels_last too, and nobody copies."""
+    """x.flatten(1), in the order in which channels_last lies in memory: 419 to 393 ms, in
+    features.FeatureLoss. The gradient is then channels_last as well, and is not copied."""
     return x.permute(0, 2, 3, 1).flatten(1) if ENABLED else x.flatten(1)
 
 
@@ -77,11 +77,11 @@ class Upsample(nn.Upsample):
 
 
 class PointwiseConv(nn.Conv2d):
-    """nn.Conv2d(c_in, c_out, 1, stride): what a stride would skip is left out before it.
+    """nn.Conv2d(c_in, c_out, 1, stride), on every `stride`-th pixel of x.
 
-    Not for speed, and so not switched off: oneDNN (torch 2.15) writes beyond its memory in the
-    weights' gradient of a strided one over few channels, channels_last, from 128 pixels up: at 256
-    the process dies.
+    A repair, not a speed-up, so `ENABLED` does not switch it off. In the weight gradient of a
+    strided 1x1 convolution over few channels, channels_last, from 128 pixels up, oneDNN (torch
+    2.15) writes beyond its memory; at 256 pixels the process dies.
     """
 
     def __init__(self, c_in: int, c_out: int, stride: int = 1):
@@ -95,9 +95,9 @@ class PointwiseConv(nn.Conv2d):
 class GroupNorm(nn.GroupNorm):
     """nn.GroupNorm (Wu and He 2018), its gradient in channels_last on a CPU.
 
-    PyTorch's takes 46 ms at 32x32x128x128; in NCHW it is 2.7, and 14 for the copies there and back.
-    With 16 channels a group or more, its own is as fast. In evaluation it is PyTorch's own, which
-    every exporter knows.
+    PyTorch's takes 46 ms at 32x32x128x128; in NCHW it takes 2.7, and the copies there and back 14.
+    With 16 channels a group or more, PyTorch's own is as fast. In evaluation mode it always is
+    PyTorch's own, which every exporter knows.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -109,7 +109,7 @@ class GroupNorm(nn.GroupNorm):
 
 
 class GroupNormChannelsLast(torch.autograd.Function):
-    """PyTorch's own passes: forwards in channels_last, backwards over copies in NCHW."""
+    """Forward in channels_last, backward over copies in NCHW; both passes are PyTorch's."""
 
     @staticmethod
     def forward(ctx, x, weight, bias, groups, eps):
@@ -131,8 +131,8 @@ class GroupNormChannelsLast(torch.autograd.Function):
 
 
 def principal_directions(source, k: int) -> tuple[Tensor, Tensor]:
-    """linear.principal_directions by the smaller of two matrices, or, where both are large, nearly:
-    by subspace iteration (Halko et al. 2011, arXiv 0909.4061)."""
+    """linear.principal_directions from the smaller of two matrices: pixels x pixels or images x
+    images. Where both are large, an approximation (`by_iteration`)."""
     num_pixels = len(source.mean)
     if min(source.count, num_pixels) > EXACT:
         return by_iteration(source, k)
@@ -140,9 +140,9 @@ def principal_directions(source, k: int) -> tuple[Tensor, Tensor]:
         covariance = sum(rows.T @ rows for rows in map(Tensor.double, source.rows()))
         values, vectors = leading(covariance / (source.count - 1), k)
         return values, vectors.T
-    # their products with one another, (N, N)
+    # products of the images with one another, (N, N)
     rows = torch.cat(list(source.rows())).double()
-    # centred images span one direction less
+    # centred images span one dimension less
     k = min(k, source.count - 1)
     values, vectors = leading(rows @ rows.T / (source.count - 1), k)
     return values.clamp(min=0), F.normalize(vectors.to(rows).T @ rows, dim=1)
@@ -153,7 +153,7 @@ def leading(matrix: Tensor, k: int) -> tuple[Tensor, Tensor]:
     from scipy.linalg import eigh  # slow to import
 
     n = len(matrix)
-    # twice as fast, and four digits are left
+    # float32 is twice as fast and keeps four digits
     if n > 2048:
         matrix = matrix.float()
     values, vectors = eigh(matrix.numpy(), subset_by_index=[max(n - k, 0), n - 1])
@@ -161,9 +161,9 @@ def leading(matrix: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def by_iteration(source, k: int) -> tuple[Tensor, Tensor]:
-    """The same, nearly: a random subspace, multiplied by the covariance again and again."""
+    """Nearly the same: subspace iteration (Halko et al. 2011, arXiv 0909.4061)."""
     generator = torch.Generator().manual_seed(0)
-    # directions more than asked for: what lies next to the last ones is found as well
+    # extra directions, which make the last of the k more exact
     spare = 32
     subspace = torch.randn(len(source.mean), k + spare, generator=generator)
     for _ in range(PASSES):
@@ -178,10 +178,10 @@ def by_iteration(source, k: int) -> tuple[Tensor, Tensor]:
 
 
 def keep_freed_memory() -> bool:
-    """Make glibc keep what is freed rather than give it back: True where it could be done.
+    """Make glibc keep freed memory instead of returning it. True where that was possible.
 
-    On a CPU every large tensor is otherwise fetched from the kernel anew, page by page, at every
-    step: a sixth of its time. The process stays as large as it ever was, and there is no way back.
+    On a CPU every large tensor is otherwise fetched from the kernel again at every step, page by
+    page: a sixth of the step's time. The process keeps its largest size; this cannot be undone.
     """
     M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # from malloc.h
     try:

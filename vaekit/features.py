@@ -1,4 +1,4 @@
-"""Pretrained trunks, and one pass through them for every distance of features."""
+"""Frozen ImageNet networks (trunks), and the perceptual and LPIPS distances of their features."""
 
 from typing import NamedTuple
 
@@ -14,9 +14,9 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class Spec(NamedTuple):
-    """What is to be known about one trunk: `torchvision.models.<builder>`; torchvision's name for
-    its weights, which may go by any other that begins with the builder's; where the two distances
-    listen, counted in layers of its `features`; and LPIPS's name for it."""
+    """One trunk: `torchvision.models.<builder>`; torchvision's file of its weights (other names
+    that begin with the builder's are accepted); the layers of its `features` that each distance
+    compares (taps); LPIPS's name for it."""
 
     builder: str
     url_file: str
@@ -36,14 +36,14 @@ PROFILE_TRUNK = {"full": "vgg16", "quick": "squeezenet", "smoke": "squeezenet"}
 
 
 class WeightsMissing(FileNotFoundError):
-    """The trunk's weights are in none of the places; the message lists them."""
+    """The trunk's weights were not found; the message lists the places."""
 
 
 class Trunk(nn.Module):
-    """A frozen ImageNet network, cut after the last layer that is listened to.
+    """A frozen ImageNet network, cut after its last tap.
 
     `trunk(x)`: x float (B, 1 or 3, H, W) in [0, 1] -> {tap index: activation (B, C, h, w)}.
-    Grey is repeated to RGB; the network's own input normalisation happens inside.
+    Grey is repeated to RGB; the network's input normalisation is applied inside.
     """
 
     def __init__(self, name: str, layers: nn.Sequential, taps: tuple):
@@ -53,7 +53,7 @@ class Trunk(nn.Module):
         self.layers = layers[: max(taps) + 1]
         for layer in self.layers.modules():
             if isinstance(layer, nn.ReLU):
-                # it would overwrite a tap before it
+                # it would overwrite the tap before it
                 layer.inplace = False
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1))
@@ -62,7 +62,7 @@ class Trunk(nn.Module):
     def forward(self, x: Tensor) -> dict[int, Tensor]:
         # broadcasts grey to three channels
         h = (x - self.mean) / self.std
-        # the deepest layers would have no pixels
+        # or the deepest layers would have no pixels
         if min(h.shape[-2:]) < 32:
             h = F.interpolate(h, size=(32, 32), mode="bilinear", align_corners=False)
         out = {}
@@ -78,7 +78,7 @@ class Trunk(nn.Module):
 
 
 def perceptual_distance(a: Tensor, b: Tensor, kind: str) -> Tensor:
-    """mean |a - b| ("l1") or mean (a - b)^2 ("squared") over all activations of a tap: (B,)."""
+    """mean |a - b| ("l1") or mean (a - b)^2 ("squared") over all activations of one tap: (B,)."""
     gap = fast.flatten(a).float() - fast.flatten(b).float()
     return (gap.abs() if kind == "l1" else gap.square()).mean(1)
 
@@ -91,7 +91,7 @@ def lpips_distance(a: Tensor, b: Tensor, head: Tensor) -> Tensor:
 
 
 def unit(features: Tensor) -> Tensor:
-    """Each pixel's vector of channels at length 1, in fp32: its sum of squares overflows fp16."""
+    """Each pixel's vector of channels, scaled to length 1, in fp32: squares overflow fp16."""
     features = features.float()
     return features / (features.square().sum(1, keepdim=True).sqrt() + 1e-10)
 
@@ -99,9 +99,9 @@ def unit(features: Tensor) -> Tensor:
 class FeatureLoss(nn.Module):
     """Perceptual and LPIPS distance from one pass of the trunk over each image.
 
-    `loss(x_hat, x)` -> {"perceptual": (B,), "lpips": (B,)} (those that are asked for), x and
-    x_hat float (B, C, H, W) in [0, 1]. Perceptual: mean over taps of `perceptual_distance`
-    (Johnson et al. 2016); LPIPS: sum over taps of `lpips_distance`. The target builds no graph.
+    `loss(x_hat, x)` -> {"perceptual": (B,), "lpips": (B,)}, those that were asked for; x and x_hat
+    float (B, C, H, W) in [0, 1]. Perceptual: mean over taps of `perceptual_distance` (Johnson et
+    al. 2016). LPIPS: sum over taps of `lpips_distance` (Zhang et al. 2018). x gets no gradient.
     """
 
     def __init__(self, trunk: Trunk, perceptual=True, lpips=False, distance="l1"):
@@ -138,7 +138,7 @@ class FeatureLoss(nn.Module):
 
 
 def trunk_name(cfg: Config) -> str:
-    """The trunk that `cfg` wants: "none" where no feature term has a weight."""
+    """The name of the trunk that `cfg` uses; "none" where no feature term has a weight."""
     if cfg.perceptual_weight == 0 and cfg.lpips_weight == 0:
         return "none"
     return PROFILE_TRUNK[cfg.profile] if cfg.features == "auto" else cfg.features
@@ -147,8 +147,8 @@ def trunk_name(cfg: Config) -> str:
 def feature_loss(cfg: Config, verbose: bool = True) -> FeatureLoss | None:
     """The feature terms of `cfg`, or None where it has none.
 
-    With `features="auto"` and no weights to be had, the terms are off and a notice says how to
-    get them; a trunk asked for by name and missing raises WeightsMissing.
+    With `features="auto"` and no weights on this machine the terms are off, and a notice says how
+    to get the weights. A trunk given by name raises WeightsMissing.
     """
     from vaekit.files.weights import downloads_allowed, load_trunk
 

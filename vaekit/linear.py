@@ -1,11 +1,11 @@
-"""The best linear VAE, in closed form: probabilistic PCA. What a network has to be better than.
+"""The best linear VAE, in closed form: probabilistic PCA. A network has to beat it.
 
 p(z) = N(0, I) and p(x|z) = N(m + W z, sigma2 I). With lambda and v the eigenvalues and eigenvectors
 of the training images' covariance, the likelihood is highest where column i of W is
 v_i sqrt(lambda_i - sigma2), for the k largest, and sigma2 is the mean of the others. The posterior
 is then a Gaussian, with the same variances sigma2 / lambda_i for every image. A direction with
-lambda <= sigma2 carries nothing: it is idle, its code the prior's. Sources: Tipping and Bishop
-1999; as a VAE, Lucas et al. 2019, arXiv 1911.02469.
+lambda <= sigma2 carries no information: it is idle, and its code follows the prior. Sources:
+Tipping and Bishop 1999; as a VAE, Lucas et al. 2019, arXiv 1911.02469.
 """
 
 import math
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from vaekit import checks, fast
 from vaekit.data import chunks, model_input, pixels_of
 
-# numbers (128 MB); images that would need more are fitted at 64 pixels
+# numbers (128 MB); with more, images are fitted at 64 pixels
 LARGEST_BASIS = 2**25
 SMALL = 64
 # squared pixels; 0 would make every posterior a point
@@ -26,7 +26,7 @@ LEAST_SIGMA2 = 1e-8
 
 
 class LinearVAE(nn.Module):
-    """encode, decode, reconstruct as `model.VAE` has them, with nothing to train.
+    """A VAE without training: encode, decode and reconstruct as `model.VAE` has them.
 
     `latent_shape` is (k,). Images of another size than `fit_size` are shrunk before they are
     encoded, and enlarged after they are decoded. `sigma2` is in squared pixels, in [0, 1].
@@ -47,7 +47,7 @@ class LinearVAE(nn.Module):
 
     @classmethod
     def blank(cls, num_latents: int, channels: int, size: int) -> "LinearVAE":
-        """One without data, every direction idle; to be filled by `load_state_dict`."""
+        """A model without data, every direction idle, to be filled by `load_state_dict`."""
         side = min(size, SMALL)
         basis = torch.zeros(num_latents, channels * side**2)
         mean = torch.full((channels, side, side), 0.5)
@@ -55,11 +55,11 @@ class LinearVAE(nn.Module):
 
     @property
     def idle(self) -> Tensor:
-        """(k,) bool: directions that hold no more than the noise."""
+        """(k,) bool: directions whose variance is not above the noise."""
         return self.variances <= self.sigma2
 
     def coordinates(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Along the basis (B, k), and the centred images (B, D) themselves."""
+        """Coordinates along the basis (B, k), and the centred images (B, D)."""
         if x.shape[-1] != self.mean.shape[-1]:
             x = shrink(x, self.mean.shape[-1])
         centred = (x - self.mean).flatten(1)
@@ -68,7 +68,7 @@ class LinearVAE(nn.Module):
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """x (B, C, S, S), uint8 or in [0, 1] -> mu, logvar (B, k) of the exact posterior, float32.
 
-        ValueError for other images.
+        ValueError for other shapes or ranges.
         """
         y, _ = self.coordinates(model_input(self, x))
         # idle: mu 0, variance 1
@@ -78,7 +78,7 @@ class LinearVAE(nn.Module):
         return mu.float(), logvar.float().expand_as(mu)
 
     def decode(self, z: Tensor) -> Tensor:
-        """z (B, k) -> images float32 (B, C, S, S), cut off at 0 and 1. ValueError for others."""
+        """z (B, k) -> images float32 (B, C, S, S), clipped to [0, 1]. ValueError for others."""
         checks.check_shape("codes", z, self.latent_shape)
         weights = (self.variances - self.sigma2).clamp(min=0).sqrt()
         z = z.to(weights.dtype)
@@ -97,11 +97,11 @@ class LinearVAE(nn.Module):
         return self.decode(z), mu, logvar
 
     def reconstruct(self, x: Tensor) -> Tensor:
-        """decode(mean of q(z|x)): PCA's, each direction shrunk by 1 - sigma2 / lambda."""
+        """decode(mean of q(z|x)): PCA, each direction shrunk by 1 - sigma2 / lambda."""
         return self.decode(self.encode(x)[0])
 
     def log_likelihood(self, x: Tensor) -> Tensor:
-        """log p(x) in nats, (B,), of images of `fit_size` before any cutting off."""
+        """log p(x) in nats, (B,), of images of `fit_size`, without clipping."""
         y, centred = self.coordinates(x)
         active = ~self.idle
         y = y[:, active]
@@ -120,15 +120,15 @@ def linear_vae(
     mirror: bool = True,
     fit_size: int | None = None,
 ) -> LinearVAE:
-    """Fitted to `images`, a Split or (N, C, S, S) tensor, uint8 or float in [0, 1].
+    """The LinearVAE fitted to `images`, a Split or (N, C, S, S) tensor, uint8 or float in [0, 1].
 
-    sigma2: the noise in squared pixels; None: estimated, the mean of the variances that the
-    directions left out have. mirror: every image counts a second time, left and right exchanged.
-    fit_size: to which larger images are shrunk before the fit; None: not, or to 64 pixels where the
-    basis would have more than 2^25 numbers. Images are streamed; a set that is large in both ways
-    is fitted by subspace iteration (Halko et al. 2011, arXiv 0909.4061). Covariances are over
-    N - 1, as scikit-learn's. Warns where there are no more images than directions: the basis then
-    holds the images themselves. ValueError for N < 2.
+    sigma2: the noise variance in squared pixels; None: estimated as the mean variance of the
+    directions that are left out. mirror: every image counts twice, once mirrored. fit_size: larger
+    images are shrunk to it; None: no shrinking, but 64 pixels where the basis would have more than
+    2^25 numbers. Images are streamed. Many large images are fitted by subspace iteration (Halko et
+    al. 2011, arXiv 0909.4061). Covariances divide by N - 1, as scikit-learn does. Warns where there
+    are no more images than directions: the basis then holds the images themselves. ValueError for
+    N < 2.
     """
     images = pixels_of(images)
     channels, size = images.shape[1], images.shape[-1]
@@ -151,7 +151,7 @@ def linear_vae(
 
 
 class Source:
-    """The images as centred rows, a part at a time, and their mean and total variance."""
+    """The images as centred rows, in chunks, with their mean and total variance."""
 
     def __init__(self, images: Tensor, size: int, mirror: bool):
         self.images = images
@@ -165,7 +165,7 @@ class Source:
         self.total_variance = squares / (self.count - 1)
 
     def rows(self) -> Iterator[Tensor]:
-        """(B, D) float32, less the mean."""
+        """Chunks (B, D) float32, minus the mean."""
         for x in chunks(self.images, 256):
             x = shrink(x, self.size)
             if self.mirror:
@@ -174,7 +174,7 @@ class Source:
 
 
 def shrink(x: Tensor, size: int) -> Tensor:
-    """To size x size pixels; images of that size are returned as they are."""
+    """To size x size pixels; images that have this size are returned unchanged."""
     if x.shape[-1] == size:
         return x
     return F.interpolate(x, size=(size, size), mode="bilinear", antialias=True)

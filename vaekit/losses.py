@@ -1,8 +1,8 @@
 """Every term of the loss, per image, and the total.
 
-Each term returns one number per image, (B,), float32; the reductions of the config are applied
-once, in `vae_loss`. Autocast is off in here, but for the features: sums, squares and Fourier
-transforms in half precision lose what the loss is about.
+Each term returns one number per image, (B,), float32; `vae_loss` applies the reductions of the
+config once. Autocast is off here, except for the features: half precision is too coarse for
+sums, squares and Fourier transforms.
 """
 
 from dataclasses import dataclass
@@ -37,9 +37,9 @@ def gaussian_windows(length: int, size: int, device: torch.device) -> Tensor:
 
 
 def gaussian_blur(images: Tensor, size: int) -> Tensor:
-    """Each pixel's Gaussian average over size x size, without the border: (B, C, H, W) ->
-    (B, C, H - size + 1, W - size + 1). A blur of the columns, then of the rows: as products of
-    matrices several times faster than a convolution."""
+    """Gaussian average around each pixel over size x size, without the border: (B, C, H, W) ->
+    (B, C, H - size + 1, W - size + 1). Columns first, then rows, as matrix products: several times
+    faster than a convolution."""
     height, width = images.shape[-2:]
     columns = gaussian_windows(height, size, images.device)
     rows = gaussian_windows(width, size, images.device)
@@ -68,8 +68,8 @@ def ssim_per_image(x_hat: Tensor, x: Tensor) -> Tensor:
 
 
 def spectral_per_image(x_hat: Tensor, x: Tensor) -> Tensor:
-    """mean |FFT(x_hat) - FFT(x)| over frequencies: (B,). Orthonormal, so noise of deviation s
-    costs about s at every frequency, and missing fine detail costs what it weighs."""
+    """mean |FFT(x_hat) - FFT(x)| over frequencies: (B,). The FFT is orthonormal: noise of standard
+    deviation s costs about s at every frequency."""
     gap = torch.fft.rfft2(x_hat.float() - x.float(), norm="ortho")
     # |a + ib| by hand: the small term keeps the gradient finite where both are exactly 0
     size = (gap.real.square() + gap.imag.square() + 1e-12).sqrt()
@@ -77,7 +77,7 @@ def spectral_per_image(x_hat: Tensor, x: Tensor) -> Tensor:
 
 
 def bands(x: Tensor) -> list[Tensor]:
-    """Three bands of detail, each half as fine as the one before: what an image loses when it is
+    """Three bands of detail, each an octave below the one before: what an image loses when it is
     halved and enlarged again (Laplacian pyramid, Burt and Adelson 1983)."""
     parts = []
     for _ in range(3):
@@ -91,7 +91,7 @@ def bands(x: Tensor) -> list[Tensor]:
 def band_energy_per_image(x_hat: Tensor, x: Tensor) -> Tensor:
     """|rms(x_hat) - rms(x)|, mean over 8x8 windows that overlap by half, sum of three bands: (B,).
 
-    How much detail there is, not where: unlike an error it does not fall when detail is left out.
+    It compares how much detail there is, not where. So leaving detail out does not lower it.
     """
     gap = 0
     for a, b in zip(bands(x_hat.float()), bands(x.float()), strict=True):
@@ -120,10 +120,10 @@ def kl_per_image(mu: Tensor, logvar: Tensor) -> Tensor:
 
 
 def kl_with_free_bits(mu: Tensor, logvar: Tensor, free_bits: float, kind: str) -> Tensor:
-    """The summed KL, (B,), where an element below `free_bits` nats costs `free_bits`.
+    """The summed KL, (B,); an element below `free_bits` nats costs `free_bits`.
 
-    "element" clamps every element of every image (no gradient below the floor); "batch" clamps
-    the batch average of each element (Kingma et al. 2016), which leaves single images free.
+    "element" applies this to every element of every image: no gradient below the limit. "batch"
+    applies it to each element's mean over the batch (Kingma et al. 2016).
     """
     kl = kl_elements(mu, logvar).flatten(1)
     if not free_bits:
@@ -134,10 +134,10 @@ def kl_with_free_bits(mu: Tensor, logvar: Tensor, free_bits: float, kind: str) -
 
 
 def calibrated_nll(x_hat: Tensor, x: Tensor, cfg: Config, floor: float = 1e-3) -> Tensor:
-    """Pixel negative log-likelihood in nats per pixel, (B,), its scale at the batch's optimum.
+    """Pixel negative log-likelihood in nats per pixel, (B,), at the batch's best scale.
 
-    Laplace with b = mean |e| for L1, Gaussian with sigma^2 = mean e^2 for MSE, floored and
-    detached, so that its gradient is the ELBO's own (Rybkin et al. 2021, sigma-VAE).
+    Laplace with b = mean |e| for L1, Gaussian with sigma^2 = mean e^2 for MSE; at least `floor`,
+    and detached, so that the gradient is that of the ELBO (Rybkin et al. 2021, sigma-VAE).
     """
     nll = torch.zeros(len(x), device=x.device)
     if cfg.l1_weight:
@@ -160,8 +160,8 @@ def local_terms(x_hat: Tensor, x: Tensor, cfg: Config) -> dict[str, Tensor]:
 
 
 def pixel_terms(x_hat: Tensor, x: Tensor, cfg: Config) -> dict[str, Tensor]:
-    """The terms that need no network, each (B,): the local ones averaged over `num_scales`
-    resolutions, each half the one before; the spectral one at the full resolution."""
+    """The terms that need no network, each (B,). L1, MSE and SSIM are averaged over `num_scales`
+    resolutions, each half the one before; the others use the full resolution."""
     scales = [local_terms(x_hat, x, cfg)]
     terms = {}
     if cfg.spectral_weight:
@@ -177,7 +177,7 @@ def pixel_terms(x_hat: Tensor, x: Tensor, cfg: Config) -> dict[str, Tensor]:
 
 
 def term_weights(cfg: Config) -> dict[str, float]:
-    """What each part of the reconstruction is multiplied by; "nll" stands for L1 and MSE."""
+    """The factor of each part of the reconstruction; "nll" stands for L1 and MSE together."""
     pixels = {"nll": 1.0} if cfg.calibrated else {"l1": cfg.l1_weight, "mse": cfg.mse_weight}
     features = {"perceptual": cfg.perceptual_weight, "lpips": cfg.lpips_weight}
     detail = {"spectral": cfg.spectral_weight, "bands": cfg.band_weight}
@@ -187,8 +187,8 @@ def term_weights(cfg: Config) -> dict[str, float]:
 
 @dataclass
 class Loss:
-    """`total` is what is minimised; `terms` are detached batch means: every part unweighted ("ssim"
-    is 1 - SSIM), their weighted sum "recon", and the "kl" in nats, before free bits."""
+    """`total` is minimised; `terms` are detached batch means: every part unweighted ("ssim" is
+    1 - SSIM), their weighted sum "recon", and "kl" in nats, before free bits."""
 
     total: Tensor
     terms: dict[str, Tensor]
@@ -204,13 +204,13 @@ def vae_loss(
     features=None,
     quantiser=None,
 ) -> Loss:
-    """recon_weight * reconstruction + beta * KL, each reduced as the config says, batch mean.
+    """recon_weight * reconstruction + beta * KL: reduced as the config says, mean over the batch.
 
-    x_hat, x (B, C, H, W) in [0, 1]; mu, logvar (B, *latent_shape); features a FeatureLoss, where
-    its terms have a weight. "mean" is per pixel (and channel), and per latent element; "sum" is
-    per image: that choice alone changes what a given beta means by a factor of thousands (see
-    `beta_elbo`). quantiser: the model's, where codes are quantised: their KL is fixed, and what
-    rounding moves, "rounding", joins the reconstruction by the weight `commitment` (`VQ` only).
+    x_hat, x (B, C, H, W) in [0, 1]; mu, logvar (B, *latent_shape). features: a FeatureLoss, where
+    its terms have a weight. Reduction "mean" is per pixel and channel, and per latent element;
+    "sum" is per image. This choice alone changes the meaning of beta by factors of thousands (see
+    `beta_elbo`). quantiser: the model's, for quantised codes. Their KL is fixed, and with `VQ` the
+    rounding error joins the reconstruction as "rounding", weighted by `commitment`.
     """
     x_hat, x = x_hat.float(), x.float()
     with torch.autocast(x.device.type, enabled=False):
@@ -232,7 +232,7 @@ def vae_loss(
             recon = recon + weight * terms[name]
     num_pixels = x[0].numel()
     k_rec, k_kl = reduction_factors(num_pixels, mu[0].numel(), cfg)
-    # recon is a mean over pixels: times num_pixels it is the sum that k_rec is for
+    # recon is a mean over pixels; times num_pixels it is the sum that k_rec multiplies
     scale = cfg.recon_weight * k_rec * num_pixels
     total = (scale * recon + beta * k_kl * charged).mean()
 
@@ -242,7 +242,7 @@ def vae_loss(
 
 
 def reduction_factors(num_pixels: int, num_latents: int, cfg: Config) -> tuple[float, float]:
-    """(k_rec, k_kl): what the summed reconstruction and the summed KL are multiplied by."""
+    """(k_rec, k_kl): the factors of the summed reconstruction and of the summed KL."""
     k_rec = 1.0 if cfg.recon_reduction == "sum" else 1 / num_pixels
     k_kl = 1.0 if cfg.kl_reduction == "sum" else 1 / num_latents
     return k_rec, k_kl
@@ -251,17 +251,17 @@ def reduction_factors(num_pixels: int, num_latents: int, cfg: Config) -> tuple[f
 def beta_elbo(
     cfg: Config, beta: float, l1: float, mse: float, num_pixels: int, num_latents: int
 ) -> float:
-    """This beta as a multiple of the KL weight in the ELBO itself, at the current error.
+    """This beta as a multiple of the KL's weight in the ELBO, at the current error.
 
-    beta * k_kl / (recon_weight * k_rec * tau), tau = l1_weight * l1 + 2 * mse_weight * mse:
-    pixel errors of scale b = mean|e| (Laplace) or sigma^2 = mean e^2 (Gaussian) enter the true
-    log-likelihood divided by b or 2 sigma^2, each at its optimum. 1 is the ELBO, far below 1
-    an autoencoder, far above 1 a collapse. SSIM and feature terms also resist the KL and are
-    left out, so the figure overstates its pressure.
+    beta * k_kl / (recon_weight * k_rec * tau), tau = l1_weight * l1 + 2 * mse_weight * mse. In the
+    true log-likelihood, pixel errors of scale b = mean|e| (Laplace) or sigma^2 = mean e^2
+    (Gaussian) are divided by b or 2 sigma^2, each at its optimum. 1 is the ELBO; far below 1 the
+    model is an autoencoder, far above 1 it collapses. SSIM and feature terms also resist the KL but
+    are left out here, so the figure overstates the KL's pressure.
     """
     k_rec, k_kl = reduction_factors(num_pixels, num_latents, cfg)
     tau = cfg.l1_weight * l1 + cfg.mse_weight * (2 * mse)
-    # each pixel term is divided by its own scale already
+    # each pixel term is already divided by its own scale
     if cfg.calibrated:
         tau = cfg.l1_weight + cfg.mse_weight
     return beta * k_kl / max(cfg.recon_weight * k_rec * tau, 1e-30)
@@ -270,7 +270,7 @@ def beta_elbo(
 def kl_share(
     cfg: Config, beta: float, recon: float, kl: float, num_pixels: int, num_latents: int
 ) -> float:
-    """The KL's part of the total loss at this beta, 0..1; recon and kl as in `Loss.terms`."""
+    """The KL's share of the total loss at this beta, 0..1; recon and kl as in `Loss.terms`."""
     k_rec, k_kl = reduction_factors(num_pixels, num_latents, cfg)
     charged = beta * k_kl * kl
     rest = cfg.recon_weight * k_rec * num_pixels * recon

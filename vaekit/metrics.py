@@ -1,4 +1,4 @@
-"""What is measured image by image. x, x_hat: float (B, C, H, W) in [0, 1], grey or RGB."""
+"""Measures of single images. x, x_hat: float (B, C, H, W) in [0, 1], grey or RGB."""
 
 import numpy as np
 import torch
@@ -45,7 +45,7 @@ def compare_images(x_hat: Tensor, x: Tensor, judge: torch.nn.Module | None) -> d
 def sharpness(x: Tensor) -> Tensor:
     """Variance over pixels of the 3x3 four-neighbour Laplacian of the grey image, (B,).
 
-    Times 255^2 it is that of cv2 on 0..255, but for the border, which is left out here.
+    Times 255^2 it equals cv2's on 0..255, except for the border, which is left out here.
     """
     x = to_grey(x.float())
     kernel = x.new_tensor([[0, 1, 0], [1, -4, 1], [0, 1, 0]])
@@ -54,7 +54,7 @@ def sharpness(x: Tensor) -> Tensor:
 
 
 def sharpness_ratio(images, real) -> float:
-    """Mean sharpness of `images` over that of `real`: below 1 is blur, above 1.1 is noise.
+    """Mean sharpness of `images` divided by that of `real`: below 1 is blur, above 1.1 is noise.
 
     Both: a Split or (N, C, H, W), uint8 or float.
     """
@@ -84,7 +84,7 @@ def appearance(x: Tensor) -> dict[str, Tensor]:
 def radial_power_spectrum(images) -> tuple[np.ndarray, np.ndarray]:
     """(frequencies in cycles per pixel, up to 0.5; power), averaged over images and angles.
 
-    Of square images, by `power_spectra`, in rings that are 1/side wide.
+    For square images; `power_spectra` averaged over rings of width 1/side.
     """
     side = pixels_of(images).shape[-1]
     total = sum(power_spectra(x).double().sum(0) for x in chunks(images))
@@ -99,10 +99,10 @@ def radial_power_spectrum(images) -> tuple[np.ndarray, np.ndarray]:
 def octave_powers(images) -> Tensor:
     """Mean power of each image in every octave of frequency, (N, octaves), CPU: the highest first.
 
-    images: Split or (N, C, H, W). Octaves halve from 1/4-1/2 cycles per pixel (1/2 included) down
-    to the last that fits into the shorter side, five at 64 px. The mean, one cycle an image (where
-    what is left of the mean leaks to) and the corners of the plane beyond 1/2 belong to none. By
-    `power_spectra`; `octave_name` says which is which.
+    images: Split or (N, C, H, W). The first octave is 1/4 to 1/2 cycles per pixel (1/2 included),
+    each next one half of it, down to the last that fits into the shorter side: five at 64 px. Left
+    out are the mean, one cycle per image (into which the mean leaks), and the corners beyond 1/2.
+    Power is that of `power_spectra`; `octave_name` names the columns.
     """
     size = pixels_of(images).shape[2:]
     octave = (-radii(*size).log2()).floor()  # 1 above 1/4 and up to 1/2
@@ -113,16 +113,16 @@ def octave_powers(images) -> Tensor:
 
 
 def octave_name(i: int) -> str:
-    """Of column i of `octave_powers`, in cycles per pixel: "power 1/4-1/2" for the first."""
+    """Name of column i of `octave_powers`, in cycles per pixel: "power 1/4-1/2" for the first."""
     return f"power 1/{2 ** (i + 2)}-1/{2 ** (i + 1)}"
 
 
 def power_spectra(x: Tensor) -> Tensor:
-    """Power of each image at every frequency, (B, H, W), placed as `radii`.
+    """Power of each image at every frequency, (B, H, W), arranged as `radii`.
 
-    Made grey, mean removed, Hann window (an image's edges do not wrap around: without it the jump
-    between them leaks into all frequencies) and normalised, so that white noise of deviation s has
-    the power s^2 at every frequency.
+    The image is made grey, its mean removed, and a Hann window applied: an image does not wrap
+    around, and without the window the jump between its edges leaks into all frequencies.
+    Normalised, so that white noise of standard deviation s has power s^2 at every frequency.
     """
     x = to_grey(x.float())[:, 0]
     x = x - x.mean((1, 2), keepdim=True)
@@ -132,7 +132,7 @@ def power_spectra(x: Tensor) -> Tensor:
 
 
 def radii(height: int, width: int) -> Tensor:
-    """(H, W): frequency of each place in a Fourier transform, in cycles per pixel."""
+    """(H, W): frequency of each entry of a Fourier transform, in cycles per pixel."""
     return torch.hypot(torch.fft.fftfreq(height)[:, None], torch.fft.fftfreq(width))
 
 
@@ -145,7 +145,7 @@ def to_grey(x: Tensor) -> Tensor:
 
 
 def at_least(x: Tensor, side: int) -> Tensor:
-    """Enlarged bilinearly so that the shorter side has `side` pixels; larger images unchanged."""
+    """Enlarged bilinearly until the shorter side has `side` pixels; larger images unchanged."""
     scale = side / min(x.shape[-2:])
     if scale <= 1:
         return x

@@ -1,4 +1,4 @@
-"""The VAE: blocks, Encoder, Decoder. Every value of Config's model section acts here.
+"""The VAE: blocks, Encoder, Decoder, Refiner. Its values are Config's model section.
 
 The preset chest_xray, at 128 pixels:
 
@@ -39,8 +39,11 @@ def make_norm(kind: str, channels: int) -> nn.Module:
 
 
 class FreeDown(nn.Module):
-    """Parameter-free shortcut down (DC-AE, arXiv 2410.10733): the four pixels of each 2x2 become
-    channels, and groups of neighbouring channels their mean: (B, C, 2H, 2W) -> (B, out, H, W)."""
+    """Shortcut down without parameters (DC-AE, arXiv 2410.10733): the four pixels of each 2x2
+    become channels, then groups of neighbouring channels are averaged.
+
+    (B, C, 2H, 2W) -> (B, out, H, W). ValueError where the channels cannot be grouped.
+    """
 
     def __init__(self, c_in: int, c_out: int):
         super().__init__()
@@ -49,7 +52,7 @@ class FreeDown(nn.Module):
         self.c_out = c_out
 
     def forward(self, x: Tensor) -> Tensor:
-        # an odd size gets one more row and column, of zeros
+        # an odd side gets one more row or column, of zeros
         if x.shape[-1] % 2:
             x = F.pad(x, (0, 1, 0, 1))
         if fast.ENABLED:
@@ -59,8 +62,8 @@ class FreeDown(nn.Module):
 
 
 class FreeUp(nn.Module):
-    """Its mirror, up: channels are repeated, and then every four of them become the pixels of a
-    2x2: (B, C, H, W) -> (B, out, 2H, 2W)."""
+    """The opposite: channels are repeated, then every four become the pixels of a 2x2:
+    (B, C, H, W) -> (B, out, 2H, 2W)."""
 
     def __init__(self, c_in: int, c_out: int):
         super().__init__()
@@ -74,8 +77,8 @@ class FreeUp(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Every pixel looks at every other: (B, C, H, W) -> same. The output layer starts at zero,
-    so that the block starts as the identity (Zhang et al. 2019, arXiv 1805.08318)."""
+    """Every pixel attends to every other: (B, C, H, W) -> same. The output layer starts at zero, so
+    that the block starts as the identity (Zhang et al. 2019, arXiv 1805.08318)."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -93,7 +96,7 @@ class SelfAttention(nn.Module):
         return scores.softmax(-1), v
 
     def attention_map(self, x: Tensor) -> Tensor:
-        """(B, H*W, H*W): row i says where pixel i looks; each row sums to 1."""
+        """(B, H*W, H*W): row i says how much pixel i attends to each pixel; a row sums to 1."""
         return self.attend(x)[0]
 
     def forward(self, x: Tensor) -> Tensor:
@@ -103,7 +106,7 @@ class SelfAttention(nn.Module):
 
 
 def upsample(how: str, c_in: int, c_out: int) -> nn.Sequential:
-    """x2: bilinear or nearest enlargement then a 3x3 convolution, or a transposed convolution."""
+    """Doubles the resolution: bilinear or nearest, then a 3x3 convolution; or transposed."""
     if how == "transposed":
         conv = nn.ConvTranspose2d(c_in, c_out, 4, stride=2, padding=1)
         return nn.Sequential(OrderedDict(conv=conv))
@@ -112,7 +115,7 @@ def upsample(how: str, c_in: int, c_out: int) -> nn.Sequential:
 
 
 def conv_skip(c_in: int, c_out: int, cfg: Config, stride: int = 1) -> nn.Sequential:
-    """shortcut="conv": a 1x1 convolution, and its norm where `norm_skip` asks for one."""
+    """shortcut="conv": a 1x1 convolution, with its norm if `norm_skip`."""
     skip = nn.Sequential(fast.PointwiseConv(c_in, c_out, stride))
     if cfg.norm_skip:
         skip.append(make_norm(cfg.norm, c_out))
@@ -120,8 +123,8 @@ def conv_skip(c_in: int, c_out: int, cfg: Config, stride: int = 1) -> nn.Sequent
 
 
 class Block(nn.Module):
-    """act(main(x) + skip(x)) (He et al. 2016). main: the convolution that is given and its norm,
-    and `twice` with another between activations. A plain block has no skip."""
+    """act(main(x) + skip(x)) (He et al. 2016). main: the convolution `first` and a norm; if
+    `twice`, then an activation, another convolution and a norm. A plain block has no skip."""
 
     def __init__(self, first: nn.Module, channels: int, twice: bool, act: str, cfg: Config):
         super().__init__()
@@ -142,8 +145,8 @@ class Block(nn.Module):
 class DownBlock(Block):
     """Halves the resolution: (B, in, 2H, 2W) -> (B, out, H, W). A plain one is one strided conv.
 
-    Never of a single pixel, which Config refuses: oneDNN's bf16 kernel (torch 2.15) leaves the
-    gradient of a strided convolution unwritten where its weights only ever see padding.
+    Config never lets it halve a single pixel: where the weights only see padding, oneDNN's bf16
+    kernel (torch 2.15) leaves the gradient of a strided convolution unwritten.
     """
 
     def __init__(self, c_in: int, c_out: int, cfg: Config):
@@ -164,7 +167,7 @@ class UpBlock(Block):
         if cfg.block == "residual" and cfg.shortcut == "free":
             self.skip = FreeUp(c_in, c_out)
         elif cfg.block == "residual":
-            # a 1x1 before enlarging equals one after it, at a quarter of the work
+            # a 1x1 convolution before enlarging equals one after it, at a quarter of the work
             mode = "nearest" if cfg.upsample == "nearest" else "bilinear"
             enlarge = fast.Upsample(scale_factor=2, mode=mode)
             self.skip = conv_skip(c_in, c_out, cfg).append(enlarge)
@@ -186,7 +189,7 @@ def stem(c_in: int, c_out: int, cfg: Config) -> nn.Sequential:
 
 
 def make_stage(block: nn.Module, channels: int, size: int, cfg: Config) -> nn.Sequential:
-    """The block, and self-attention after it at the resolutions that `attention` lists."""
+    """The block, followed by self-attention at the resolutions that `attention` lists."""
     stage = nn.Sequential(block)
     if size in cfg.attention:
         stage.append(SelfAttention(channels))
@@ -194,7 +197,7 @@ def make_stage(block: nn.Module, channels: int, size: int, cfg: Config) -> nn.Se
 
 
 class Encoder(nn.Module):
-    """Image (B, C, S, S) -> mu, logvar, each (B, *latent_shape); logvar -inf without noise."""
+    """Image (B, C, S, S) -> mu, logvar, each (B, *latent_shape); logvar is -inf where quantised."""
 
     def __init__(self, cfg: Config):
         super().__init__()
@@ -263,10 +266,10 @@ class Constant(nn.Module):
 
 
 class Refiner(nn.Module):
-    """Adds to a linear picture what it lacks: (B, C, S, S) -> the same, in [0, 1].
+    """Adds detail to a linear reconstruction: (B, C, S, S) -> the same shape, in [0, 1].
 
-    A U-Net (Ronneberger et al. 2015) at half the resolution and less: four pixels are four channels
-    of one. The code reaches it through the picture alone, which holds all of it.
+    A U-Net (Ronneberger et al. 2015) that starts at half the resolution: every 2x2 pixels become
+    four channels. It sees the code only through the linear reconstruction, which holds all of it.
     """
 
     def __init__(self, cfg: Config):
@@ -300,7 +303,7 @@ class Refiner(nn.Module):
             h = down(h)
         for up, same in zip(self.up, self.same, strict=True):
             skip = skips.pop()
-            # an odd one comes back larger by one
+            # an odd side comes back larger by one
             side = skip.shape[-1]
             h = same(up(h)[..., :side, :side] + skip)
         change = self.to_image(h)[..., : self.size, : self.size]
@@ -311,9 +314,9 @@ class VAE(nn.Module):
     """The variational autoencoder that `cfg` describes (Kingma and Welling 2014).
 
     `x_hat, mu, logvar = model(x)`: x, x_hat float (B, C, S, S) in [0, 1]; mu, logvar
-    (B, *latent_shape) float32, logvar the natural log of the variance. Where the latent is
-    quantised (`quantiser` is not None), mu is not yet rounded, logvar is -inf, sigma 0: rounding is
-    what `decode` begins with. See `quantise`.
+    (B, *latent_shape) float32, logvar the natural log of the variance. With a quantised latent
+    (`quantiser` is not None) mu is not yet rounded, `decode` rounds it first; logvar is -inf,
+    sigma 0. See `quantise`.
     """
 
     def __init__(self, cfg: Config):
@@ -343,7 +346,7 @@ class VAE(nn.Module):
         mu, logvar = self.encoder(x)
         mu, logvar = mu.float(), logvar.float()
         if self.linear is not None:
-            # half precision would cost the linear picture its last digits
+            # half precision would cost the linear reconstruction its last digits
             with torch.autocast(x.device.type, enabled=False):
                 mu = mu + self.linear.encode(x)[0]
         if self.quantiser is not None:
@@ -352,7 +355,7 @@ class VAE(nn.Module):
         return mu, logvar.clamp(-c, c)
 
     def reparameterize(self, mu: Tensor, logvar: Tensor, generator=None) -> Tensor:
-        """z = mu + sigma * eps, eps ~ N(0, I): a sample that gradients pass through."""
+        """z = mu + sigma * eps, eps ~ N(0, I): a sample that lets gradients through."""
         eps = torch.empty_like(mu).normal_(generator=generator)
         return mu + (0.5 * logvar).exp() * eps
 
@@ -361,13 +364,13 @@ class VAE(nn.Module):
         checks.check_shape("codes", z, self.latent_shape)
         with torch.autocast(z.device.type, enabled=False):
             if self.linear is not None:
-                z = self.linear.decode(z)  # a picture, which the refiner adds to
+                z = self.linear.decode(z)  # an image, to which the refiner adds
             if self.quantiser is not None:
                 z = self.quantiser(z.float())
         return self.decoder(z.to(next(self.parameters()).dtype))
 
     def forward(self, x: Tensor, sample=True, decoder_only=False) -> tuple[Tensor, Tensor, Tensor]:
-        """x_hat, mu, logvar; z is the mean without `sample`. `decoder_only`: no gradient for the
+        """x_hat, mu, logvar; without `sample` z is the mean. `decoder_only`: no gradient for the
         encoder."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not decoder_only):
             mu, logvar = self.encode(x)
@@ -382,14 +385,14 @@ class VAE(nn.Module):
 
     @torch.no_grad()
     def code_indices(self, x: Tensor) -> Tensor:
-        """Which code each place of the map has: x as in `encode` -> int64 (B, H, W), from 0.
+        """The number of the code at each place: x as in `encode` -> int64 (B, H, W), from 0.
         ValueError where codes are not quantised."""
         self.check_quantised()
         return self.quantiser.indices(self.encode(x)[0])
 
     @torch.no_grad()
     def decode_indices(self, indices: Tensor) -> Tensor:
-        """The images of int64 (B, H, W), as `code_indices` gives them. ValueError for others."""
+        """The images of code numbers int64 (B, H, W) from `code_indices`. ValueError for others."""
         self.check_quantised()
         checks.check_indices(indices, self.latent_shape[1:], self.quantiser.num_codes)
         return self.decode(self.quantiser.lookup(indices))
@@ -400,7 +403,7 @@ class VAE(nn.Module):
 
     @torch.no_grad()
     def start_at(self, linear: LinearVAE) -> None:
-        """start="linear": encode and reconstruct as `linear` does, until training changes it."""
+        """start="linear": begin with the encoding and reconstruction of `linear`."""
         self.linear.load_state_dict(linear.state_dict())
         nothing = torch.zeros(1, *linear.mean.shape[:1], *[linear.size] * 2)
         self.encoder.logvar.value.copy_(linear.encode(nothing)[1][0])
@@ -410,8 +413,8 @@ class VAE(nn.Module):
 
     @torch.no_grad()
     def rescale_latents(self, rms: Tensor, sigma: float = 0.1) -> None:
-        """Change the latents' units: mu is divided by `rms` (latent_channels,), the decoder's
-        first layer multiplied by it. What the mean decodes to stays the same; sigma is reset.
+        """Change the latents' units: divide mu by `rms` (latent_channels,), and multiply the
+        decoder's first layer by it. The decoded mean stays the same; sigma is reset.
 
         Without a KL the size of mu is arbitrary. Afterwards its root mean square is 1 in every
         channel, as the prior's is.
@@ -428,20 +431,20 @@ class VAE(nn.Module):
 
 
 def initialise(model: VAE, cfg: Config) -> None:
-    """Initial weights where the config wants others than PyTorch's own."""
-    # He et al. 2015; "kaiming_out" by the outgoing connections
+    """Initial weights, where the config asks for others than PyTorch's own."""
+    # He et al. 2015; "kaiming_out" counts the outgoing connections
     if cfg.init != "default":
         mode = "fan_out" if cfg.init == "kaiming_out" else "fan_in"
         for name, module in model.named_modules():
             if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)) and "project" not in name:
                 nn.init.kaiming_normal_(module.weight, mode=mode, nonlinearity="relu")
                 nn.init.zeros_(module.bias)
-    # the last scale (Goyal et al. 2017)
+    # the last scale of each block (Goyal et al. 2017)
     if cfg.zero_init_residual and cfg.norm != "none":
         for module in model.modules():
             if isinstance(module, Block) and module.skip is not None:
                 nn.init.zeros_(module.main[-1].weight)
-    # mu and logvar start near 0: the latents start at N(0, 1)
+    # mu and logvar start near 0, so the latents start at N(0, 1)
     if cfg.latent_init_gain:
         heads = (model.encoder.mu, model.encoder.logvar)
         # quantised codes have no logvar
@@ -452,7 +455,7 @@ def initialise(model: VAE, cfg: Config) -> None:
 
 @contextlib.contextmanager
 def evaluating(model: nn.Module) -> Iterator[torch.device]:
-    """Evaluation mode without gradients; gives the model's device and restores its mode."""
+    """Evaluation mode without gradients; yields the model's device, restores the mode after."""
     was = model.training
     model.eval()
     try:

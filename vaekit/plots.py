@@ -1,8 +1,8 @@
-"""Figures. Each function returns a matplotlib Figure that is already closed for pyplot.
+"""Figures. Each function returns a matplotlib Figure that pyplot no longer holds.
 
-A notebook shows it once where it ends a cell; elsewhere say `display(figure)`. Images are grey on
-a fixed scale, black 0 and white 1, a pixel a whole number of figure pixels; colours are Okabe and
-Ito's, told apart by colour-blind readers.
+A notebook shows it once, if it ends a cell; elsewhere call `display(figure)`. Images are drawn in
+grey on a fixed scale, 0 black and 1 white, at a whole number of figure pixels per pixel. Colours
+are Okabe and Ito's, which colour-blind readers can tell apart.
 """
 
 import matplotlib.pyplot as plt
@@ -16,7 +16,7 @@ from vaekit.data import as_float, pixels_of
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 GAP = 4  # figure pixels between images
-# figure pixels of a line of a title
+# figure pixels per line of a title
 LINE = 15
 
 
@@ -30,7 +30,7 @@ def panels(rows: int, columns: int, size: tuple, title: str = ""):
 
 
 def label(axis, title: str = "", x: str = "", y: str = "", **legend) -> None:
-    """A legend where something drawn has a label."""
+    """Title and axis labels; a legend where something drawn has a label."""
     axis.set_title(title, fontsize=9)
     axis.set_xlabel(x, fontsize=9)
     axis.set_ylabel(y, fontsize=9)
@@ -44,7 +44,7 @@ def show_images(
 ) -> Figure:
     """A grid of images (N, C, H, W), uint8 or float in [0, 1], grey or RGB, or of a Split.
 
-    titles: one string an image; row_labels: one a row; size: inches an image, about.
+    titles: one string per image; row_labels: one per row; size: inches per image, about.
     """
     x = _enlarged(images, size).permute(0, 2, 3, 1)  # (N, h, w, C)
     n, h, w, channels = x.shape
@@ -52,7 +52,7 @@ def show_images(
     titles = [str(text) for text in titles or [""] * n]
     lines = [len(text.splitlines()) for text in titles]
     longest = max(len(line) for text in titles for line in text.split("\n"))
-    fontsize = min(9, max(7, 1.2 * w / max(longest, 1)))  # 9 unless they would overlap
+    fontsize = min(9, max(7, 1.2 * w / max(longest, 1)))  # smaller where titles would overlap
     heads = [LINE * max(lines[i : i + columns]) for i in range(0, n, columns)]
     tops = np.cumsum(heads) + (h + GAP) * np.arange(len(heads)) + (26 if title else 0)
     left = 32 if row_labels else 0
@@ -60,7 +60,7 @@ def show_images(
     width = left + columns * (w + GAP) - GAP
     figure = plt.figure(figsize=(width / 100, height / 100), dpi=100)
     plt.close(figure)
-    # the whole figure, in its pixels
+    # the whole figure, in figure pixels
     axis = figure.add_axes((0, 0, 1, 1))
     axis.set_axis_off()
     canvas = torch.ones(height, width, channels)
@@ -78,8 +78,8 @@ def show_images(
 
 
 def _enlarged(images, size: float) -> Tensor:
-    """Images of about `size` inches at 100 dpi, float (N, C, h, w), CPU: every pixel repeated, so
-    that it stays as sharp as it is and the stored PNG small; larger images are scaled down."""
+    """Images of about `size` inches at 100 dpi, float (N, C, h, w), CPU. Every pixel is repeated,
+    so edges stay sharp and the stored PNG small. Larger images are scaled down."""
     x = as_float(pixels_of(images)).detach().cpu().clamp(0, 1)
     scale = 100 * size / max(x.shape[-2:])
     times = round(scale)
@@ -91,9 +91,9 @@ def _enlarged(images, size: float) -> Tensor:
 def show_rows(
     rows: dict, title: str = "", columns: int = 8, size: float = 1.1, titles=None
 ) -> Figure:
-    """One labelled row an entry, the same columns: show_rows({"real": x, "reconstruction": y}).
+    """One labelled row per entry: show_rows({"real": x, "reconstruction": y}).
 
-    The first `columns` images of each; fewer where an entry has fewer. titles: of the first row.
+    Shows the first `columns` images of each, or fewer where there are fewer. titles: first row.
     """
     sets = [pixels_of(images) for images in rows.values()]
     columns = min(columns, *map(len, sets))
@@ -104,8 +104,8 @@ def show_rows(
 
 
 def difference(a: Tensor, b: Tensor, name: str) -> dict[str, Tensor]:
-    """A row for `show_rows`: |a - b|, mean over channels, on one scale for all images, from 0 to
-    the largest difference, which the row's label gives."""
+    """A row for `show_rows`: |a - b|, mean over channels, all images on one scale from 0 to the
+    largest difference, which the row's label gives."""
     gap = (a - b).abs().mean(1, keepdim=True)
     top = gap.max().clamp(min=1e-6)
     return {f"{name}\n0 to {top:.2g}": (gap / top).expand_as(a)}

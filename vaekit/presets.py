@@ -1,14 +1,15 @@
-"""The systems, in values, and what a profile does to them.
+"""The systems as values, and what each profile changes.
 
-`chest_xray` is the defaults of `Config`; a preset says what it has beside them.
+`chest_xray` is the defaults of `Config`; the other presets list where they differ from it.
 """
 
 from vaekit.published import PUBLISHED
 
 PRESETS = {
     "chest_xray": {},
-    # Ours. The code begins as that of the best linear VAE, with the prior's mean and scale, so
-    # there is one phase and nothing to rescale; the network learns what a linear picture lacks.
+    # Ours. The code starts as that of the best linear VAE, with the prior's mean and scale. So
+    # there is one phase and nothing to rescale; the network learns what linear reconstructions
+    # lack.
     "sharp": dict(start="linear", latent="vector", latent_channels=1024, rescale_latents=False)
     | dict(widths=(48, 96, 192, 192), shortcut="conv", attention=(), shift=2)
     | dict(band_weight=1.0, critic_share=0.5)
@@ -17,36 +18,36 @@ PRESETS = {
     | dict(lr_phase2=1e-3, lr_schedule_phase2="cosine", lr_warmup=0.02),
 } | PUBLISHED
 
-# What each profile does to make a run shorter, and the rates that suit a short one. `full` is the
-# preset itself.
+# What each profile changes to make a run shorter, and the rates that suit a short run. `full`
+# changes nothing.
 PROFILE_CHANGES = {
     "smoke": dict(image_size=32, epochs_phase1=1, epochs_phase2=2, batch_size=8, max_images=24)
     | dict(lr_phase1=1e-3, lr_phase2=1e-3, sample_every=1),
-    # a short run needs large steps, and an average over fewer of them
+    # a short run needs large steps, and weights averaged over fewer of them
     "quick": dict(image_size=64, epochs_phase1=4, epochs_phase2=10, batch_size=8, ema=0.99)
     | dict(max_images=4000, epoch_images=320)
     | dict(lr_phase1=2e-3, lr_phase2=2e-3, lr_warmup=0.02)
     | dict(lr_schedule_phase1="constant", lr_schedule_phase2="cosine"),
     "full": {},
 }
-# ... and for every data set but chest_xray: larger batches, longer epochs, and a network with at
-# most so many channels a stage (`widths`).
+# ... and for every data set but chest_xray: larger batches, longer epochs, and a limit on the
+# channels of each stage (`widths`).
 LARGE_SETS = {
     "smoke": dict(widths=64),
     "quick": dict(epoch_images=0, epochs_phase1=5, epochs_phase2=10, batch_size=32)
     | dict(lr_phase1=1e-3, lr_phase2=1e-3, widths=64),
     "full": {},
 }
-# ... and for single presets. chest_xray: half as wide. sharp: a third, and a stage fewer, so that
-# the last map stays 8x8; 256 numbers for 64x64 are 16 pixels a number, as 1,024 for 128x128 are.
+# ... and for single presets. chest_xray: half as wide. sharp: a third as wide and one stage fewer,
+# so that the last map stays 8x8; 256 numbers for 64x64 are 16 pixels each, as 1,024 for 128x128.
 PRESET_CHANGES = {
     ("sharp", "smoke"): dict(latent_channels=16, widths=(8, 16, 16)),
     ("chest_xray", "quick"): dict(widths=(16, 32, 64, 128, 256)),
     ("sharp", "quick"): dict(latent_channels=256, widths=(16, 32, 64), epochs_phase2=20)
     | dict(lr_phase2=1e-3),
 }
-# Of these a profile never takes more than the preset has.
+# A profile never raises these above the preset's value.
 AT_MOST = {"image_size", "batch_size", "epochs_phase1", "epochs_phase2"}
-# Durations in epochs keep their share of the run, down to at least this many.
+# Durations in epochs keep their share of the run, but stay at least this long.
 DURATIONS = dict(beta_warmup=0, sample_every=1, early_stop=0)
 DURATIONS |= dict(plateau_patience=1, cycle_epochs=2, cycle_cooldown=1)

@@ -1,9 +1,9 @@
-"""Quantised codes: at every place of the latent's map one of K vectors, and nothing in between.
+"""Quantised codes: at every place of the latent map stands one of K vectors.
 
-`encode` gives what the encoder says, mu, without noise: logvar is minus infinity. `decode` takes
-any z to the nearest code first. Rounding has no gradient; training pretends that it is the identity
-(the straight-through estimator, Bengio et al. 2013, arXiv 1308.3432). Under a prior for which all K
-codes are equally likely, the KL of a place is log K nats, whatever the image.
+`encode` returns the encoder's mu without noise: logvar is minus infinity. `decode` first rounds any
+z to the nearest code. Rounding has no gradient; training treats it as the identity
+(straight-through estimator, Bengio et al. 2013, arXiv 1308.3432). If the prior makes all K codes
+equally likely, the KL of a place is log K nats for every image.
 """
 
 import math
@@ -14,16 +14,16 @@ from torch import Tensor, nn
 
 from vaekit.config import Config
 
-# of the running averages that a codebook is made from, per step
+# per step, of the running averages that form the codebook
 DECAY = 0.97
-# of an equal share of the use, below which a code is placed anew
+# a code with less than this part of an equal share of the use is placed anew
 DEAD = 0.05
 
 
 class Quantiser(nn.Module):
     """forward: z (B, C, H, W) -> the nearest codes, the same shape, straight-through gradient.
 
-    `indices` and `lookup` lead from vectors to numbers (B, H, W) in 0...K-1, and back.
+    `indices` turns vectors into code numbers (B, H, W) from 0 to K - 1, `lookup` turns them back.
     """
 
     num_codes: int
@@ -36,23 +36,23 @@ class Quantiser(nn.Module):
         return self.lookup(self.indices(z))
 
     def bound(self, z: Tensor) -> Tensor:
-        """What the encoder's last layer says, as mu."""
+        """mu, from the output of the encoder's last layer."""
         return z
 
     def distance(self, z: Tensor) -> Tensor:
-        """mean (z - nearest)^2 over elements, (B,): what rounding moves. Its gradient draws the
-        encoder to the codes."""
+        """Rounding error: mean (z - nearest)^2 over elements, (B,). Its gradient pulls the
+        encoder's output to the codes."""
         return (z - self.nearest(z).detach()).square().flatten(1).mean(1)
 
     def kl(self, z: Tensor) -> Tensor:
-        """H W log K nats, (B,): the KL from the prior under which all codes are equally likely."""
+        """H W log K nats, (B,): the KL from a prior under which all codes are equally likely."""
         places = z[0, 0].numel()
         return z.new_full((len(z),), places * math.log(self.num_codes))
 
 
 class FSQ(Quantiser):
-    """Finite scalar quantisation: number c of a vector is rounded to levels[c] values, evenly
-    spaced from -1 to 1. There is no codebook to learn, and none to collapse.
+    """Finite scalar quantisation: channel c of a vector is rounded to levels[c] values, evenly
+    spaced from -1 to 1. No codebook has to be learned, so none can collapse.
 
     Source: Mentzer et al. 2024, arXiv 2309.15505, with levels symmetric around 0.
     """
@@ -69,7 +69,7 @@ class FSQ(Quantiser):
         return z.tanh()
 
     def digits(self, z: Tensor) -> Tensor:
-        """Which level each number is nearest to: int64 (B, C, H, W), from 0."""
+        """The nearest level of each number: int64 (B, C, H, W), from 0."""
         return ((z.clamp(-1, 1) + 1) / 2 * (self.levels - 1)).round().long()
 
     def nearest(self, z: Tensor) -> Tensor:
@@ -84,13 +84,13 @@ class FSQ(Quantiser):
 
 
 class VQ(Quantiser):
-    """Vector quantisation with a learned codebook (K, C), at first noise (van den Oord et al.
+    """Vector quantisation with a learned codebook (K, C) that starts as noise (van den Oord et al.
     2017, arXiv 1711.00937).
 
-    A code is the running average of the vectors that were nearest to it (there, appendix A.1): it
-    moves in training, where gradients reach the encoder. A code that is hardly used is put where a
-    vector of the batch lies (Dhariwal et al. 2020, arXiv 2005.00341); so they all begin. Of
-    several processes the first one's averages count.
+    A code is the running average of the vectors nearest to it (their appendix A.1). It is updated
+    in training steps, where gradients reach the encoder. A code that is hardly used is moved to a
+    vector of the batch (Dhariwal et al. 2020, arXiv 2005.00341); all codes start like that. With
+    several processes, the averages of the first are used.
     """
 
     def __init__(self, num_codes: int, channels: int):
@@ -99,7 +99,7 @@ class VQ(Quantiser):
         codebook = torch.randn(num_codes, channels)
         self.register_buffer("codebook", codebook)
         self.register_buffer("sums", codebook.clone())
-        # of each code, vectors a step; 0: it is placed at the first step
+        # vectors per step that each code gets; 0 until it is placed, at the first step
         self.register_buffer("use", torch.zeros(num_codes))
 
     def forward(self, z: Tensor) -> Tensor:
@@ -117,7 +117,7 @@ class VQ(Quantiser):
 
     @torch.no_grad()
     def learn(self, vectors: Tensor) -> None:
-        """One step of the averages, from vectors (N, C)."""
+        """Update the averages once, from vectors (N, C)."""
         share = len(vectors) / self.num_codes
         dead = self.use < DEAD * share
         drawn = vectors[torch.randint(len(vectors), dead.shape, device=vectors.device)]
@@ -132,15 +132,16 @@ class VQ(Quantiser):
 
 
 def quantiser_for(cfg: Config) -> Quantiser | None:
-    """What `latent` asks for; None for codes that are not quantised."""
+    """The quantiser that `latent` asks for; None for codes that are not quantised."""
     if cfg.latent == "fsq":
         return FSQ(cfg.levels)
     return VQ(cfg.codebook_size, cfg.latent_channels) if cfg.latent == "vq" else None
 
 
 def code_use(indices: Tensor, num_codes: int) -> dict[str, float]:
-    """What became of the K codes: "codes_used", how many occur among `indices`, and "perplexity",
-    exp of the entropy of how often: so many codes, used equally often, would be as varied."""
+    """How the K codes are used: "codes_used", how many of them occur in `indices`, and
+    "perplexity", exp of the entropy of their frequencies: as varied as that many equally frequent
+    codes."""
     counts = torch.bincount(indices.flatten().cpu(), minlength=num_codes)
     entropy = torch.special.entr(counts.double() / counts.sum()).sum()
     return {"codes_used": int((counts > 0).sum()), "perplexity": entropy.exp().item()}

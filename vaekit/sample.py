@@ -1,8 +1,8 @@
-"""Codes of images, images of codes, and where new codes are drawn from.
+"""Codes of images, images of codes, and samplers of new codes.
 
-A decoder is only as good as the codes it is given. Training asks codes to look like N(0, I), the
-prior. Where they do not, fit them after training and draw from the fit: here a Gaussian, in
-`priors/` a mixture of Gaussians and flow matching. Source: Ghosh et al. 2020, arXiv 1903.12436.
+Training pulls the codes towards N(0, I), the prior. Where they differ from it, fit a distribution
+to them after training and sample from that: here a Gaussian, in `priors/` a mixture of Gaussians
+and flow matching. Source: Ghosh et al. 2020, arXiv 1903.12436.
 """
 
 from dataclasses import dataclass
@@ -17,9 +17,9 @@ from vaekit.model import evaluating
 from vaekit.quantise import Quantiser
 
 SAMPLERS = ("prior", "gaussian", "gmm", "flow")
-# directions that mixture and flow are fitted in, at most
+# at most this many directions for mixture and flow
 LEADING_DIMS = 64
-# of the variance of the means, where that takes fewer directions
+# ... or those that hold this share of the means' variance, if fewer
 LEADING_SHARE = 0.95
 
 
@@ -40,14 +40,14 @@ def decode_all(model, z: Tensor, batch_size: int = 64) -> Tensor:
 
 @dataclass
 class Prior:
-    """z ~ N(0, I); quantised, one of the codes at every place, all equally likely."""
+    """z ~ N(0, I); for a quantised latent, codes that are all equally likely, at every place."""
 
     shape: tuple  # of one code
     quantiser: Quantiser | None = None
 
     def sample(self, n: int, temperature: float = 1.0, seed: int = 0) -> Tensor:
-        """z (n, *shape) float32, CPU, the same for the same seed; temperature scales z, but not
-        what is quantised."""
+        """z (n, *shape) float32, CPU, the same for the same seed. temperature scales z; it has no
+        effect on quantised codes."""
         rng = np.random.default_rng(seed)
         if self.quantiser is None:
             z = temperature * rng.standard_normal((n, *self.shape))
@@ -60,21 +60,21 @@ class Prior:
 class Gaussian:
     """z = mean + scale * (y @ basis + noise * e), y ~ N(0, stds^2), e ~ N(0, I).
 
-    y @ basis is how the means of images differ, e what the encoder leaves open about each.
+    y @ basis is the variation between images, e the encoder's uncertainty about each.
     """
 
     shape: tuple  # of one code, D numbers
     mean: np.ndarray  # (D,)
     scale: np.ndarray  # (D,)
-    # (r, D), the principal directions: orthonormal rows, the largest first
+    # (r, D), principal directions: orthonormal rows, largest variance first
     basis: np.ndarray
-    stds: np.ndarray  # (r,), the deviation along each
+    stds: np.ndarray  # (r,), standard deviation along each
     noise: np.ndarray  # (D,)
 
     def sample(self, n: int, temperature: float = 1.0, seed: int = 0) -> Tensor:
         """z (n, *shape) float32, CPU, the same for the same seed on every machine.
 
-        temperature scales every deviation from the mean, or from a component's own mean.
+        temperature scales the deviations from the mean (in a mixture, from each component's mean).
         """
         rng = np.random.default_rng(seed)
         y = temperature * rng.standard_normal((n, len(self.stds)))
@@ -84,7 +84,7 @@ class Gaussian:
         return torch.from_numpy(z).float().view(n, *self.shape)
 
     def coordinates(self, y: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Where normal numbers y (n, r) lie along the basis."""
+        """Coordinates along the basis, from normal numbers y (n, r)."""
         return y * self.stds
 
 
@@ -94,9 +94,9 @@ def fit_sampler(
     """A sampler fitted to the aggregated posterior: mu, logvar (N, *latent_shape) as encoded.
 
     "prior" needs no fit. "gaussian" has the full covariance, shrunk (Ledoit and Wolf 2004). "gmm"
-    and "flow" put a mixture, or flow matching, in its place in the leading principal directions;
-    one that gains nothing on held-out codes is the Gaussian, one that is given labels (N,) can be
-    asked for a class, see `FlowMatching`. ValueError for another kind, or N < 2.
+    and "flow" replace it, in the leading principal directions, by a mixture or by flow matching. If
+    that gains nothing on held-out codes, the Gaussian is returned. With labels (N,) a flow can
+    sample one class, see `FlowMatching`. ValueError for another kind, or N < 2.
     """
     checks.check_sampler(kind, SAMPLERS)
     if kind == "prior":
@@ -112,16 +112,16 @@ def fit_sampler(
         return fit_mixture(gaussian, y, seed)
     from vaekit.priors.flow import fit_flow
 
-    # None where nothing is gained
+    # None where it gains nothing
     return fit_flow(gaussian, y, seed, labels) or fit_sampler(mu, logvar, "gaussian")
 
 
 def principal_gaussian(mu: Tensor, logvar: Tensor, kind: str) -> tuple[Gaussian, np.ndarray]:
-    """The Gaussian of all codes, and where the means lie in its leading directions, (N, d).
+    """The Gaussian of all codes, and the means' coordinates in its leading directions, (N, d).
 
-    "gaussian": its covariance is shrunk, (1 - a) S + a tr(S)/D I (Ledoit and Wolf 2004). "flow":
-    directions lead that the encoder is sure of, whatever their variance: where the code is white,
-    as that of `start="linear"`, all variances are alike, and say nothing.
+    "gaussian": the covariance is shrunk, (1 - a) S + a tr(S)/D I (Ledoit and Wolf 2004). "flow":
+    directions are ordered by variance over the encoder's noise. Variance alone would not do: with
+    `start="linear"` codes are white, and all variances are alike.
     """
     from sklearn.covariance import ledoit_wolf_shrinkage
     from sklearn.decomposition import PCA
@@ -165,7 +165,7 @@ def channel_scale(mu: Tensor, logvar: Tensor) -> Tensor:
 
 
 def count_leading(variance: np.ndarray, n: int) -> int:
-    """How many principal directions hold 95% of the variance: at most n / 4 and 64, at least 1."""
+    """How many principal directions hold 95% of the variance; at most n / 4 and 64, at least 1."""
     share = np.cumsum(variance) / max(variance.sum(), 1e-30)
     d = 1 + int(np.searchsorted(share, LEADING_SHARE))
     return max(1, min(d, n // 4, LEADING_DIMS, len(variance)))
@@ -176,10 +176,10 @@ def sample_latents(
 ) -> Tensor:
     """z (n, *latent_shape) on the model's device; see `fit_sampler` for the kinds.
 
-    fit_on: the training images (Split or tensor), which all but "prior" encode; to draw twice
-    without fitting twice, call `fit_sampler` and its `.sample`. Of a quantised latent "prior" has
-    all codes equally likely, and "codes" is a transformer that learns which follow which, see
-    `priors.tokens`. ValueError for an unknown sampler, one that the latent does not have, or a
+    fit_on: the training images (Split or tensor); every sampler but "prior" encodes them. To draw
+    twice and fit once, call `fit_sampler` and its `.sample`. With a quantised latent, "prior" makes
+    all codes equally likely and "codes" is a transformer that learns their order, see
+    `priors.tokens`. ValueError for an unknown sampler, one that this latent does not have, or a
     missing fit_on.
     """
     quantiser = getattr(model, "quantiser", None)

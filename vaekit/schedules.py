@@ -1,5 +1,5 @@
-"""What changes during training: beta and the learning rate. Pure functions of progress, and two
-small controllers that listen to the run."""
+"""What changes during training: beta, the learning rate, the critic's pull. Pure functions of
+progress, and two small controllers that follow the run."""
 
 import math
 
@@ -9,10 +9,10 @@ from vaekit.config import Config
 def beta_at(cfg: Config, epoch: float, level: float | None = None) -> float:
     """The KL weight at `epoch` (counted from 0 over both phases, fractions allowed).
 
-    0 in phase 1. In phase 2 `beta` from the start ("constant"); rising in a straight line from
-    `beta_start` to `beta` over `beta_warmup` epochs ("warmup"; Bowman et al. 2016); or in cycles
-    of `cycle_epochs`, the first `cycle_cooldown` of each at `cycle_reduction` times beta, but not
-    below a floor that grows from cycle to cycle ("cyclical", after Fu et al. 2019). With
+    0 in phase 1. In phase 2, by `beta_schedule`: "constant" is `beta`; "warmup" rises in a straight
+    line from `beta_start` to `beta` over `beta_warmup` epochs (Bowman et al. 2016); "cyclical" has
+    cycles of `cycle_epochs`, of which the first `cycle_cooldown` are at `cycle_reduction` times
+    beta, but not below a floor that grows from cycle to cycle (after Fu et al. 2019). With
     "adaptive" and "adaptive_cyclical" beta is the `level` of a `BetaBand`, at first `cfg.beta`.
     """
     since = epoch - cfg.epochs_phase1
@@ -30,13 +30,13 @@ def beta_at(cfg: Config, epoch: float, level: float | None = None) -> float:
 
 
 def decoder_only(cfg: Config, epoch: float) -> bool:
-    """Whether the encoder rests and a critic learns: the end of a run that has one."""
+    """Whether the encoder is frozen and a critic trains: the last part of a run that has one."""
     return cfg.critic_share > 0 and epoch >= cfg.critic_from * cfg.num_epochs
 
 
 def critic_share_at(cfg: Config, epoch: float) -> float:
-    """The critic's pull on the decoder: nothing for the first quarter of its time, in which it
-    learns alone, then a straight rise for a quarter, then `critic_share`."""
+    """The critic's pull on the decoder. Of the critic's time: 0 for the first quarter, in which it
+    learns alone; a straight rise in the second; then `critic_share`."""
     if not decoder_only(cfg, epoch):
         return 0.0
     start = cfg.critic_from * cfg.num_epochs
@@ -45,8 +45,8 @@ def critic_share_at(cfg: Config, epoch: float) -> float:
 
 
 def final_objective(cfg: Config, epoch: int) -> bool:
-    """Whether `epoch` trains at the full beta, and with the full critic where there is one: only
-    then is a validation loss comparable."""
+    """Whether `epoch` trains with the full beta, and the full critic if there is one. Validation
+    losses are comparable only among such epochs."""
     if critic_share_at(cfg, epoch) < cfg.critic_share:
         return False
     if not cfg.epochs_phase2:
@@ -57,10 +57,10 @@ def final_objective(cfg: Config, epoch: int) -> bool:
 class BetaBand:
     """Keeps the KL's share of the loss between `kl_share_low` and `kl_share_high`.
 
-    `step(share, ceiling)` once an epoch: share, the KL's part of the loss at `level`, is smoothed;
-    outside the band, `level` moves towards the band's geometric middle, by a factor of 2 at most.
-    It stays at or below `ceiling`: a collapsed KL has no share either, and more beta would not
-    bring it back.
+    `step(share, ceiling)` once an epoch: share is the KL's part of the loss at `level`; it is
+    smoothed. Outside the band, `level` moves towards the band's geometric middle, by a factor of 2
+    at most. It stays at or below `ceiling`: a collapsed KL has a small share too, and more beta
+    would not bring it back.
     """
 
     def __init__(self, cfg: Config):
@@ -78,7 +78,7 @@ class BetaBand:
             middle = math.sqrt(self.low * self.high)
             factor = min(max((middle / share) ** 0.5, 0.5), 2.0)
         level = min(self.level * factor, ceiling)
-        # what the share will be at the new level: otherwise the memory would overshoot
+        # expect the share at the new level, or the smoothing would overshoot
         self.share = share * level / self.level
         self.level = level
         return level
@@ -94,9 +94,9 @@ class BetaBand:
 def lr_factor(kind: str, progress: float, warmup: float = 0.0) -> float:
     """Multiplier of the phase's learning rate at `progress` in [0, 1] of the phase.
 
-    A straight rise over the first `warmup` of the phase (Goyal et al. 2017), then: "constant" and
-    "plateau" (which a `Plateau` lowers) 1; "cosine" a half cosine to 0; "cosine_restarts" three
-    half cosines from 1 to 0, each twice as long as the one before (Loshchilov and Hutter 2017).
+    A straight rise over the first `warmup` of the phase (Goyal et al. 2017), then: "constant" 1;
+    "plateau" 1, which a `Plateau` lowers; "cosine" a half cosine to 0; "cosine_restarts" three half
+    cosines from 1 to 0, each twice as long as the one before (Loshchilov and Hutter 2017).
     """
     if progress < warmup:
         # a rate of 0 would waste the first step
@@ -105,7 +105,7 @@ def lr_factor(kind: str, progress: float, warmup: float = 0.0) -> float:
         return 1.0
     progress = (progress - warmup) / (1 - warmup)
     if kind == "cosine_restarts":
-        # in units of the first cycle: the three begin at 0, 1 and 3
+        # in units of the first cycle: the cycles begin at 0, 1 and 3
         at = 7 * progress
         cycle = min(int(math.log2(at + 1)), 2)
         progress = (at + 1) / 2**cycle - 1
@@ -114,9 +114,8 @@ def lr_factor(kind: str, progress: float, warmup: float = 0.0) -> float:
 
 
 class Plateau:
-    """Halves the learning rate when the watched value has not fallen, by a thousandth of itself at
-    least, for more than `patience` epochs. `step(value)` -> the factor to multiply the phase's
-    rate by."""
+    """Halves the learning rate when the value has not fallen by at least a thousandth for more than
+    `patience` epochs. `step(value)` -> the factor of the phase's rate."""
 
     def __init__(self, patience: int = 5):
         self.patience = patience
@@ -144,5 +143,5 @@ class Plateau:
 
 
 def ema_decay(cfg: Config, step: int) -> float:
-    """Decay of the averaged weights at `step`: short memory first, `cfg.ema` in the end."""
+    """Decay of the averaged weights at `step`: small at first, `cfg.ema` in the end."""
     return min(cfg.ema, (1 + step) / (10 + step))

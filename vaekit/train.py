@@ -1,7 +1,7 @@
 """The training loop on one page: a step, an epoch, a run.
 
-It knows no disk, no clock and no signal. `keep.run.fit` puts around it what a long run needs:
-checkpoints, going on after a stop, steps that are not finite, memory that runs out.
+It knows no disk, no clock and no signals. `keep.run.fit` adds what a long run needs: checkpoints,
+resuming after a stop, steps that are not finite, memory that runs out.
 """
 
 import copy
@@ -25,12 +25,12 @@ from vaekit.quantise import code_use
 from vaekit.schedules import BetaBand, Plateau, final_objective
 
 OPTIMIZERS = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}
-VALIDATED = 2000  # images an epoch, at most; the same ones, spread evenly over the split
+VALIDATED = 2000  # most images per epoch: the same ones, spread evenly over the split
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def train(trainer: "Trainer", on_epoch_end: Callable | None = None) -> None:
-    """Epoch after epoch until the run is done; `on_epoch_end(trainer, row)` after each."""
+    """Train to the end of the run; `on_epoch_end(trainer, row)` after each epoch."""
     while not trainer.done:
         row = trainer.run_epoch()
         if on_epoch_end:
@@ -38,20 +38,20 @@ def train(trainer: "Trainer", on_epoch_end: Callable | None = None) -> None:
 
 
 class Trainer:
-    """A model in training, from step to step. `train(trainer)` runs it to its end.
+    """A model in training. `train(trainer)` runs it to its end.
 
-    `raw` is the network that is trained, `model` the same behind DDP where there are several
-    processes, `ema` its averaged weights: what validation sees, and the result. `features` is
-    `features.feature_loss(cfg)`; without it the feature terms are left out. The best epoch, early
-    stopping and samples on disk are `keep.run.fit`'s.
+    `raw` is the network that is trained; `model` is the same network, wrapped in DDP where there
+    are several processes; `ema` has its averaged weights, is what validation measures, and is the
+    result. `features` is `features.feature_loss(cfg)`; without it the feature terms are left out.
+    The best epoch, early stopping and samples on disk belong to `keep.run.fit`.
     """
 
     def __init__(self, cfg: Config, data: Data, features: FeatureLoss | None = None):
         device = choose_device()
         if device.type == "cpu":
             fast.keep_freed_memory()
-        # Accelerator brings device, processes and DDP. Precision stays here: a second Accelerator
-        # with another `mixed_precision` raises, and one notebook holds many fits.
+        # Accelerator handles device, processes and DDP. Precision is handled here: a second
+        # Accelerator with another `mixed_precision` raises, and one notebook holds many fits.
         ddp = DistributedDataParallelKwargs(find_unused_parameters=cfg.critic_share > 0)
         self.accelerator = Accelerator(cpu=device.type == "cpu", kwargs_handlers=[ddp])
         self.device = self.accelerator.device
@@ -70,18 +70,18 @@ class Trainer:
         self.raw = model.to(self.device, memory_format=layout)
         self.ema = copy.deepcopy(self.raw).eval().requires_grad_(False)
         self.critic = critic.to(self.device, memory_format=layout) if critic else None
-        # several processes: their gradients' mean
+        # several processes: averages their gradients
         self.model = self.accelerator.prepare(self.raw)
         self.features = features.to(self.device, memory_format=layout) if features else None
         self.optimizer = self.new_optimizer()
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
         self.plateau = Plateau(cfg.plateau_patience)
         self.band = BetaBand(cfg)
-        # of a batch; `keep.guards` cuts it where memory runs out
+        # of a batch; `keep.guards` splits it where memory runs out
         self.parts = 1
         self.epoch = 0
         self.num_steps = 0
-        self.history = []  # a row an epoch
+        self.history = []  # one row per epoch
 
     def new_optimizer(self) -> torch.optim.Optimizer:
         kind = OPTIMIZERS[self.cfg.optimizer]
@@ -115,10 +115,10 @@ class Trainer:
             self.critic.optimizer.zero_grad(set_to_none=True)
 
     def gradients(self, x: Tensor, epoch: float, part: float = 1.0) -> dict[str, Tensor]:
-        """Forward, loss, backward: adds the gradient of the mean loss of x, times `part`, its share
-        of the batch."""
+        """Forward, loss, backward: adds the gradient of x's mean loss times `part`, the share of
+        the batch that x is."""
         with self.autocast():
-            # phase 1 decodes the mean: a plain autoencoder, no noise to average over
+            # phase 1 decodes the mean: a plain autoencoder, without noise
             sample = epoch >= self.cfg.epochs_phase1
             rests = schedules.decoder_only(self.cfg, epoch)
             x_hat, mu, logvar = self.model(x, sample, rests)
@@ -130,10 +130,10 @@ class Trainer:
         return loss.terms
 
     def meet_critic(self, x: Tensor, x_hat: Tensor, epoch: float, part: float) -> Tensor:
-        """One batch for the critic: adds to its .grad, returns its hinge loss, 0 while it is off.
+        """One batch for the critic: adds to its .grad; returns its hinge loss, 0 while off.
 
-        Its pull is no part of the total loss: a hook adds it to the total's gradient at x_hat,
-        in the backward pass. All in full precision.
+        Its pull is not part of the total loss: in the backward pass a hook adds it to the total's
+        gradient at x_hat. All of this in full precision.
         """
         if not schedules.decoder_only(self.cfg, epoch):
             return torch.zeros((), device=self.device)
@@ -150,7 +150,7 @@ class Trainer:
         return total
 
     def update(self, terms: dict[str, Tensor]) -> None:
-        """The optimiser's step. `keep.guards` leaves it out where the gradient is not finite."""
+        """The optimiser's step. `keep.guards` skips it where the gradient is not finite."""
         self.scaler.step(self.optimizer)
         if self.critic:
             self.critic.step(self.accelerator)
@@ -174,9 +174,9 @@ class Trainer:
     # ---- an epoch --------------------------------------------------------------------------------
 
     def run_epoch(self) -> dict[str, float]:
-        """Train on all whole batches, validate, adapt; the history's new row."""
+        """Train on all whole batches, validate, adapt; returns the history's new row."""
         cfg = self.cfg
-        quantised = self.raw.quantiser is not None  # and has a scale already
+        quantised = self.raw.quantiser is not None  # its scale is fixed
         if cfg.rescale_latents and not quantised and self.epoch == cfg.epochs_phase1 > 0:
             self.begin_phase2()
         train_means = self.train_epoch()
@@ -190,13 +190,13 @@ class Trainer:
         return row
 
     def train_epoch(self) -> dict[str, float]:
-        """A step on every batch; {term: mean of its finite values}, NaN where none is."""
-        # they stay on the device: no step waits for another
+        """One step per batch; {term: mean of its finite values}, NaN where there are none."""
+        # kept on the device, so that no step waits for another
         values = []
         self.model.train()
         rank = self.accelerator.process_index
         with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
-            # the noise of an epoch depends on seed and epoch alone: a resumed run repeats it
+            # an epoch's noise depends on seed and epoch alone: a resumed run repeats it
             torch.manual_seed((self.cfg.seed * 1_000_003 + self.epoch) * 64 + rank)
             for x, epoch in self.epoch_batches():
                 terms = self.step(x, epoch)
@@ -221,11 +221,10 @@ class Trainer:
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """Loss terms on `VALIDATED` validation images at most: averaged weights, z sampled with
-        fixed noise (in phase 1 the mean, as it trains). `loss` is the objective at the
-        `final_beta`, whatever the epoch's own, and without free bits: one yardstick, though only
-        later epochs are trained for it (`schedules.final_objective`). Of quantised codes also
-        `quantise.code_use`."""
+        """Loss terms on at most `VALIDATED` validation images: averaged weights, z sampled with
+        fixed noise (in phase 1 the mean, as in training). `loss` is the objective at `final_beta`
+        in every epoch, without free bits: one yardstick, although only the later epochs are trained
+        for it (`schedules.final_objective`). For quantised codes also `quantise.code_use`."""
         cfg = self.cfg.replace(free_bits=0.0)
         split = self.data.val
         order = torch.linspace(0, len(split) - 1, min(len(split), VALIDATED)).round().long()
@@ -245,7 +244,7 @@ class Trainer:
             if quantiser is not None:
                 indices.append(quantiser.indices(mu).flatten())
             sums = sums + torch.stack(list(loss.terms.values())) * len(x)
-        # every process has measured all of it; a mean, so that none decides for itself
+        # every process has measured all images; with the mean they decide alike
         totals = self.accelerator.reduce(sums, "mean").tolist()
         means = {name: total / len(order) for name, total in zip(loss.terms, totals, strict=True)}
         means["psnr"] = -10 * math.log10(max(means["mse"], 1e-10))
@@ -273,21 +272,21 @@ class Trainer:
         row = {"epoch": self.epoch + 1, "phase": self.phase, "beta": self.beta}
         row["beta_elbo"] = beta_elbo(cfg, self.beta, l1, mse, *self.sizes)
         row["kl_share"] = kl_share(cfg, self.beta, recon, kl, *self.sizes)
-        # at the epoch's beginning; beta is that of its last step
+        # at the epoch's start; beta is that of its last step
         row["lr"] = self.learning_rate(self.epoch)
         row |= {f"train_{name}": value for name, value in train_means.items()}
         return row | {f"val_{name}": value for name, value in val_means.items()}
 
-    # ---- what listens to the run -----------------------------------------------------------------
+    # ---- what follows the run --------------------------------------------------------------------
 
     def adapt(self, row: dict[str, float]) -> None:
-        """What the epoch's numbers decide: a lower rate, another beta."""
+        """After each epoch: lower the rate on a plateau, move an adaptive beta."""
         cfg = self.cfg
         schedule = cfg.lr_schedule_phase1 if self.phase == 1 else cfg.lr_schedule_phase2
         if schedule == "plateau" and (self.phase == 1 or final_objective(cfg, self.epoch)):
             self.plateau.step(row["val_loss"])
         if "adaptive" in cfg.beta_schedule and self.phase == 2:
-            # in a cooldown too, the share that the full level would have
+            # in a cooldown too: the share that the full level would have
             level = self.band.level
             share = kl_share(cfg, level, row["train_recon"], row["train_kl"], *self.sizes)
             elbo = beta_elbo(cfg, level, row["train_l1"], row["train_mse"], *self.sizes)
@@ -295,7 +294,7 @@ class Trainer:
 
     @property
     def final_beta(self) -> float:
-        """The beta that epochs are compared at; an adaptive one moves, and they with it."""
+        """The beta at which epochs are compared. An adaptive one moves."""
         return self.band.level if "adaptive" in self.cfg.beta_schedule else self.cfg.beta
 
     @property
@@ -304,14 +303,14 @@ class Trainer:
 
     @property
     def sizes(self) -> tuple[int, int]:
-        """Pixels of an image, numbers of a latent."""
+        """(pixels of an image, numbers of a latent)."""
         return self.data.train.images[0].numel(), math.prod(self.raw.latent_shape)
 
     @property
     def done(self) -> bool:
         return self.epoch >= self.cfg.num_epochs
 
-    # ---- all that it needs to go on as if nothing had happened -----------------------------------
+    # ---- state for resuming ----------------------------------------------------------------------
 
     def state_dict(self) -> dict:
         """Complete between two epochs: plain values and tensors."""
@@ -333,7 +332,7 @@ class Trainer:
         self.raw.load_state_dict(state["model"])
         self.ema.load_state_dict(state["ema"])
         self.optimizer.load_state_dict(state["optimizer"])
-        if state["scaler"]:  # one that is off has none
+        if state["scaler"]:  # a scaler that is off has none
             self.scaler.load_state_dict(state["scaler"])
         if self.critic:
             self.critic.load_training_state(state["critic"])
@@ -348,7 +347,7 @@ class Trainer:
 def epoch_order(cfg: Config, n: int, epoch: int, rank: int = 0, world: int = 1):
     """(order, flip) of one epoch: the same on every machine, from seed and epoch alone.
 
-    Whole batches of `batch_size` only (a smaller set is one batch), `epoch_images` images at most;
+    Only whole batches of `batch_size` (a smaller set is one batch), at most `epoch_images` images;
     process `rank` of `world` takes its share of every batch.
     """
     generator = torch.Generator().manual_seed(cfg.seed * 1_000_003 + epoch)

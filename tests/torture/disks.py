@@ -1,4 +1,4 @@
-"""Disks that are full or read-only, on a small tmpfs (which needs root)."""
+"""Full and read-only disks, on a small tmpfs (needs root)."""
 
 import contextlib
 import os

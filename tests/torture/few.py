@@ -1,4 +1,4 @@
-"""The notebooks of the main line on a user's own images: very few, and very many."""
+"""The notebooks 00 to 06 on a user's own images: very few, and very many."""
 
 import os
 import resource

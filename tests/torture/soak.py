@@ -1,4 +1,4 @@
-"""Hours of training in one process: does anything grow?"""
+"""Hours of training in one process: does memory or step time grow?"""
 
 import ctypes
 import gc

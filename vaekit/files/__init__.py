@@ -1,1 +1,1 @@
-"""From any folder to arrays."""
+"""From any folder of images, or an archive of arrays, to arrays in memory."""

@@ -1,4 +1,4 @@
-"""From files to arrays: decode once, split by patient, keep in one memory-mapped file."""
+"""The image cache: decode once, split by patient, store in one memory-mapped file."""
 
 import hashlib
 import json
@@ -31,10 +31,11 @@ CHUNK = 64 * 2**20  # bytes of pixels that are held at a time, however large the
 
 
 class PixelCache:
-    """The images of `files` in `root` as `cfg` wants them, made on first use and kept on disk.
+    """The images of `files` in `root`, prepared as `cfg` asks on first use and stored on disk.
 
-    In two files: all images as the files come, so that another seed decodes nothing; and train,
-    val, test one after the other. The second alone where no patients are to be told apart.
+    Two files: all images in the order of the files, so that another seed decodes nothing; and
+    train, val and test one after the other. Where patients need not be told apart there is only the
+    second.
     """
 
     def __init__(self, root: Path, files: list[ImageFile], cfg: Config, verbose: bool = True):
@@ -50,7 +51,7 @@ class PixelCache:
     def load(self) -> Kept:
         """Images uint8 (N, C, S, S), train, val and test one after the other, and their index.
 
-        In RAM, with a warning, where the disk refuses. FileNotFoundError: no file is usable.
+        Where the disk refuses they stay in RAM, with a warning. FileNotFoundError: no usable file.
         """
         kept = read_kept(self.split_file)
         if kept:
@@ -67,7 +68,8 @@ class PixelCache:
             return self.make(None)
 
     def make(self, drafts: Path | None) -> Kept:
-        """What `load` gives, in files that are begun in the folder `drafts`; None: in RAM."""
+        """Images and index as `load` returns them, in new files in the folder `drafts`; None: in
+        RAM."""
         if self.cfg.patient_key == "none":
             return self.decode_in_order(drafts)
         pixels, facts = read_kept(self.pixel_file) or self.decode_all(drafts)
@@ -78,13 +80,14 @@ class PixelCache:
         return self.keep(images, index, facts["found"])
 
     def decode_all(self, drafts: Path | None) -> Kept:
-        """Every image as the files come; what is found in them, and which show the same."""
+        """All images in the order of the files; reads remarks and patients, and finds
+        duplicates."""
         images, thumbs, found = self.decode(self.files, drafts)
         facts = {"found": found, "pairs": patients.near_duplicates(thumbs)}
         return _keep(images, facts, self.pixel_file)
 
     def decode_in_order(self, drafts: Path | None) -> Kept:
-        """Where the split needs no pixels: one copy on disk, and only what is asked for."""
+        """For splits that need no pixels: one copy on disk, of the images in the splits only."""
         found: dict[str, dict] = {}
         while True:
             order, index = self.plan(found, pairs=[])
@@ -94,7 +97,8 @@ class PixelCache:
                 return self.keep(images, index, found)  # else again: this changes the split
 
     def keep(self, images: np.ndarray, index: dict, found: dict) -> Kept:
-        """Images and index in the split's file, with the remarks of `found` on these images."""
+        """Store images and index in the split's file, with the remarks of `found` on these
+        images."""
         remarks: dict[str, dict[str, str]] = {}
         for name in index["names"]:
             for what, detail in found.get(name, {}).get("remarks", {}).items():
@@ -104,7 +108,7 @@ class PixelCache:
         return _keep(images, index | {"remarks": remarks, "hash": digest}, self.split_file)
 
     def decode(self, files: list, drafts: Path | None) -> tuple[np.ndarray, np.ndarray, dict]:
-        """The images of `files`, their thumbnails, and {name: what `fill` gave}."""
+        """The images of `files`, their thumbnails, and {name: result of `fill`}."""
         size = self.cfg.image_size
         images = _empty(drafts, (len(files), self.cfg.in_channels, size, size))
         if self.verbose and len(files) >= 1000:
@@ -122,7 +126,8 @@ class PixelCache:
     def fill(self, reader: Reader, name: str, image: np.ndarray, thumb: np.ndarray) -> dict:
         """Read the file `name` into `image` and `thumb`.
 
-        {"bad": why that cannot be done}, or the "remarks" and "patient" that the file has.
+        Returns {"bad": the reason} for a file that cannot be used, else its "remarks" and
+        "patient".
         """
         try:
             pixels, remarks, patient = reader.read(name)
@@ -135,7 +140,7 @@ class PixelCache:
         return {"remarks": remarks, "patient": patient}
 
     def plan(self, found: dict[str, dict], pairs: list) -> tuple[list[int], dict]:
-        """The rows of `files` that are train, then val, then test, and the index with them."""
+        """The rows of `files` in train, then val, then test, and the index that describes them."""
         bad = {name: facts["bad"] for name, facts in sorted(found.items()) if "bad" in facts}
         known = {name: facts["patient"] for name, facts in found.items() if facts.get("patient")}
         good = [row for row, file in enumerate(self.files) if file.name not in bad]
@@ -194,7 +199,7 @@ def _key(*parts) -> str:
 
 
 def _sample(root: Path, files: list[ImageFile]) -> list[bytes]:
-    """Bytes from the middle of some files: names, sizes and times alone are equal after cp -p."""
+    """Bytes from the middle of some files: after `cp -p`, names, sizes and times can be equal."""
     number, length = SAMPLED
     some = [root / file.name for file in files[:: max(1, len(files) // number)]]
     found = []
@@ -206,7 +211,7 @@ def _sample(root: Path, files: list[ImageFile]) -> list[bytes]:
 
 
 def _empty(drafts: Path | None, shape: tuple) -> np.ndarray:
-    """An array to fill: the map of a new file in the folder `drafts`, or in RAM."""
+    """An empty array to fill: a memory-mapped new file in the folder `drafts`, or in RAM."""
     if drafts is None:
         return np.zeros(shape, np.uint8)
     path = drafts / f"{len(os.listdir(drafts))}.npy"
@@ -218,7 +223,7 @@ def _empty(drafts: Path | None, shape: tuple) -> np.ndarray:
 
 
 def _keep(images: np.ndarray, index: dict, file: Path) -> Kept:
-    """Write the index after the pixels and rename the draft: nobody sees half of it."""
+    """Write the index after the pixels, then rename the draft: nobody sees an incomplete file."""
     if not isinstance(images, np.memmap):
         return images, index
     images.flush()
@@ -229,7 +234,7 @@ def _keep(images: np.ndarray, index: dict, file: Path) -> Kept:
 
 
 def read_kept(file: str | Path) -> Kept | None:
-    """(images, index) as `_keep` wrote them, None where they are missing or damaged."""
+    """(images, index) as `_keep` wrote them; None where they are missing or damaged."""
     with suppress(OSError, ValueError, EOFError):
         images = np.load(file, mmap_mode="c")
         with open(file, "rb") as rest:
@@ -239,9 +244,9 @@ def read_kept(file: str | Path) -> Kept | None:
 
 
 def _parts(images: np.ndarray, *others: np.ndarray) -> Iterator[slice]:
-    """Rows of `images`, CHUNK bytes at a time; after each, the maps' pages are handed back.
+    """Rows of `images`, CHUNK bytes at a time; after each, the map's pages are released.
 
-    They are the file's, written or not, but would count as this process's until RAM is full.
+    The pages belong to the file, but would count as this process's memory until RAM is full.
     """
     step = max(1, CHUNK * len(images) // images.nbytes)
     for start in range(0, len(images), step):

@@ -1,4 +1,4 @@
-"""From a file to square images: read by content, even out the contrast, make it square."""
+"""From a file to a square image: decode, CLAHE, resize."""
 
 import gzip
 from math import isqrt
@@ -16,38 +16,37 @@ MIN_SIDE = 8  # pixels
 # Where values have more than 8 bits, these percentiles of a file become 0 and 255.
 PERCENTILES = 0.1, 99.9
 FEW_LEVELS = 32  # fewer grey levels than this are worth a remark
-DARK = 64  # what is visible of a transparent image is laid over white if it is darker, of 255
+DARK = 64  # of 255; transparent images whose visible part is darker are laid over white
 SCALED, PAGES = "scaled from more than 8 bits", "later pages not read"
 
 
 class BadImage(ValueError):
-    """A file that cannot be used. The message is the reason, without the file's name."""
+    """A file that cannot be used. The message is the reason; it does not name the file."""
 
 
 class Decoded(NamedTuple):
     """An image, and what its file says."""
 
     pixels: np.ndarray  # uint8 (H, W), or (H, W, 3) RGB
-    remarks: dict[str, str]  # what a reader of the data should know -> its detail
+    remarks: dict[str, str]  # what is unusual about the file -> detail
     patient: str = ""  # DICOM's PatientID
 
 
 def decode(path: str | Path, channels: int = 1) -> np.ndarray:
     """The image in a file: uint8, (H, W) for one channel, (H, W, 3) RGB for three.
 
-    What the file is, its content decides, not its name: a picture, a NumPy array, (H, W) or
-    (H, W, 3), or DICOM, which needs `pip install pydicom`. EXIF orientation is honoured.
-    Transparent images are laid over black, dark ones over white. More than 8 bits are scaled by
-    `robust_range`, DICOM by its window. Raises BadImage with the reason for what is not a whole
-    image.
+    The content decides what a file is, not its name: a picture; a NumPy array (H, W) or (H, W, 3);
+    or DICOM, which needs `pip install pydicom`. EXIF orientation is applied. Transparent images are
+    laid over black, dark ones over white. More than 8 bits are scaled by `robust_range`, DICOM by
+    its window. Raises BadImage, with the reason, for anything that is not a whole image.
     """
     return read_image(path, channels).pixels
 
 
 def read_image(path: str | Path, channels: int = 1) -> Decoded:
-    """What `decode` gives, with remarks: the range of values, later pages, few grey levels."""
-    # Pillow, not cv2.imdecode: the same pixels at 1.1 times the time for a full-size film, and it
-    # alone refuses truncated files in every version and knows palettes, alpha and CMYK.
+    """As `decode`, with remarks: the range of values, later pages, few grey levels."""
+    # Pillow, not cv2.imdecode: the same pixels in 1.1 times the time for a full-size film, but only
+    # Pillow refuses truncated files in every version, and reads palettes, alpha and CMYK.
     try:
         with open(path, "rb") as file:
             head = file.read(132)
@@ -64,13 +63,13 @@ def read_image(path: str | Path, channels: int = 1) -> Decoded:
         raise
     except UnidentifiedImageError as error:
         raise BadImage("not an image") from error
-    except Exception as error:  # what a decoder throws at a damaged file is of many kinds
+    except Exception as error:  # decoders raise many kinds of errors
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise BadImage(f"cannot be read: {reason}") from error
 
 
 def from_array(values: np.ndarray, channels: int) -> Decoded:
-    """An image that is an array of numbers, (H, W) or (H, W, 3); BadImage for others."""
+    """An image from an array of numbers, (H, W) or (H, W, 3); BadImage for other arrays."""
     colour = values.ndim == 3 and values.shape[2] == 3
     if not (values.ndim == 2 or colour) or values.dtype.kind not in "uif":
         raise BadImage(f"is {values.dtype} {values.shape}, not numbers (H, W) or (H, W, 3)")
@@ -84,11 +83,11 @@ def from_array(values: np.ndarray, channels: int) -> Decoded:
 def robust_range(values: np.ndarray) -> tuple[float, float]:
     """The values (H, W) or (H, W, C) that become 0 and 255: PERCENTILES, without padding.
 
-    Padding is the smallest or largest value where it is farther from the others' range than this
-    range is wide: a border, a burnt-in marker, a dead pixel. BadImage for NaN and infinity.
+    The smallest or largest value is padding (a border, a burnt-in marker, a dead pixel) if its
+    distance from the others is more than their range. BadImage for NaN and infinity.
     """
     pixels = values.shape[0] * values.shape[1]
-    step = max(1, isqrt(pixels // 1_000_000))  # a million pixels say enough
+    step = max(1, isqrt(pixels // 1_000_000))  # a million pixels are enough
     values = np.asarray(values[::step, ::step])
     if not np.isfinite(values).all():
         raise BadImage("has values that are not finite")
@@ -104,7 +103,7 @@ def robust_range(values: np.ndarray) -> tuple[float, float]:
 
 
 def _scale(values: np.ndarray, remarks: dict, limits: tuple = ()) -> np.ndarray:
-    """uint8: the limits, or the robust range, become 0 and 255; `remarks` records them."""
+    """uint8: `limits`, or the robust range, become 0 and 255; `remarks` records them."""
     low, high = limits or robust_range(values)
     remarks[SCALED] = f"from {low:.6g} to {high:.6g}"
     scaled = (values - np.float64(low)) * (255 / max(high - low, 1e-12))
@@ -133,7 +132,7 @@ def _read_picture(image: Image.Image, path: str | Path, channels: int) -> Decode
 
 
 def _read_deep(path: str | Path, image: Image.Image, remarks: dict) -> Image.Image:
-    """16 bits a channel, in colour or with alpha: of these Pillow gives the upper 8."""
+    """16 bits a channel, in colour or with alpha, of which Pillow would give the upper 8 only."""
     image.load()  # refuses a cut file, which cv2 would fill
     values = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
     eight = _scale(values[..., 2::-1], remarks)  # of BGR or BGRA
@@ -145,7 +144,7 @@ def _read_deep(path: str | Path, image: Image.Image, remarks: dict) -> Image.Ima
 
 
 def _read_dicom(path: str | Path, channels: int) -> Decoded:
-    """The first frame: by its window, else, above 8 bits, by `robust_range`; bone is white."""
+    """The first frame: by its window, or `robust_range` above 8 bits; bone is white."""
     try:
         from pydicom import dcmread, pixels
     except ImportError as error:
@@ -177,7 +176,7 @@ def _apply_window(values: np.ndarray, file, remarks: dict) -> np.ndarray:
 
 
 def _finish(image: Image.Image, channels: int, remarks: dict) -> Decoded:
-    """8 bits of any mode -> L or RGB, without alpha, and what is odd about it."""
+    """8 bits in any mode -> L or RGB without alpha, and remarks on what is unusual."""
     if "A" in image.getbands() or "transparency" in image.info:
         image = _over_ground(image.convert("RGBA"), remarks)
     if image.mode not in ("L", "RGB"):  # palette, CMYK, 1 bit, YCbCr, ...
@@ -204,8 +203,8 @@ def _over_ground(image: Image.Image, remarks: dict) -> Image.Image:
 def apply_clahe(image: np.ndarray, clip: float = 2.0, tiles: int = 8) -> np.ndarray:
     """Contrast-limited adaptive histogram equalisation (Zuiderveld 1994) of a uint8 image.
 
-    (H, W) is done directly, (H, W, 3) RGB on the lightness of LAB; same shape back. `clip` is
-    cv2's clip limit, 0 gives the image back; `tiles` is per side.
+    Applied to (H, W) directly, to (H, W, 3) RGB on the lightness of LAB; same shape back. `clip` is
+    cv2's clip limit, and 0 returns the image unchanged; `tiles` is per side.
     """
     if clip == 0:
         return image
@@ -221,8 +220,8 @@ def apply_clahe(image: np.ndarray, clip: float = 2.0, tiles: int = 8) -> np.ndar
 def fit_square(image: np.ndarray, size: int, how: str = "squash", crop: float = 1.0) -> np.ndarray:
     """(H, W) or (H, W, 3) uint8 to (size, size) or (size, size, 3).
 
-    "squash" resizes each side on its own; "crop" keeps the central square, `crop` of the shorter
-    side wide; "pad" adds black bars; "frame" is "pad" without ever enlarging (28x28 -> 32x32).
+    "squash" resizes each side by itself. "crop" keeps the central square, `crop` times the shorter
+    side. "pad" adds black bars. "frame" is "pad" that never enlarges (28x28 -> 32x32).
     """
     height, width = image.shape[:2]
     if how == "squash":
@@ -236,7 +235,7 @@ def fit_square(image: np.ndarray, size: int, how: str = "squash", crop: float = 
     scale = size / max(height, width)
     scale = min(scale, 1.0) if how == "frame" else scale
     height, width = (max(1, round(side * scale)) for side in (height, width))
-    image = _resize(image, height, width)  # the bars last: a strip of film would make a huge square
+    image = _resize(image, height, width)  # bars last: a narrow strip would make a huge square
     top, left = (size - height) // 2, (size - width) // 2
     square = np.zeros((size, size, *image.shape[2:]), np.uint8)
     square[top : top + height, left : left + width] = image
@@ -261,14 +260,14 @@ def prepare(image: np.ndarray, cfg) -> np.ndarray:
 
 
 class Reader:
-    """The images that `sources.list_images(path)` names: decoded files, or rows of arrays."""
+    """Reads the images that `sources.list_images(path)` lists: files, or rows of arrays."""
 
     def __init__(self, path: Path, channels: int):
         self.path, self.channels = path, channels
         self.arrays = read_arrays(path)
 
     def read(self, name: str) -> Decoded:
-        """What is in the file, or in the row; BadImage as `decode` raises it."""
+        """The image in the file or the row; BadImage as in `decode`."""
         if not self.arrays:
             return read_image(self.path / name, self.channels)
         part, row = name.split("/")
@@ -277,12 +276,13 @@ class Reader:
 
 
 def read_arrays(path: Path) -> dict[str, tuple[np.ndarray, list[str]]]:
-    """A data set that comes as arrays: {part: (uint8 (N, H, W) or (N, H, W, 3), N class names)}.
+    """A data set stored as arrays: {part: (uint8 (N, H, W) or (N, H, W, 3), N class names)}.
 
     `path` is a folder with Fashion-MNIST's idx files, gzipped or not, or with CIFAR-10's python
-    batches, or an .npz with train_images, train_labels, ... (MedMNIST), with x_train, y_train, ...
-    or with x and y; names in `classes`, else numbers. The parts are "train", "val" and "test" as
-    they come, or "all". {} for any other path, BadImage for damaged files.
+    batches; or an .npz with train_images, train_labels, ... (MedMNIST), with x_train, y_train, ...
+    or with x and y. Class names come from `classes`, else they are numbers. Parts are "train",
+    "val" and "test" where the file has them, or "all". {} for any other path, BadImage for damaged
+    files. they come, or "all". {} for any other path, BadImage for damaged files.
     """
     try:
         if path.suffix == ".npz":
@@ -294,7 +294,7 @@ def read_arrays(path: Path) -> dict[str, tuple[np.ndarray, list[str]]]:
         else:
             return {}
         return {part: (x, [classes[i] for i in y]) for part, (x, y) in parts.items()}
-    except Exception as error:  # what damaged files make readers throw is of many kinds
+    except Exception as error:  # readers raise many kinds of errors
         raise BadImage(f"{path} cannot be read: {error}") from error
 
 

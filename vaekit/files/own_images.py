@@ -1,4 +1,4 @@
-"""Anyone's images: which preset suits them, in how many channels, and as a model's input."""
+"""The user's own images: a preset that suits them, their channels, files as model input."""
 
 from collections.abc import Sequence
 from contextlib import suppress
@@ -24,10 +24,10 @@ PLAIN = {"dataset": "images", "fit": "crop", "crop": 1.0, "clahe_clip": 0.0, "pa
 
 
 def preset_for(folder: str | Path, **changes) -> Config:
-    """The preset whose image size and channels are nearest to the images in `folder`, for them.
+    """The preset whose image size and channels are nearest to the images in `folder`.
 
-    Median smaller side and the majority of colour images decide; no CLAHE, no patients, the centre
-    of each image. `changes` beat all of it. FileNotFoundError where there are no images.
+    The median smaller side and the majority (colour or grey) decide. No CLAHE, no patients, the
+    centre of each image; `changes` override all of it. FileNotFoundError where there are no images.
     """
     side, channels = _look(preset("chest_xray", dataset="images", data_path=str(folder)))
     grey, colour = next(names for least, names in BY_SIZE.items() if side >= least)
@@ -36,19 +36,19 @@ def preset_for(folder: str | Path, **changes) -> Config:
 
 
 def count_channels(folder: str | Path = "") -> int:
-    """3 where most images of `folder` are in colour, else 1: `in_channels` for a preset of X-rays.
+    """3 if most images of `folder` are in colour, else 1: `in_channels` for a preset of X-rays.
 
-    Default: the images that such a preset would read, as `VAEKIT_DATA` or the bundle has them.
+    Without `folder`: the images that such a preset would read, from `VAEKIT_DATA` or the bundle.
     FileNotFoundError where there are none.
     """
     return _look(preset("chest_xray", data_path=str(folder)))[1]
 
 
 def load_images(paths: str | Path | Sequence[str | Path], cfg: Config) -> torch.Tensor:
-    """Your own files as a model's input: float (N, C, S, S) in [0, 1], as `load_data` reads them.
+    """Your own files as a model's input: float (N, C, S, S) in [0, 1], read as `load_data` does.
 
-    One path or several; channels, CLAHE and size as in `cfg`. BadImage, a ValueError, with the
-    file's name where one cannot be read.
+    One path or several; channels, CLAHE and size as in `cfg`. BadImage, a ValueError, names the
+    file that cannot be read.
     """
     images = []
     for path in [paths] if isinstance(paths, str | Path) else paths:
@@ -60,7 +60,7 @@ def load_images(paths: str | Path | Sequence[str | Path], cfg: Config) -> torch.
 
 
 def _look(cfg: Config) -> tuple[float, int]:
-    """Median smaller side of some images of what `cfg` reads, and 3 where most are in colour."""
+    """(median smaller side of some images that `cfg` reads, 3 if most are in colour, else 1)."""
     root = find_dataset(cfg).path
     files, _ = list_images(root)
     reader = Reader(root, channels=3)
@@ -70,7 +70,7 @@ def _look(cfg: Config) -> tuple[float, int]:
         with suppress(BadImage):  # load_data lists it
             pixels = reader.read(file.name).pixels
             sides.append(min(pixels.shape[:2]))
-            # by the pixels: many grey pictures are saved as RGB
+            # from the pixels: many grey images are saved as RGB
             small = fit_square(pixels, 32).astype(int)
             colours.append(np.ptp(small, axis=-1).mean() > 4)
         if len(sides) == LOOKED_AT:

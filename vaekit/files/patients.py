@@ -1,4 +1,4 @@
-"""Who is on which film, and which side of the split that puts it on."""
+"""Which patient each image belongs to, and the split of the images by patient."""
 
 import csv
 import hashlib
@@ -16,17 +16,17 @@ from vaekit.files.images import fit_square
 
 KERMANY = "Kermany's names"
 NUMBERED = "(?i:patient|subject|person|case|pat|sub|p)[ _-]?"
-SCHEMES = {  # how other sets name a patient: group 1, in the path below the data set's folder
+SCHEMES = {  # how other data sets name patients: group 1 of the path below their folder
     "NIH ChestX-ray14's names (00000013_004)": r"(?:^|/)(\d{8})_\d{3}\.\w+$",
     "CheXpert's names (patient00001, study1)": r"(?:^|/)(patient\d+)[/_]study\d",
     "MIMIC-CXR's folders (p10000032/s50414267)": r"(?:^|/)(p\d{8})/s\d{8}",
     "one folder a patient": rf"(?:^|/)({NUMBERED}\d{{3,}}|\d{{5,}})/",
-    # so short a number begins anew in another folder
+    # a number this short can mean another patient in another folder
     "one numbered folder a patient": rf"^((?:.*/)?{NUMBERED}\d{{1,2}})/",
 }
 SUBTYPE = r"(?:^|/)(person\d+_(?:bacteria|virus)|(?:NORMAL2-)?IM-\d+)[^/]*$"
 NUMBER = r"(?:^|/)(?:NORMAL2-)?(person\d+(?=_bacteria|_virus)|IM-\d+)[^/]*$"
-PATTERNS = {  # for the values of patient_key that are no pattern
+PATTERNS = {  # for values of patient_key that are not a pattern
     "subtype": {KERMANY: SUBTYPE} | SCHEMES,
     "number": {KERMANY: NUMBER} | SCHEMES,
     "folder": {"patient_key='folder'": r"(?:^|/)([^/]+)/[^/]+$"},
@@ -34,10 +34,10 @@ PATTERNS = {  # for the values of patient_key that are no pattern
 }
 UNKNOWN = """WARNING: no name tells whose image it is: the split is by image, and one patient can be
 on two sides. patient_key takes a regular expression with one group, "folder", or a CSV"""
-# Two films are one when their 32x32 thumbnails, less a blur of THUMB_BLUR pixels, correlate above
-# this. Copies that were recompressed, resized, brightened, turned by 1 degree or trimmed by 1% of
-# a side score 0.93 to 1.00; the closest different patients in Kermany's set score 0.925. Without
-# the blur taken away, 0.97 would merge a dozen pairs of plainly different children.
+# Two films are the same if their 32x32 thumbnails, minus a blur of THUMB_BLUR pixels, correlate
+# above this. Copies that were recompressed, resized, brightened, turned by 1 degree or trimmed by
+# 1% of a side score 0.93 to 1.00; the closest different patients in Kermany's set score 0.925. If
+# the blur were not subtracted, even 0.97 would merge a dozen pairs of clearly different children.
 NEAR_DUPLICATE = 0.94
 THUMB, THUMB_BLUR = 32, 3.0
 MOST_COMPARED = 20_000  # images; beyond it N^2 products take minutes and only exact copies merge
@@ -47,14 +47,14 @@ OWN_VAL = 0.05, 50  # a folder's own val is kept from this share of train + val,
 def find_patients(
     names: list[str], how: str = "subtype", known: dict[str, str] | None = None
 ) -> list[tuple[str, str]]:
-    """(patient, the rule that tells) of each path; (the path itself, "") where none tells.
+    """(patient, the rule that found it) for each path; (the path itself, "") where no rule applies.
 
     `how` is `Config.patient_key`. "subtype": person12_bacteria, IM-0115, NORMAL2-IM-0501, then
-    SCHEMES. "number", the cautious one: person12, IM-0501, whatever the subtype or prefix.
+    SCHEMES. "number", the cautious choice: person12, IM-0501, whatever the subtype or prefix.
     "folder": the name of the folder that holds the file. "none": no rule. A file.csv: rows of file
     (path, name or stem) and patient. Anything else is a regular expression with one group.
-    `known`: {path: patient} of files that tell it themselves, as DICOM does; this comes first.
-    ValueError where what the user gave tells of no image.
+    `known`: {path: patient} from the files themselves (DICOM); this comes first. ValueError where
+    the user's rule applies to no image.
     """
     table, known = read_table(how), known or {}
     given = f"patient_key={how!r}"
@@ -75,7 +75,7 @@ def find_patients(
 def read_table(how: str) -> dict[str, str]:
     """{file: patient} where patient_key is a CSV of these two columns, else {}.
 
-    ValueError where it cannot be read or has another number of columns.
+    ValueError where it cannot be read, or has another number of columns.
     """
     if not how.endswith(".csv"):
         return {}
@@ -89,19 +89,19 @@ def read_table(how: str) -> dict[str, str]:
 
 
 def say_who(rules: list[str], cfg: Config) -> list[str]:
-    """Lines for the summary: by which rules the patients are known, or that they are not."""
+    """Lines for the summary: the rules by which patients were found, or a warning."""
     counts = Counter(rules)
     unknown = counts.pop("", 0)
     lines = [f"patients by {rule}: {n} images" for rule, n in counts.items() if rule != KERMANY]
     if counts and unknown:
-        lines.append(f"patients by no rule, each image its own: {unknown}")
+        lines.append(f"without a rule, each image a patient: {unknown}")
     elif unknown and cfg.dataset == "chest_xray" and cfg.patient_key != "none":
         lines.append(UNKNOWN)
     return lines
 
 
 def classes_of(labels: list[str], own: list[str], keys: list[str], name: str) -> list[str]:
-    """`labels`, but `name` for folders of one patient (in a split), where most folders are such."""
+    """`labels`, but `name` for folders that hold one patient each, where most folders do."""
     owners = defaultdict(set)
     for label, split, key in zip(labels, own, keys, strict=True):
         owners[label, split].add(key)
@@ -112,7 +112,7 @@ def classes_of(labels: list[str], own: list[str], keys: list[str], name: str) ->
 
 
 def thumbnail(image: np.ndarray) -> np.ndarray:
-    """(32, 32) grey of a decoded image: of the file, so that the split is of every image_size."""
+    """(32, 32) grey, from the decoded file: the split is then the same at every image_size."""
     small = fit_square(image, THUMB, "squash")
     return small if small.ndim == 2 else cv2.cvtColor(small, cv2.COLOR_RGB2GRAY)
 
@@ -120,7 +120,7 @@ def thumbnail(image: np.ndarray) -> np.ndarray:
 def near_duplicates(thumbs: np.ndarray) -> list[tuple[int, int]]:
     """(first, other) of (N, 32, 32) uint8 thumbnails that show the same film; see NEAR_DUPLICATE.
 
-    Alike directly or through others: at most N - 1 pairs, however many images a video has. Blank
+    Similar directly or through others: at most N - 1 pairs, however many frames a video has. Blank
     thumbnails pair with nothing. Above MOST_COMPARED images only identical ones pair.
     """
     blank = thumbs.min((1, 2)) == thumbs.max((1, 2))
@@ -142,7 +142,7 @@ def near_duplicates(thumbs: np.ndarray) -> list[tuple[int, int]]:
 
 
 def _first(values: list) -> list[int]:
-    """Where each of the values stands first."""
+    """For each value, the index at which it occurs first."""
     first: dict = {}
     return [first.setdefault(value, i) for i, value in enumerate(values)]
 
@@ -153,9 +153,9 @@ def group_patients(
     how: str = "subtype",
     known: dict[str, str] | None = None,
 ) -> list[str]:
-    """The group of each image: those with one patient key, joined where `pairs` of images meet.
+    """The group of each image: one per patient, and groups are joined by `pairs` of images.
 
-    `known` as in `find_patients`. A group is called after its first image.
+    `known` as in `find_patients`. A group has the name of its first image.
     """
     from scipy.cluster.hierarchy import DisjointSet
 
@@ -169,11 +169,11 @@ def group_patients(
 def split_by_patient(
     names: list[str], own: list[str], labels: list[int], groups: list[str], cfg: Config
 ) -> tuple[dict[str, list[int]], dict[int, str]]:
-    """Row numbers of train, val and test, and {row: reason} of those in none; no group in two.
+    """Row numbers of train, val and test, and {row: reason} of rows left out; no group in two.
 
-    `own` is the split the folder gives an image, "" for none. Its test stays; so does its val
-    where OWN_VAL allows (Kermany's has 16 images, too few to choose by). What is missing is
-    carved from train by group, stratified by class.
+    `own` is the split that the folder says, "" for none. The folder's test is kept; so is its val
+    if it is as large as OWN_VAL asks (Kermany's has 16 images, too few). Missing splits are taken
+    from train, by group, stratified by class.
     """
     sides = [[i for i, side in enumerate(own) if (side or "train") == s] for s in SPLITS]
     train, val, test = sides
@@ -202,7 +202,7 @@ def split_by_patient(
 
 
 def _why_empty(names: list, own: list, groups: list, cfg: Config) -> str:
-    """Why these images cannot be split, and the ways out."""
+    """Why these images cannot be split, and what the user can do."""
     count = len(set(groups))
     by_name = len(set(group_patients(names, how=cfg.patient_key)))
     text = f"{len(names)} images of {count} patients; three of one class are needed"
@@ -214,7 +214,7 @@ def _why_empty(names: list, own: list, groups: list, cfg: Config) -> str:
 
 
 def _carve(pool: list[int], labels: list, groups: list, cfg: Config) -> tuple[list, list]:
-    """What stays of `pool`, and about `val_fraction` of it: whole groups, alike in each class."""
+    """(the rest of `pool`, about `val_fraction` of it): whole groups, in equal shares by class."""
     members = defaultdict(list)
     for i in pool:
         members[groups[i]].append(i)
@@ -233,7 +233,7 @@ def _carve(pool: list[int], labels: list, groups: list, cfg: Config) -> tuple[li
 
 
 def _cap(rows: list[int], most: int, labels: list, names: list, seed: int) -> tuple[list, list]:
-    """At most `most` of `rows`, each class in its share, and the rest; less of it is a subset."""
+    """(`most` of `rows`, each class in its share; the rest). A smaller `most` takes a subset."""
     sizes = Counter(labels[i] for i in rows)
     seen: Counter[int] = Counter()
     quantile = {}
@@ -245,5 +245,5 @@ def _cap(rows: list[int], most: int, labels: list, names: list, seed: int) -> tu
 
 
 def _rank(seed: int, name: str) -> str:
-    # A hash, not a shuffle: one more file in the folder leaves the others where they were.
+    # a hash, not a shuffle: one more file in the folder leaves the others where they were
     return hashlib.sha256(os.fsencode(f"{seed}/{name}")).hexdigest()

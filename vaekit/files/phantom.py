@@ -1,9 +1,9 @@
-"""Synthetic frontal chest X-rays, so that everything runs with no data set attached.
+"""Synthetic frontal chest X-rays, so that everything runs without a data set.
 
 A film is a sum of attenuations: soft tissue and air as smooth fields, bones and vessels as tubes in
-three dimensions projected from the front, then scatter, film curve, grain, collimation and marker.
+three dimensions, projected from the front; then scatter, film curve, grain, collimation and marker.
 Lengths are in units of half the widest inner width of the rib cage: u points to the image's right
-(the patient's left), v down from the lung apices, z to the front. No real film went into it.
+(the patient's left), v down from the lung apices, z to the front. No real film was used.
 
     python -m vaekit.files.phantom data/chest_xray_phantom      # redraws the committed sample
 """
@@ -110,7 +110,7 @@ def _scene(patient: int, film: int, seed: int) -> Scene:
     s.to_px = np.array([[c, -d, right], [d, c, HEIGHT / 2 - c * middle]])
     to_u, to_v = cv2.invertAffineTransform(s.to_px).astype(np.float32)
     y, x = np.mgrid[:HEIGHT, : s.shape[1]].astype(np.float32)
-    ripple = 0.012 * _texture(s, s.rng(2), 2.5)  # no outline is quite smooth
+    ripple = 0.012 * _texture(s, s.rng(2), 2.5)  # no outline is perfectly smooth
     u = to_u[0] * x + to_u[1] * y + to_u[2]
     v = to_v[0] * x + to_v[1] * y + to_v[2]
     s.u = u - np.float32(s.bend) * (v - 0.6) ** 2 + ripple
@@ -154,8 +154,8 @@ def _texture(s: Scene, rng: np.random.Generator, cells: float) -> Array:
 def _tubes(s: Scene, lines, radius, density, shell: float = 0.0) -> Array:
     """Attenuation of tubes along `lines` (n, points, 3): points of their sections, splatted.
 
-    Where a tube runs towards the viewer its points pile up: that is what makes the side of the
-    rib cage bright. `shell` is the share of the density that sits in the wall."""
+    Where a tube runs towards the viewer its points pile up: this makes the sides of the rib cage
+    bright. `shell` is the share of the density that lies in the wall."""
     u, v, z = lines[..., 0], lines[..., 1], lines[..., 2]  # (n, points)
     radius = np.broadcast_to(radius, u.shape)
     density = np.broadcast_to(density, u.shape)
@@ -249,7 +249,7 @@ def _air(s: Scene) -> Array:
 
 
 def _lungs(s: Scene, pneumonia: str | None) -> Array:
-    """Air taken away; vessels, fine mottle and opacities in it."""
+    """Lungs as removed attenuation; vessels, fine mottle and opacities in them."""
     air, rng = _air(s), s.rng(3)
     mottle = 0.012 * (_texture(s, rng, 14) + _texture(s, rng, 30))
     share, seen = OPACITY[pneumonia](s)
@@ -258,7 +258,7 @@ def _lungs(s: Scene, pneumonia: str | None) -> Array:
 
 
 def _patches(s: Scene) -> tuple[Array, Array]:
-    """Around both hila. Share of the air replaced, 0 to 1, and how well vessels show against it."""
+    """Patches around both hila: share of the air replaced, 0 to 1, and how visible vessels stay."""
     rng = s.rng(4)
     cloud = 0.75 + 0.35 * _texture(s, rng, 2.5) + 0.2 * _texture(s, rng, 6)
     u, v = (np.abs(s.u) - 0.3) / 0.45, (s.v / s.base - 0.6) / 0.45
@@ -326,7 +326,7 @@ def _ribs(s: Scene) -> Array:
     radius = s.rib_radius * s.rib_gap * (1 + 0.2 * front)
     density = s.bone * (1 - 0.45 * front) * np.minimum(1.9 - 0.12 * number, 1)
     x = _tubes(s, lines, radius, density, 0.8)
-    return 0.25 * np.tanh(x / 0.25)  # where many overlap, the beam is spent
+    return 0.25 * np.tanh(x / 0.25)  # where many overlap, attenuation saturates
 
 
 def _pairs(s: Scene) -> Array:
@@ -395,7 +395,7 @@ def _finish(s: Scene, grey: Array) -> Array:
     return film
 
 
-# Films in each folder, 8 of each class in val, as in Kermany's; and numbers of train patients who
+# Films per folder (8 of each class in val, as in Kermany's set), and numbers of train patients who
 # have a film there too, as happens in Kermany's set.
 FOLDERS = {
     ("train", "NORMAL"): (688, []),
@@ -410,7 +410,7 @@ SAMPLE = 100  # films of the sample in the repository, and a few more: see `plan
 
 
 class PlannedFilm(NamedTuple):
-    """What is drawn into one file; `patient` differs between the classes, `number` need not."""
+    """The film in one file; `patient` differs between the classes, `number` may not."""
 
     path: Path  # below the data set's folder
     patient: int
@@ -467,8 +467,8 @@ def write_bundle(folder: str | Path, films: int = FILMS) -> int:
     from tqdm.contrib.concurrent import thread_map
 
     wanted = list(plan(films))
-    # threads: nearly all of a film is drawn in numpy and OpenCV, which let others run meanwhile.
-    # Stopped by hand or a full disk, they begin no film more.
+    # threads: most of a film is drawn in numpy and OpenCV, which release the interpreter lock.
+    # After Ctrl-C or a full disk they begin no new film.
     threads = min(os.cpu_count() or 1, 4)
     shown = {"unit": "film", "disable": not watched()}
     thread_map(partial(write_film, Path(folder)), wanted, max_workers=threads, **shown)

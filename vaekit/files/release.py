@@ -1,4 +1,4 @@
-"""Models that come trained: finding the file, checking that it is the one, loading it."""
+"""Trained models that are released: find the file, verify its SHA-256, load it."""
 
 import hashlib
 import json
@@ -14,9 +14,9 @@ from vaekit.files.weights import weight_places
 from vaekit.model import VAE
 from vaekit.place.device import choose_device
 
-# of the repository; neither a wheel nor a notebook in one file has it
+# in the repository only; a wheel or a one-file notebook does not have it
 FOLDER = Path(__file__).parents[2] / "data" / "released"
-SCALE = ":scale"  # ends the name of what the whole numbers of a matrix are multiplied by
+SCALE = ":scale"  # ends the name of a matrix's scales, which multiply its integers
 # name: SHA-256 of NAME.safetensors, as benchmarks/release.py wrote them
 RELEASED = {
     "chest_xray_128": "349eb24953fd4390aee9a640fcb388b87784f2c41fd97561a3ab39032fa5416e",
@@ -24,15 +24,15 @@ RELEASED = {
 
 
 def released(name: str) -> VAE | None:
-    """The trained model `name`, on the device at hand, in evaluation mode, without gradients; None
-    where its file is not here.
+    """The trained model `name`, on the device in use, in evaluation mode, without gradients; None
+    where its file is not on this machine.
 
-    The file, NAME.safetensors, is looked for in the repository's data/released, where weights are
-    (`VAEKIT_WEIGHTS`, attached inputs, torch's cache) and in `VAEKIT_CACHE`. What it prints says
-    where it was found or how to get it; a file with another SHA-256 than the released one is named
-    and passed over. No code of a file is ever run: it holds numbers, and a Config as JSON. Weights
-    are half precision in the file and float32 here; `model.cfg` is what it was trained with.
-    ValueError for a name that was not released, listing those that were.
+    NAME.safetensors is looked for in the repository's data/released, in the places of weights
+    (`VAEKIT_WEIGHTS`, attached inputs, torch's cache) and in `VAEKIT_CACHE`. A printed line says
+    where it was found, or how to get it; a file with another SHA-256 is named and not loaded. The
+    file holds numbers and a Config as JSON; no code from it is run. Weights are half precision or
+    scaled integers in the file, float32 here; `model.cfg` is the training config. ValueError for an
+    unknown name; it lists those that were released.
     """
     if name not in RELEASED:
         raise ValueError(f"no model {name!r} was released; there are {', '.join(RELEASED)}")
@@ -41,7 +41,7 @@ def released(name: str) -> VAE | None:
 
 
 def find_released(file: str, digest: str) -> Path | None:
-    """The first file of that name whose SHA-256 is `digest`; says where, or why there is none."""
+    """The first file of that name with this SHA-256; prints where it is, or why there is none."""
     for folder in (FOLDER, *weight_places(), cache_dir()):
         found = folder / file
         if not found.is_file():
@@ -59,8 +59,8 @@ def find_released(file: str, digest: str) -> Path | None:
 
 
 def load_released(file: Path) -> VAE:
-    """The model in a file that `benchmarks/release.py` wrote; OSError, ValueError, SafetensorError
-    or RuntimeError for another."""
+    """The model in a file that `benchmarks/release.py` wrote. For other files OSError, ValueError,
+    SafetensorError or RuntimeError."""
     with safe_open(file, framework="pt") as opened:
         cfg = Config.from_dict(json.loads(opened.metadata()["vaekit"])["config"])
         stored = {key: opened.get_tensor(key) for key in opened.keys()}
@@ -71,7 +71,7 @@ def load_released(file: Path) -> VAE:
 
 
 def restored(stored: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights as float32; whole numbers times the scale of their row."""
+    """Weights as float32; integers are multiplied by the scale of their row."""
     state = {key: value.float() for key, value in stored.items() if not key.endswith(SCALE)}
     for key in state.keys() & {key.removesuffix(SCALE) for key in stored if SCALE in key}:
         state[key] *= stored[key + SCALE].float()

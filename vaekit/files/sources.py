@@ -1,4 +1,4 @@
-"""Where the images are: find a data set, list what is in it. Reads names and labels."""
+"""Find a data set on this machine, and list its images with split and label. Reads no pixels."""
 
 import os
 import re
@@ -18,7 +18,7 @@ from vaekit.place.setup import attached
 SUFFIXES = (".jpeg", ".jpg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".pgm", ".ppm")
 SUFFIXES += (".npy", ".dcm")
 EXPECTED = "train/<class>/*.jpeg with test/ beside it, <class>/*.jpeg, images, or one .npz"
-# What the name of a folder says: a split, no class, no images.
+# What a folder's name can mean: a split, not a class, no images.
 SPLIT = re.compile(r"(train|val|test)(ing|id|idation)?([ _-]?(set|data|images?))?", re.I)
 NO_CLASS = re.compile(r"(images?|imgs?|files|jpe?gs?|pngs?)([ _-]?\d+)?|p1\d", re.I)
 NO_IMAGES = r"(.*[ _-])?masks|mask|labels?|segs?|segmentations?|annotations?|ground[ _-]?truth"
@@ -29,20 +29,20 @@ BUNDLE = Path(__file__).parents[2] / "data" / "chest_xray_phantom"  # a sample
 
 
 FACES = "img_align_celeba"
-KAGGLE = {  # the known data sets, and their names there
+KAGGLE = {  # the known data sets, and their names on Kaggle
     "chest_xray": "paultimothymooney/chest-xray-pneumonia",
     "fashion_mnist": "zalando-research/fashionmnist",
     "cifar10": "pankrzysiu/cifar10-python",
     "celeba": "jessicali9530/celeba-dataset",
 }
-TORCHVISION = {"fashion_mnist": "FashionMNIST", "cifar10": "CIFAR10"}  # whence it downloads these
-MARKS = {  # how a data set is recognised: one of these lies
+TORCHVISION = {"fashion_mnist": "FashionMNIST", "cifar10": "CIFAR10"}  # downloads these
+MARKS = {  # a data set is recognised by one of these paths
     "chest_xray": ("train/NORMAL",),
     "fashion_mnist": ("train-images-idx3-ubyte*",),
     "cifar10": ("data_batch_1", "cifar10*.npz"),
     "celeba": ("000001.jpg",),
 }
-INSIDE = {  # in one of these, nearest first
+INSIDE = {  # in one of these folders, nearest first
     "chest_xray": ("", "chest_xray"),
     "fashion_mnist": ("", "raw", "FashionMNIST/raw"),
     "cifar10": ("", "cifar-10-batches-py", "cifar10/cifar-10-batches-py", "cifar10"),
@@ -52,13 +52,13 @@ INSIDE = {  # in one of these, nearest first
 
 
 class Found(NamedTuple):
-    """Where the images are, and by which rule; `str()` of it is one line."""
+    """The folder of the images, and the rule that found it; `str()` of it is one line."""
 
     path: Path
     source: str  # "given", "VAEKIT_DATA", "kaggle input", "bundled phantoms, 2,180 films", ...
 
     def __str__(self) -> str:
-        if "bundled phantoms" in self.source:  # no machine's path: this line is stored in notebooks
+        if "bundled phantoms" in self.source:  # without the path: notebooks store this line
             return f"data: {self.source} (synthetic)"
         return f"data: {self.source}, {self.path}"
 
@@ -66,9 +66,10 @@ class Found(NamedTuple):
 def find_dataset(cfg: Config, download: bool = False) -> Found:
     """What to read for `cfg.dataset`: data_path, VAEKIT_DATA, Kaggle inputs, earlier downloads.
 
-    The first two are orders: FileNotFoundError where they do not hold it, never a replacement.
-    Found nowhere, it is downloaded if `download` says so (never in the smoke profile); without,
-    chest_xray means the bundled phantoms and every other set FileNotFoundError.
+    If the user named one of the first two and it does not hold the data set, that is a
+    FileNotFoundError; nothing replaces it. Where nothing is found, `download` downloads it (never
+    in the smoke profile); without it, chest_xray means the bundled phantoms, any other set
+    FileNotFoundError.
     """
     name = cfg.dataset
     orders = {"data_path": cfg.data_path, "VAEKIT_DATA": _env("VAEKIT_DATA")}
@@ -111,7 +112,7 @@ def _search(name: str) -> Found | None:
 
 
 def cache_dir() -> Path:
-    """Where decoded and drawn images stay: `VAEKIT_CACHE`, else ~/.cache/vaekit. Safe to delete."""
+    """Folder for decoded and drawn images: `VAEKIT_CACHE`, or ~/.cache/vaekit. Safe to delete."""
     return Path(_env("VAEKIT_CACHE") or "~/.cache/vaekit").expanduser()
 
 
@@ -136,7 +137,7 @@ def _expected(name: str) -> str:
 
 
 def _nowhere(name: str, *more: Path | str) -> str:
-    """The message where a data set is missing: what, how to get it, where it was looked for."""
+    """The message for a missing data set: how to get it, and where it was looked for."""
     ways = "set VAEKIT_DATA or data_path to its folder"
     if name in KAGGLE:
         ways += f"; attach {KAGGLE[name]} on Kaggle; or vaekit.load_data(cfg, download=True)"
@@ -146,10 +147,10 @@ def _nowhere(name: str, *more: Path | str) -> str:
 
 
 def bundled(profile: str) -> Found:
-    """All bundled phantoms, drawn once into the cache; in the smoke profile their sample.
+    """All bundled phantoms, drawn once into the cache; in the smoke profile only their sample.
 
-    The sample also where nothing can be drawn, with a notice. It lies in the checkout; without
-    one it is drawn as well, and FileNotFoundError says where that failed."""
+    The sample is also used, with a notice, where nothing can be drawn. It is part of the checkout;
+    without a checkout it is drawn too, and FileNotFoundError says why that failed."""
     if profile != "smoke":
         try:
             return Found(_drawn(FILMS), f"bundled phantoms, {FILMS:,} films")
@@ -163,15 +164,15 @@ def bundled(profile: str) -> Found:
 
 
 def _drawn(films: int) -> Path:
-    """The folder of so many phantoms in the cache; they are drawn where it is missing.
+    """The folder with this many phantoms in the cache; draws them if they are missing.
 
-    Under another name until all are there. OSError where the disk refuses."""
+    It has another name until all are there. OSError where the disk refuses."""
     folder = cache_dir() / f"{BUNDLE.name}_{films}"
     if folder.is_dir():
         return folder
     cache_dir().mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".", dir=cache_dir()) as draft:
-        print(f"drawing {films:,} films once into the cache; it takes a minute or two at most")
+        print(f"drawing {films:,} films once into the cache; it takes a few minutes at most")
         write_bundle(Path(draft) / folder.name, films=films)
         try:
             os.replace(Path(draft) / folder.name, folder)
@@ -182,7 +183,7 @@ def _drawn(films: int) -> Path:
 
 
 def _marked(folder: Path, name: str) -> Path | None:
-    """The folder, at or below `folder`, that has the marks of the known data set; or the .npz."""
+    """The folder with the marks of the known data set, `folder` or one below it; or its .npz."""
     for inside in INSIDE.get(name, ()):
         for mark in MARKS[name]:
             hits = sorted((folder / inside).glob(mark))
@@ -192,7 +193,7 @@ def _marked(folder: Path, name: str) -> Path | None:
 
 
 def _enter(folder: Path, name: str) -> Path | None:
-    """What to read in `folder` for the data set `name`; None if it is not there."""
+    """The path in `folder` to read for the data set `name`; None if it is not there."""
     if name not in ("fashion_mnist", "celeba") and folder.suffix == ".npz" and folder.is_file():
         return folder
     found = _marked(folder, name)
@@ -211,7 +212,7 @@ def _is_celeba(folder: Path) -> bool:
 
 
 def _what_is(place: Path) -> str:
-    """In words, what there is at `place` where no images are found."""
+    """What is at `place`, in words, where no images are found."""
     if not os.path.exists(place):
         above = next(folder for folder in place.absolute().parents if os.path.exists(folder))
         return f"it does not exist (but {above} does)"
@@ -239,7 +240,7 @@ def _unread(path: Path, trains: bool = False) -> str:
 
 
 class ImageFile(NamedTuple):
-    """One image: where it is, what it is, and what changes when the file does."""
+    """One image: its path and class, and size and time, which change with the file."""
 
     name: str  # relative to the root; "train/00012" for a row of an array
     split: str  # the folder's own, or ""
@@ -251,9 +252,9 @@ class ImageFile(NamedTuple):
 def list_images(root: Path) -> tuple[list[ImageFile], list[tuple[str, str]]]:
     """The images in `root`, sorted, and (name, reason) of what is skipped.
 
-    Any tree: a folder called train, Training, valid, ... at any depth says the split, the first
-    other one below it (or above) the class; see `_walk` for what is left out. CelebA's own split
-    is read from list_eval_partition, .csv or .txt, beside or above its images.
+    Any tree. A folder called train, Training, valid, ... at any depth is the split; the first other
+    folder below it (or above) is the class; `_walk` says what is left out. CelebA's own split is
+    read from list_eval_partition, .csv or .txt, beside or above its images.
     """
     arrays = read_arrays(root)
     if arrays:
@@ -264,7 +265,7 @@ def list_images(root: Path) -> tuple[list[ImageFile], list[tuple[str, str]]]:
     folders = {os.path.dirname(name) for name, _ in found}
     places = {folder: _split_and_classes(folder) for folder in folders}
     depth = 0
-    if not any(split for split, _ in places.values()):  # what holds everything is no class
+    if not any(split for split, _ in places.values()):  # a class does not hold everything
         classes = [inner for _, inner in places.values()]
         shared = len(os.path.commonprefix(classes))
         depth = max(0, min([shared, *(len(inner) - 1 for inner in classes)]))
@@ -290,13 +291,13 @@ def _rows_of(arrays: dict, root: Path) -> list[ImageFile]:
 
 
 def _split_of(folder: str) -> str:
-    """The split that the name of a folder says, or ""."""
+    """The split that a folder's name means, or ""."""
     match = SPLIT.fullmatch(folder)
     return match[1].lower() if match else ""
 
 
 def _split_and_classes(path: str) -> tuple[str, list[str]]:
-    """The split that the folders in `path` say, or "", and those that may be a class."""
+    """(the split that the folders in `path` mean, or ""; the folders that may be a class)."""
     split, above, below = "", [], []
     for folder in Path(path).parts:
         if _split_of(folder):
@@ -309,8 +310,8 @@ def _split_and_classes(path: str) -> tuple[str, list[str]]:
 def _walk(root: Path, skipped: list[tuple[str, str]]) -> Iterator[tuple[str, os.stat_result]]:
     """(path below `root`, stat) of every image; what is left out is added to `skipped`.
 
-    Left out are what does not look like an image, hidden and macOS files, runs and caches of this
-    package, folders of masks or labels, and what lies beside a train folder.
+    Left out: files that do not look like images, hidden and macOS files, runs and caches of this
+    package, folders of masks or labels, and anything beside a train folder.
     """
     known = {cache_dir().resolve(): "cache of this package", root.resolve(): READ_ALREADY}
     folders = [(root, "")]
@@ -340,9 +341,9 @@ def _walk(root: Path, skipped: list[tuple[str, str]]) -> Iterator[tuple[str, os.
 
 
 def _left_out(folder: Path, trains: bool, known: dict[Path, str]) -> str:
-    """Why no images are looked for in `folder`, or "", and then it is added to `known`.
+    """Why `folder` is not searched, or ""; then it is added to `known`.
 
-    `trains`: a train folder lies beside it. `known`: folders not to be entered, and why.
+    `trains`: a train folder lies beside it. `known`: folders not to be searched, and why.
     """
     real = folder.resolve()
     why = known.get(real, "")
@@ -360,7 +361,7 @@ def _left_out(folder: Path, trains: bool, known: dict[Path, str]) -> str:
 
 
 def _official_split(root: Path) -> dict[str, str]:
-    """CelebA's own: {file name: split}."""
+    """CelebA's own split: {file name: split}."""
     for folder in (root, *root.parents[:2]) if root.name == FACES else ():
         for suffix in ("csv", "txt"):
             with suppress(OSError):

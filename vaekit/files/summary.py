@@ -1,4 +1,4 @@
-"""What was loaded, as a table."""
+"""The table that describes loaded data: images, patients, classes, what was left out."""
 
 from collections import Counter
 
@@ -8,7 +8,7 @@ from vaekit.data import SPLITS, Data
 
 
 def table(data: Data) -> str:
-    """Images and patients per split and class, and what was left out."""
+    """Images and patients per split and class, and what was left out, as text."""
     table = [("", "images", data.who, *data.classes)]
     for name in SPLITS:
         split = getattr(data, name)
@@ -27,5 +27,5 @@ def table(data: Data) -> str:
     lines += [f"skipped {name}: {reason}" for name, reason in data.skipped[:10]]
     if len(data.skipped) > 10:
         lines.append(f"and {len(data.skipped) - 10} more in data.skipped")
-    # a name of a file need not be text
+    # file names need not be valid text
     return "\n".join(lines).encode(errors="backslashreplace").decode()

@@ -1,4 +1,4 @@
-"""The pretrained networks: where their weights are, and reading them."""
+"""Weights of the pretrained networks: find the files, and load them."""
 
 import importlib.util
 import os
@@ -16,12 +16,12 @@ URL = "https://download.pytorch.org/models/"
 
 
 def downloads_allowed(profile: str) -> bool:
-    """Whether this profile may use the network, for weights and data sets: not "smoke"."""
+    """Whether this profile may download weights and data sets: all but "smoke"."""
     return profile != "smoke"
 
 
 def weight_places() -> list[Path]:
-    """Folders that are searched for weight files, in order; those that do not exist left out."""
+    """Folders in which weight files are looked for, in order; only those that exist."""
     given = os.environ.get("VAEKIT_WEIGHTS")
     places = [Path(given)] if given else []
     places += [*setup.attached(), hub_folder()]
@@ -33,7 +33,7 @@ def hub_folder() -> Path:
 
 
 def find_weights(name: str, path: str | Path | None = None, download: bool = True) -> Path:
-    """The file with the weights of trunk `name`; `path` (file or folder) beats every other place.
+    """The file with the weights of trunk `name`; `path` (file or folder) has priority.
 
     Raises WeightsMissing with the list of places; ValueError for an unknown trunk.
     """
@@ -53,7 +53,7 @@ def find_weights(name: str, path: str | Path | None = None, download: bool = Tru
             return hub_folder() / spec.url_file
         where += ", and tried to download it"
     raise WeightsMissing(
-        f"no weights for {name}: looked for {spec.url_file} in {where}. With internet it comes by"
+        f"no weights for {name}: looked for {spec.url_file} in {where}. With internet it downloads"
         " itself; without, put the file into a folder and set VAEKIT_WEIGHTS to it."
     )
 
@@ -76,8 +76,8 @@ def _download(file: str) -> bool:
 def load_trunk(name: str, path: str | Path = "", download=True, taps: tuple = ()) -> Trunk:
     """The frozen trunk `name` on the CPU in fp32, cut after its last tap.
 
-    `taps` default to every layer that the perceptual loss or LPIPS listens to, as far as the
-    file reaches. Raises WeightsMissing, or ValueError where the file holds something else.
+    `taps` default to all layers of the perceptual loss and LPIPS that the file reaches. Raises
+    WeightsMissing, or ValueError where the file holds something else.
     """
     from torchvision import models
 
@@ -91,7 +91,7 @@ def load_trunk(name: str, path: str | Path = "", download=True, taps: tuple = ()
         # files of Oxford's VGG-19 are named by their layers, torchvision's are not
         if name == "vgg19" and "conv1_1" in file.name:
             state = as_torchvisions(state)
-        # a file may end early: keep its last convolution, and the ReLU after it
+        # the file may have fewer layers: keep its last convolution, and the ReLU after it
         num_layers = max((int(k.split(".")[0]) for k in state), default=0) + 2
         layers = layers[:num_layers]
         layers.load_state_dict(state, strict=True)
@@ -104,9 +104,9 @@ def load_trunk(name: str, path: str | Path = "", download=True, taps: tuple = ()
 
 
 def as_torchvisions(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Oxford's weights, which want 0..255 minus the mean, for images in units of IMAGENET_STD.
+    """Oxford's weights, which expect 0..255 minus the mean, for images in units of IMAGENET_STD.
 
-    Their features are larger by 255 times the mean of those; here they are torchvision's in size.
+    Their features are larger by 255 times IMAGENET_STD's mean; here they get torchvision's scale.
     """
     std = torch.tensor(IMAGENET_STD).view(1, 3, 1, 1)
     state = {k: v / (255 * std.mean()) if "bias" in k else v for k, v in state.items()}
@@ -116,10 +116,10 @@ def as_torchvisions(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def lpips_head(name: str) -> list[Tensor]:
     """LPIPS v0.1's linear weights, one (C,) per tap, from the `lpips` package's own file, or from
-    lpips*<head>*.pth where weights are looked for.
+    lpips*<head>*.pth in the places of weights.
 
-    Source: Zhang et al. 2018, arXiv 1801.03924. Raises ValueError for a trunk without a head,
-    WeightsMissing where neither is there.
+    Source: Zhang et al. 2018, arXiv 1801.03924. ValueError for a trunk without a head,
+    WeightsMissing where neither file is there.
     """
     head = TRUNKS[name].lpips_head
     if not head:

@@ -1,1 +1,1 @@
-"""Is it any good? Networks, distances, tables, verdicts."""
+"""Evaluation: judging networks, distances, tables, verdicts, comparisons."""

@@ -1,4 +1,4 @@
-"""Which sampler? Fitted on training images, chosen on validation images."""
+"""Choose a sampler: fitted on training images, chosen on validation images."""
 
 from typing import NamedTuple
 
@@ -11,13 +11,13 @@ from vaekit.sample import SAMPLERS, decode_all, encode_all, fit_sampler
 
 
 class Choice(NamedTuple):
-    # the kind
+    # the kind that was chosen
     best: str
-    # of every kind, fitted
+    # {kind: sampler}, fitted
     samplers: dict
     # the validation table, keys as in `rows.COLUMNS`
     rows: list[dict]
-    # the judge's vectors of the training images
+    # the judge's feature vectors of the training images
     seen: np.ndarray
 
 
@@ -26,14 +26,15 @@ def choose_sampler(
 ) -> Choice:
     """The kind of sampler nearest to `val` by Fréchet distance, fitted on `train` (Splits).
 
-    Distances are means over `draws` draws of as many images as `val` has, of all kinds from the
-    same random numbers. Rows: "frechet", beside the floor and reconstructions of training images;
-    "frechet gap", what a kind has more than the chosen one; "memorises". low, high: 1.96 standard
-    errors (jackknife of images and draws; paired for a gap: 0 between them is a tie).
-    A kind that `distances.memorisation` objects to is not chosen. judge: one of `load_judges`.
-    codes: what `encode_all` made of `train`, if that is done already. Test images are not to be
-    seen here: score them afterwards. Below 4 images the first kind is taken, without rows; where
-    every kind memorises, a line says so. ValueError for an unknown kind.
+    Distances are means over `draws` draws of as many images as `val` has; all kinds use the same
+    random numbers. Rows: "frechet", with the floor and reconstructions of training images;
+    "frechet gap", the difference from the chosen kind; "memorises". low, high: 1.96 standard errors
+    (jackknife of images and draws; paired for a gap: an interval that holds 0 is a tie).
+
+    A kind that `distances.memorisation` rejects is not chosen; if it rejects all, a line says so.
+    judge: one of `load_judges`. codes: `encode_all` of `train`, if already computed. Keep test
+    images out of this: score them afterwards. Below 4 images the first kind is taken, without rows.
+    ValueError for an unknown kind.
     """
     (trunk,) = load_judges([judge], next(model.parameters()).device)
     mu, logvar = encode_all(model, train) if codes is None else codes
@@ -80,12 +81,12 @@ def choose_sampler(
 
 
 def look(model, codes: list, trunk) -> np.ndarray:
-    """Features (draws, n, D) of the images of `codes`, one tensor a draw."""
+    """Features (draws, n, D) of the images decoded from `codes`, one tensor per draw."""
     return np.stack([feature_vectors(decode_all(model, z), trunk) for z in codes])
 
 
 def differences(real: np.ndarray, fakes: np.ndarray) -> np.ndarray:
-    """(S, S + 1): how much farther from real (n, d) set i is than set j; last, its own distance.
+    """(S, S + 1): how much farther set i is from real (n, d) than set j; last column: its distance.
 
     fakes: (n, draws, S, d). Distances are means over the draws.
     """

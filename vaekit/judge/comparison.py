@@ -1,4 +1,4 @@
-"""Two runs side by side: what was set differently, what it did to the numbers and to the images."""
+"""Two runs side by side: differences in config, scores and images."""
 
 import math
 from dataclasses import dataclass
@@ -23,13 +23,13 @@ SHOWN = 8  # images and samples that are kept for the plot
 
 @dataclass
 class Comparison:
-    """What `compare` found. `rows` is for a DataFrame, `print` for reading, `plot()` for the eye.
+    """The result of `compare`: `rows` for a DataFrame, `print` for text, `plot()` for images.
 
     rows: keys as in `rows.COLUMNS`, subject "a", "b" or "b - a", low and high at 1.96 standard
-    errors; changed: {field: (a, b)} of the configs, None where one of the two has none.
+    errors; changed: {field: (a, b)} of the configs, None where one of the two has no config.
     """
 
-    names: tuple[str, str]  # of the two run folders, or what model it is
+    names: tuple[str, str]  # of the two run folders, or of models
     changed: dict | None
     rows: list[dict]
     images: dict[str, Tensor]  # rows of pictures, (SHOWN, C, H, W) each
@@ -57,7 +57,7 @@ class Comparison:
 
 
 def title_of(run) -> str:
-    """The name of a run's folder; of a model in its place: "linear VAE, 256 numbers"."""
+    """The name of a run's folder; for a model without a run: "linear VAE, 256 numbers"."""
     if hasattr(run, "path"):
         return run.path.name
     if isinstance(run, LinearVAE):
@@ -69,14 +69,14 @@ def title_of(run) -> str:
 
 
 def compare(run_a, run_b, test) -> Comparison:
-    """Both runs on the same images: reconstructions from the mean, one by one, and prior samples.
+    """Compare two runs on the same images: reconstructions from the mean, and prior samples.
 
-    In a run's place a model may stand, as `vaekit.linear_vae` gives: compare(run, pca, data.test).
-    test: Split or (N, C, H, W), uint8 or float, of at least two images. PSNR, SSIM, LPIPS (where a
-    judge is to be had), L1 and the sharpness ratio of every test image. Difficult images are
-    difficult for both, so "b - a" is taken per image and its interval is the narrow, right one;
-    overlapping intervals of a and b alone say little. ValueError where the two models, or the
-    images, differ in size or channels.
+    A run can also be a model, such as `vaekit.linear_vae` returns: compare(run, pca, data.test).
+    test: Split or (N, C, H, W), uint8 or float, at least two images. Measures PSNR, SSIM, LPIPS (if
+    its weights are there), L1 and sharpness ratio of every test image. Difficult images are
+    difficult for both models, so "b - a" is taken per image. Its interval is the one that decides;
+    overlapping intervals of a and b alone say little. ValueError where models or images differ in
+    size or channels.
     """
     runs, test = (run_a, run_b), pixels_of(test)
     models = [getattr(run, "model", run) for run in runs]
@@ -110,7 +110,7 @@ def compare(run_a, run_b, test) -> Comparison:
 
 
 def pair_rows(models, test: Tensor, judge) -> list[dict]:
-    """Three rows a metric: the means of a and of b, and the mean of b - a image by image."""
+    """Three rows per metric: the means of a and of b, and the mean of b - a over the images."""
     a, b = (measure(model, test, judge) for model in models)
     trio = {"a": a, "b": b, DIFFERENCE: {name: b[name] - a[name] for name in a}}
     real = collect(appearance, test)["sharpness"]
@@ -119,14 +119,14 @@ def pair_rows(models, test: Tensor, judge) -> list[dict]:
         network = LPIPS if name == "lpips" else ""
         for subject, found in trio.items():
             rows.append(mean_row(name, subject, found[name], network))
-    for subject, found in trio.items():  # a delta method of means suits their difference as well
+    for subject, found in trio.items():  # the delta method suits differences of means too
         ratio = ratio_row("sharpness ratio", subject, found["sharpness"], real, paired=True)
         rows.append(ratio)
     return rows
 
 
 def finding(row: dict) -> str:
-    """A "b - a" row in words: which run is better, or that the images do not tell them apart."""
+    """A "b - a" row in words: which run is better, or that these images do not decide it."""
     metric, low, high = row["metric"], row["low"], row["high"]
     interval = f"{metric}: b - a = {row['value']:+.3g} ({low:+.3g} to {high:+.3g})"
     if low <= 0 <= high or row["n"] < 5:  # of so few the interval is too narrow

@@ -1,4 +1,4 @@
-"""evaluate(): how good are the images? Numbers that carry their N, network and floor."""
+"""evaluate(): scores of reconstructions and samples, with their N, judge and floor."""
 
 from typing import NamedTuple
 
@@ -18,12 +18,12 @@ from vaekit.losses import l1_per_image
 from vaekit.metrics import LPIPS, appearance, at_least, compare_images, octave_name, octave_powers
 from vaekit.model import evaluating
 
-# of a set, for the second judge, which costs thirty times the first's
+# of a set, for the second judge, which takes thirty times as long as the first
 SECOND_IMAGES = 256
 
 
 def measure(model, images, judge: FeatureLoss | None = None, batch_size: int = 64) -> dict:
-    """What `compare_images` and `looks` find, and L1, of reconstructions from the mean.
+    """`compare_images`, `looks` and L1 of reconstructions from the mean, image by image.
 
     images: Split or (N, C, H, W); {name: (N,)}.
     """
@@ -40,7 +40,7 @@ def measure(model, images, judge: FeatureLoss | None = None, batch_size: int = 6
 
 
 def looks(x: Tensor) -> dict[str, Tensor]:
-    """`appearance` of each image, and its power in every octave, by name: {name: (B,)}."""
+    """`appearance` of each image, and its power in every octave: {name: (B,)}."""
     powers = octave_powers(x).T
     return appearance(x) | {octave_name(i): power for i, power in enumerate(powers)}
 
@@ -49,18 +49,18 @@ def evaluate(model, test, cfg: Config, val=None, samples=None, judges=None) -> l
     """Rows (keys: COLUMNS) for reconstructions of `test` from the mean, real images and `samples`.
 
     test, val: Split or (N, C, H, W), uint8 or float; samples: {name: images}. Distances compare
-    test with reconstructions of *other* images, `val` (training images do as well: more of them);
-    without `val`, one half of test with reconstructions of the other half. They come once for
-    each of `judges` (see `load_judges`), all at the N of the smallest set of 4 images or more,
-    with their floor; see `distance_rows`. Means carry -+ 1.96 standard errors.
+    test with reconstructions of *other* images, `val` (training images are fine too, and are more);
+    without `val`, one half of test with reconstructions of the other half. There is a set of
+    distances for each of `judges` (see `load_judges`), all with the N of the smallest set of 4
+    images or more, and with their floor; see `distance_rows`. Means have -+ 1.96 standard errors.
 
-    judges: None for SqueezeNet and, where its weights are on this machine, VGG-19 to relu3_4 (see
-    `second_judge`), which also gives the "feature distance" of reconstructions: where SqueezeNet
-    trains, VGG-19 decides. It sees 256 images of a set at most, drawn at random. An empty list: no
-    distances, which saves their time.
+    judges: None for SqueezeNet and, if its weights are on this machine, VGG-19 to relu3_4 (see
+    `second_judge`), which also gives the "feature distance" of reconstructions. Where SqueezeNet
+    was trained with, go by VGG-19. It sees at most 256 images of a set, drawn at random. An empty
+    list leaves distances out, which saves time.
 
-    "power 1/4-1/2" and so on: power of a subject over that of real images in an octave of
-    frequency, in cycles per pixel (see `octave_powers`). Below 0.75 is blur, above 1.25 noise or
+    "power 1/4-1/2" and so on: power of a subject divided by that of real images, in an octave of
+    frequency in cycles per pixel (see `octave_powers`). Below 0.75 is blur, above 1.25 noise or
     flecks. `figures.plot_octaves` draws them.
     """
     test = pixels_of(test)
@@ -91,7 +91,7 @@ def evaluate(model, test, cfg: Config, val=None, samples=None, judges=None) -> l
 
 
 def _image_rows(model, test: Tensor, samples: dict, judge, batch_size: int) -> list[dict]:
-    """Rows of what is measured image by image."""
+    """Rows of all that is measured image by image."""
     found = measure(model, test, judge, batch_size)
     rows = [mean_row(name, "reconstruction", found[name]) for name in ("psnr", "ssim")]
     if judge is not None:
@@ -112,7 +112,7 @@ def _image_rows(model, test: Tensor, samples: dict, judge, batch_size: int) -> l
 
 
 def _feature_row(model, test: Tensor, judge: FeatureLoss, batch_size: int) -> dict:
-    """Mean perceptual distance of reconstructions from their originals, of 64 px at least."""
+    """Mean perceptual distance of reconstructions from their originals, both at 64 px or more."""
 
     def measured(x: Tensor) -> dict[str, Tensor]:
         return judge(at_least(model.reconstruct(x), 64), at_least(x, 64))
@@ -124,7 +124,7 @@ def _feature_row(model, test: Tensor, judge: FeatureLoss, batch_size: int) -> di
 
 
 def _reference(test: Tensor, val, seed: int) -> tuple[Tensor, Tensor]:
-    """Disjoint (real, others), shuffled: test and val, or without val the two halves of test."""
+    """Disjoint (real, others), shuffled: test and val; without val the two halves of test."""
     n = min(len(test), MAX_IMAGES)
     if val is not None:
         return _shuffled(test, n, seed), _shuffled(pixels_of(val), n, seed)
@@ -137,7 +137,7 @@ def _shuffled(images: Tensor, n: int, seed: int) -> Tensor:
 
 
 def _judged_rows(model, samples: dict, real: Tensor, others: Tensor, judge, cfg) -> list[dict]:
-    """Distances, in one judge's eyes, of reconstructions of `others` and of `samples`."""
+    """Distances of reconstructions of `others` and of `samples`, by one judge."""
     if min(len(real), len(others)) < LEAST:
         network = networks.network_name(judge)
         return distance_rows({"reconstruction": others} | samples, real, others, network)
@@ -150,7 +150,8 @@ def _judged_rows(model, samples: dict, real: Tensor, others: Tensor, judge, cfg)
 def judge_images(fakes: dict, real, others, judge=None, seed=0, batch_size=64) -> list[dict]:
     """`distance_rows` of images: each {subject: images} from `real`, the floor from `others`.
 
-    Any of them a Split or (N, C, H, W); judge: one of `load_judges`. Each set is looked at once.
+    Each is a Split or (N, C, H, W); judge: one of `load_judges`. Features are computed once per
+    set.
     """
     sets = [real, others, *fakes.values()]
     real, others, *seen = (networks.feature_vectors(x, judge, batch_size) for x in sets)
@@ -159,8 +160,8 @@ def judge_images(fakes: dict, real, others, judge=None, seed=0, batch_size=64) -
 
 
 def say_heard(rows: list[dict], *models, cfg: Config | None = None) -> list[dict]:
-    """The rows, judges beside the networks that the trainings of `models` listened to: one that
-    they have heard flatters. cfg: where a model has none."""
+    """The rows, where a judge's name also says that one of `models` was trained with it: such a
+    judge flatters. cfg: for models that have none."""
     names = []
     for model in models:
         own = getattr(model, "cfg", cfg)

@@ -27,11 +27,11 @@ def show_cases(x_hat, x, cases: Cases) -> Figure:
 
 
 def plot_rows(rows: list[dict], title: str = "", metrics=("frechet", "sharpness ratio")) -> Figure:
-    """Rows of `evaluate`: a panel for each of `metrics`, of any that are there, and judge.
+    """Rows of `evaluate`: one panel per judge and metric, for those of `metrics` that occur.
 
-    A tick marks what real images score against real images at the same N: the floor of a distance,
-    the ceiling of precision and coverage.
-    The grey band is a sharpness ratio of 0.9 to 1.1. ValueError where no row is of these metrics.
+    A tick marks the score of real images against real images at the same N: the floor of a
+    distance, the ceiling of precision and coverage. The grey band is a sharpness ratio of 0.9 to
+    1.1. ValueError where no row has one of these metrics.
     """
     groups: dict[tuple, list[dict]] = {}
     for metric in metrics:
@@ -52,10 +52,11 @@ def plot_rows(rows: list[dict], title: str = "", metrics=("frechet", "sharpness 
 
 
 def plot_octaves(rows: list[dict], title: str = "") -> Figure:
-    """Power over that of real images, octave by octave, of rows of `evaluate`: a line a subject.
+    """Power divided by that of real images, octave by octave, from rows of `evaluate`; one line per
+    subject.
 
     The grey band is 0.75 to 1.25: below is blur, above noise or flecks. Bars are the rows'
-    intervals. ValueError where no row is of an octave.
+    intervals. ValueError where no row is an octave.
     """
     rows = [row for row in rows if row["metric"].startswith("power ")]
     if not rows:
@@ -82,13 +83,13 @@ def plot_octaves(rows: list[dict], title: str = "") -> Figure:
 
 
 def reaches(rows: list[dict]) -> np.ndarray:
-    """(2, N): how far below and above its value each row's interval reaches; NaN without one."""
+    """(2, N): how far each row's interval reaches below and above its value; NaN without one."""
     low, value, high = np.array([[r["low"], r["value"], r["high"]] for r in rows], float).T
     return np.stack([value - low, high - value])
 
 
 def _draw_group(axis, rows: list[dict]) -> None:
-    """A dot a row with its interval and its floor, subjects from top to bottom."""
+    """One dot per row with its interval and floor, subjects from top to bottom."""
     metric, network = rows[0]["metric"], rows[0]["network"]
     places = np.arange(len(rows))
     values = [row["value"] for row in rows]

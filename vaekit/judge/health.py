@@ -1,7 +1,7 @@
-"""Is this latent space healthy? Numbers, a picture, and a verdict in words.
+"""diagnose(): is this latent space healthy? Numbers, a figure, and a verdict in words.
 
-The verdict is the first of these that holds. A unit is one element of the latent; the thresholds
-lie between models trained to be each of the four, and are named below.
+The verdict is the first in this table that holds. A unit is one element of the latent. The
+thresholds, named below, lie between models that were trained to be each of the four.
 
 | verdict       | holds if                                                                        |
 |---------------|---------------------------------------------------------------------------------|
@@ -30,16 +30,16 @@ from vaekit.sample import encode_all
 
 ACTIVE = 0.01  # variance of mu over images above which a unit is active (Burda et al. 2016)
 IDLE = 0.5  # share of units whose sigma is larger than the deviation of mu
-SWAPPED = 3.0  # times the error of the image's own code, from another image's
-UNHEARD = 10.0  # times the squared error of the mean's reconstruction, from a sampled z
+SWAPPED = 3.0  # error from another image's code, relative to the image's own
+UNHEARD = 10.0  # squared error from a sampled z, relative to that from the mean
 TINY_NOISE = 0.03  # sigma over the deviation of mu, median over active units
-FREE_NOISE = 0.25  # price of the noise, in shares of what the ELBO would let it cost
-DEAR_NOISE = 3.0  # the same price, above which a healthy model is told that it is blurred
-GAP_SHARE = 0.1  # of the KL: nats that do not tell images apart but only lie off the prior
+FREE_NOISE = 0.25  # price of the noise, relative to what the ELBO accepts
+DEAR_NOISE = 3.0  # above this price a healthy model is called blurred
+GAP_SHARE = 0.1  # of the KL: nats that only measure the distance from the prior
 PRIOR_MMD = 0.1  # share, 0..1
-HELD = 0.25  # of other images' error, below which training images are held themselves
-UNITS = 1024  # at most, drawn at random, in the covariance: its spectrum costs their cube
-IMAGES = 500  # at most, in the MMD: its null costs their square
+HELD = 0.25  # of other images' error; below it the model stores its training images
+UNITS = 1024  # at most, at random, in the covariance, whose spectrum costs their cube
+IMAGES = 500  # at most, in the MMD, whose null costs their square
 NULLS = 40
 ADVICE = {
     "collapsed": """
@@ -72,7 +72,7 @@ themselves, and how well it copies them says nothing about others.""",
 @dataclass
 class Diagnosis:
     """verdict: "healthy", "collapsed", "autoencoder" or "off the prior"; advice: why, and what to
-    change; numbers: plain numbers; arrays: what they and `plot()` are made from."""
+    change; numbers: plain numbers; arrays: the data of the numbers and of `plot()`."""
 
     verdict: str
     advice: str
@@ -85,7 +85,7 @@ class Diagnosis:
         return "\n".join([f"{self.verdict}: {self.advice}", *lines])
 
     def plot(self) -> Figure:
-        """KL, active units, sigma and the spectrum; what is expected is drawn beside it."""
+        """KL, active units, sigma and the spectrum, each with what a perfect model would show."""
         figure, axes = panels(2, 2, (7.5, 5.8), f"verdict: {self.verdict}")
         kl, units, sigma, spectrum = axes.flat
         blue, red = COLOURS[:2]
@@ -108,15 +108,15 @@ class Diagnosis:
 
 
 def diagnose(model, split, seed: int = 0, batch_size: int = 64, train=None) -> Diagnosis:
-    """What the latent space of `model` is like, from images that it was not trained on.
+    """The state of `model`'s latent space, measured on images that it was not trained on.
 
-    split: Split or (N, C, H, W), uint8 or float, N >= 2; better a hundred. Measured, in `numbers`:
-    active units and their KL in nats (`kl`: of an image, summed over units); sigma, alone and over
-    the deviation of mu; mean squared errors from the mean, from a sampled z and from another
-    image's code, with `noise_price` (see `describe`); the spectrum of the aggregated posterior and
+    split: Split or (N, C, H, W), uint8 or float, N >= 2, better a hundred. `numbers` has: active
+    units and their KL in nats (`kl`: per image, summed over units); sigma, alone and divided by the
+    deviation of mu; mean squared errors from the mean, from a sampled z and from another image's
+    code, with `noise_price` (see `describe`); the spectrum of the aggregated posterior and
     `prior_gap` (see there), whose sum over units is `gap_share` of the KL; its squared `mmd` from
-    N(0, I), one z an image, RBF kernel, beside the 95th percentile of prior against prior at the
-    same N. The verdict's thresholds: the module's docstring. With `train`, the training images,
+    N(0, I), one z per image, RBF kernel, with the 95th percentile of prior against prior at the
+    same N. The module's docstring has the verdict's thresholds. With `train`, the training images,
     also `train_to_test` (see there), which the advice mentions below HELD. ValueError for fewer
     than two images, or codes that are not finite.
     """
@@ -130,7 +130,7 @@ def diagnose(model, split, seed: int = 0, batch_size: int = 64, train=None) -> D
         raise ValueError("the codes are not finite: this model has diverged")
     generator = torch.Generator().manual_seed(seed)
     z = model.reparameterize(mu, logvar, generator)
-    other = mu.roll(n // 2, 0)  # not the next image, which may be of the same patient
+    other = mu.roll(n // 2, 0)  # not the next image: that may be the same patient
     arrays = {"kl": kl_elements(mu, logvar).mean(0), "sigma": (0.5 * logvar).exp().flatten(1)}
     for name, codes in (("mean", mu), ("sampled", z), ("other", other)):
         arrays[f"mse_{name}"] = decoding_errors(model, split, codes, batch_size)
@@ -148,7 +148,7 @@ def diagnose(model, split, seed: int = 0, batch_size: int = 64, train=None) -> D
 
 
 def decoding_errors(model, split, z: Tensor, batch_size: int) -> Tensor:
-    """Mean squared error (N,) of every image, decoded from its row of z."""
+    """Mean squared error (N,) of each image, decoded from its row of z."""
     errors = []  # numbers, not tensors: many small ones between large ones tear the heap
     with evaluating(model) as device:
         images = chunks(split, batch_size, device)
@@ -158,11 +158,11 @@ def decoding_errors(model, split, z: Tensor, batch_size: int) -> Tensor:
 
 
 def train_to_test(model, train, errors: Tensor, batch_size: int = 64) -> float:
-    """Mean squared error of training images, from the mean, over `errors` (N,), of other images.
+    """Mean squared error of training images, from the mean, divided by `errors` (N,) of others.
 
-    Of N training images at most, drawn at random. About 1 where a model treats both alike, 0 where
-    it holds the training images themselves: a linear VAE of no fewer directions than images does.
-    Its samples are mixtures of them, which `distances.memorisation` does not take for copies.
+    Uses at most N training images, drawn at random. About 1 where the model treats both alike, 0
+    where it stores the training images, as a linear VAE with at least as many directions as images
+    does. Its samples are mixtures of them, which `distances.memorisation` does not count as copies.
     """
     images = pixels_of(train)
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
@@ -173,19 +173,18 @@ def train_to_test(model, train, errors: Tensor, batch_size: int = 64) -> float:
 
 
 def describe(arrays: dict[str, Tensor], pixels: int) -> dict[str, float | int]:
-    """What the posteriors are like, image by image and unit by unit.
+    """Properties of the posteriors, image by image and unit by unit.
 
-    "noise_price" is what sampling z adds to the squared error, in shares of the mean's own error
-    per pixel, for every active unit. Where the KL weighs as in the ELBO it is about 1: noise is
-    let in until it costs one pixel's worth; in general it is about the beta_elbo that the model
-    was really held to, by all terms of its loss. Source: the linear case, Lucas et al. 2019,
-    arXiv 1911.02469.
+    "noise_price" is the squared error that sampling z adds, as a share of the mean's own error per
+    pixel, for every active unit. With the ELBO's KL weight it is about 1: noise grows until it
+    costs one pixel's error. In general it is about the beta_elbo that the whole loss acted as.
+    Source: the linear case, Lucas et al. 2019, arXiv 1911.02469.
     """
     variance, noise = arrays["variance"], arrays["noise"]
     kl = arrays["kl"].flatten()
     active = variance > ACTIVE
     count, units = int(active.sum()), len(active)
-    those = active if count else ~active  # without active units, figures of the others
+    those = active if count else ~active  # without active units: of the others
     spread = variance[those].clamp(min=1e-12)
     errors = [arrays[f"mse_{name}"].double().mean() for name in ("mean", "sampled", "other")]
     mean, sampled, other = torch.stack(errors).clamp(min=1e-12).tolist()
@@ -218,13 +217,14 @@ def total_correlation(cov: Tensor) -> float:
 
 
 def prior_gap(mu: Tensor, noise: Tensor, generator) -> tuple[dict, dict]:
-    """How far N(m, C) with the aggregated posterior's moments is from N(0, I), and the spectrum.
+    """How far N(m, C) with the aggregated posterior's moments is from N(0, I), and its spectrum.
 
     KL(N(m, C) || N(0, I)) is a lower bound of the marginal KL(q(z) || p(z)) (Hoffman and Johnson
-    2016), and the sum of what single units miss, in mean and variance, and of their correlations.
-    Few images make units look correlated: what independent codes of the same N, variances and
-    noise show is taken off. "prior_gap" is the rest, in nats per active unit. The eigenvalues of
-    C come with those that N images of a perfect model would show, mu from N(0, 1 - E sigma^2).
+    2016). It is the sum over single units, from their means and variances, and a part from their
+    correlations. Few images make units look correlated, so the value of independent codes with the
+    same N, variances and noise is subtracted. "prior_gap" is the rest, in nats per active unit. The
+    eigenvalues of C come with those that N images of a perfect model would show, mu from
+    N(0, 1 - E sigma^2).
     """
     chosen = torch.randperm(len(noise), generator=generator)[:UNITS]
     mu, noise = mu[:, chosen], noise[chosen].clamp(min=1e-12)
@@ -252,8 +252,8 @@ def prior_like(z: Tensor, generator) -> Tensor:
 
 
 def rbf(x: Tensor, y: Tensor) -> Tensor:
-    """exp(-|x_i - y_j|^2 / 2D), (N, M): D is half of what two prior draws are apart, squared, so
-    the kernel is the same for every model with D units."""
+    """exp(-|x_i - y_j|^2 / 2D), (N, M). Two prior draws have a mean squared distance of 2D, so the
+    kernel is the same for every model with D units."""
     return torch.exp(-torch.cdist(x, y).square() / (2 * x.shape[1]))
 
 
@@ -273,7 +273,7 @@ def prior_mmd(z: Tensor, generator) -> dict[str, float]:
 
 
 def verdict_of(n: dict) -> str:
-    """The first that holds in the table of the module's docstring."""
+    """The first verdict in the table of the module's docstring that holds."""
     tight = n["sigma_to_spread"] < TINY_NOISE and n["noise_price"] < FREE_NOISE
     apart = n["mmd_share"] > PRIOR_MMD and n["mmd"] > n["mmd_null"]
     if n["idle_share"] > IDLE and n["other_to_mean"] < SWAPPED:
@@ -286,7 +286,7 @@ def verdict_of(n: dict) -> str:
 
 
 def advice_for(verdict: str, n: dict) -> str:
-    """Why, with the numbers, and what to change."""
+    """The reason, with its numbers, and what to change."""
     advice = ADVICE[verdict]
     if verdict == "autoencoder" and n["sample_to_mean"] > UNHEARD:
         advice = ADVICE["untrained"]

@@ -1,4 +1,4 @@
-"""Judges: images in batches -> feature vectors, by a network that is named. FID."""
+"""The networks that judge images: their feature vectors, and FID."""
 
 import time
 from collections.abc import Iterable
@@ -15,16 +15,16 @@ from vaekit.files.weights import downloads_allowed, load_trunk, weight_places
 from vaekit.judge.rows import mapped
 from vaekit.metrics import at_least
 
-PIXELS = "pixels 32x32"  # the judge where no network is to be had
+PIXELS = "pixels 32x32"  # the judge without any network's weights
 INCEPTION_FILE = "*inception-2015-12-05-6726825d.pth"
-_told: set[str] = set()  # a notice is given once a session
+_told: set[str] = set()  # notices are printed once a session
 
 
 def load_judge(device="cpu", download: bool | None = None) -> FeatureLoss | None:
-    """The network that judges: SqueezeNet with LPIPS's linear layers, whatever the trainer used.
+    """The judging network: SqueezeNet with LPIPS's linear layers, whatever the training used.
 
-    None, with a notice (once a session) that says how to get them, where its weights are nowhere
-    to be had. download: None asks the profile.
+    None without its weights; a notice (once a session) says how to get them. download: None follows
+    the profile.
     """
     download = downloads_allowed(profile()) if download is None else download
     try:
@@ -38,8 +38,8 @@ def load_judge(device="cpu", download: bool | None = None) -> FeatureLoss | None
 def second_judge(device="cpu") -> FeatureLoss | None:
     """VGG-19 to relu3_4, which is seldom trained with: its feature distance, and its trunk.
 
-    None, with a notice (once a session), where its weights are not on this machine: they are half
-    a gigabyte, and are not downloaded for this.
+    None, with a notice (once a session), without its weights on this machine. They are half a
+    gigabyte, and are not downloaded for this.
     """
     try:
         return FeatureLoss(load_trunk("vgg19", download=False)).to(device)
@@ -50,11 +50,11 @@ def second_judge(device="cpu") -> FeatureLoss | None:
 
 
 def load_judges(judges: Iterable, device="cpu", download: bool | None = None) -> list:
-    """What `feature_vectors` takes, for each name: a trunk of `features.TRUNKS`, or "pixels".
+    """The judges for `feature_vectors`, by name: a trunk of `features.TRUNKS`, or "pixels".
 
-    A module with `name` and `pooled`, as `train_judge` gives, stays what it is. A trunk without
-    weights is left out with a notice; where none is left, pixels judge. ValueError for an unknown
-    name.
+    A module with `name` and `pooled`, such as `train_judge` returns, is kept as it is. A trunk
+    without weights is left out with a notice; if none is left, pixels judge. ValueError for an
+    unknown name.
     """
     download = downloads_allowed(profile()) if download is None else download
     found = []
@@ -75,7 +75,7 @@ def _tell_once(name: str, notice: str) -> None:
 
 
 def network_name(judge: nn.Module | None) -> str:
-    """What a row says of its judge: a VGG that is cut early says where."""
+    """The judge's name in a row; a VGG that is cut early says where."""
     if judge is None:
         return PIXELS
     if not isinstance(judge, Trunk):
@@ -105,7 +105,7 @@ def feature_vectors(images, trunk: nn.Module | None = None, batch_size: int = 64
 
 
 class LabelJudge(nn.Module):
-    """A small CNN that tells the data's own classes apart.
+    """A small CNN that classifies the data's own classes.
 
     x (B, C, H, W) in [0, 1] -> logits (B, classes); `pooled(x)`: its last features, (B, 128).
     """
@@ -127,10 +127,11 @@ class LabelJudge(nn.Module):
 
 @torch.inference_mode(False)  # it trains, also in a cell without gradients
 def train_judge(split, seed: int = 0, epochs: int = 15, max_seconds: float = 60.0) -> LabelJudge:
-    """A LabelJudge of `split.images` and `split.labels` (training images), frozen, on the CPU.
+    """A LabelJudge trained on `split.images` and `split.labels` (training images), frozen, on the
+    CPU.
 
     Cross-entropy with balanced classes, AdamW. The same for the same seed, unless `max_seconds`
-    end it first. ValueError below two classes.
+    ends it earlier. ValueError below two classes.
     """
     counts = split.labels.bincount()
     if (counts > 0).sum() < 2:
@@ -143,7 +144,7 @@ def train_judge(split, seed: int = 0, epochs: int = 15, max_seconds: float = 60.
         optimizer = torch.optim.AdamW(judge.parameters(), lr=2e-3)
         for _ in range(epochs):
             for i in torch.randperm(len(split.labels)).split(64):
-                if len(i) == 1 or time.perf_counter() > end:  # one has nothing to normalise by
+                if len(i) == 1 or time.perf_counter() > end:  # batch norm needs two
                     continue
                 optimizer.zero_grad()
                 loss(judge(as_float(split.images[i])), split.labels[i]).backward()
@@ -155,7 +156,7 @@ def load_inception(device: torch.device | str = "cpu") -> nn.Module:
     """torch-fidelity's Inception: uint8 (B, 3, H, W) -> (B, 2048).
 
     Weights from VAEKIT_WEIGHTS, attached inputs, the hub cache or a download; WeightsMissing
-    where they or the package torch-fidelity are not there.
+    without them, or without the package torch-fidelity.
     """
     from torchmetrics.image.fid import NoTrainInceptionV3
 

@@ -1,4 +1,4 @@
-"""Rows of a table: a number, its interval, its N, its network, its floor."""
+"""Rows of a results table: a number with its interval, N, network and floor."""
 
 from collections.abc import Callable
 from math import inf, nan
@@ -12,7 +12,7 @@ from vaekit.data import chunks
 from vaekit.judge import distances
 
 COLUMNS = ("metric", "subject", "value", "low", "high", "n", "network", "floor")
-MAX_IMAGES = 2000  # of a set, for its distances: they need every pair
+MAX_IMAGES = 2000  # of a set, for distances, which need all pairs
 SHARES = ("precision", "recall", "coverage")
 METRICS = ("frechet", "frechet excess", "kernel", "precision", "recall", "density", "coverage")
 
@@ -24,8 +24,8 @@ def row(metric, subject, value, low=None, high=None, n=0, network="", floor=None
 
 
 def mapped(function: Callable, images, batch_size: int = 64, device="cpu") -> list:
-    """`function` of float batches of images, a Split or (N, C, H, W), on `device`, in order: of
-    `batch_size`, or of as many as the memory holds."""
+    """`function` applied to float batches of images, a Split or (N, C, H, W), on `device`, in
+    order. Batches have `batch_size` images, or as many as fit into memory."""
 
     @find_executable_batch_size(starting_batch_size=batch_size)
     def run(size: int) -> list:
@@ -38,8 +38,8 @@ def collect(function: Callable, images, batch_size: int = 64, device="cpu") -> d
     """Per-image results of `mapped`, {name: (B,)} -> {name: (N,) float32 on the CPU}."""
 
     def numbers(x: Tensor) -> dict[str, list]:
-        # not tensors: thousands of small ones between large ones that come and go tear the heap
-        # to pieces, 25 kB an image at 64 px
+        # not tensors: thousands of small ones between large temporary ones fragment the heap, 25 kB
+        # per image at 64 px
         return {name: values.float().tolist() for name, values in function(x).items()}
 
     parts = mapped(numbers, images, batch_size, device)
@@ -120,7 +120,7 @@ def _interval(metric: str, value: float, error: float, n: int) -> list[float]:
     from scipy.stats import binomtest
 
     low, high = value - error, value + error
-    if metric in SHARES:  # subsamples of a share of 0 or 1 do not differ, other images may
+    if metric in SHARES:  # subsamples of a share of 0 or 1 are equal; other images may differ
         share = binomtest(round(value * n), n).proportion_ci(method="wilson")
         low, high = min(low, share.low), max(high, share.high)
     least = -inf if metric in ("frechet excess", "kernel") else 0
@@ -129,7 +129,7 @@ def _interval(metric: str, value: float, error: float, n: int) -> list[float]:
 
 
 def format_table(rows: list[dict]) -> str:
-    """The rows as aligned text that is also a Markdown table; None is left blank."""
+    """The rows as aligned text that is also a Markdown table; None becomes blank."""
     table = [COLUMNS] + [[_text(row[c]) for c in COLUMNS] for row in rows]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     table.insert(1, ["-" * width for width in widths])

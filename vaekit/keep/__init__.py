@@ -1,1 +1,1 @@
-"""What keeps a run alive and finds it again."""
+"""fit(): training runs with checkpoints, resuming, and several processes."""

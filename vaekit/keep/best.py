@@ -1,26 +1,26 @@
-"""Which epoch was best: its averaged weights are what a run returns."""
+"""The best epoch of a run, whose averaged weights the run returns."""
 
 import math
 
 from vaekit.losses import reduction_factors
 
-TOLERANCE = 0.02  # of the lowest loss: what an epoch may be above it
-BROKEN = 0.25  # ... with a critic, which pays with distance for what the loss does not see
+TOLERANCE = 0.02  # how far above the lowest loss an epoch may be, as a share of it
+BROKEN = 0.25  # ... with a critic, which raises the loss to gain detail
 
 
 class Best:
-    """The newest epoch whose averaged weights validation does not call broken.
+    """The newest epoch whose validation loss is close to the lowest.
 
-    Only epochs of the final objective compete (`schedules.final_objective`): with a smaller beta,
-    or without a term that comes later, the loss is smaller because less is asked. Of these the
-    newest is taken whose loss on validation images, at the final beta, is within TOLERANCE of the
-    lowest so far: epochs that close differ by chance, and detail is still improving when the loss
-    no longer does. With a critic, whose term no loss measures, it may rise by BROKEN. An adaptive
-    beta moves; the kept epoch's KL is then priced at the new one.
+    Only epochs with the final objective compete (`schedules.final_objective`): with a smaller beta,
+    or without a term that comes later, the loss is lower because less is asked. Of these it takes
+    the newest whose validation loss, at the final beta, is within TOLERANCE of the lowest so far:
+    such epochs differ by chance, and detail still improves when the loss no longer does. With a
+    critic, whose term is not in the loss, it may rise by BROKEN. When an adaptive beta moves, the
+    KL of the kept epoch is weighted by the new one.
     """
 
     def __init__(self):
-        self.state = None  # as it lies in best.pt
+        self.state = None  # as stored in best.pt
         self.loss = math.inf  # the lowest so far
         self.bad_epochs = 0  # since the lowest
 
@@ -46,7 +46,7 @@ class Best:
         }
 
     def loss_at(self, beta: float) -> float:
-        """The lowest validation loss, the KL of the kept epoch priced at `beta`."""
+        """The lowest validation loss, with the KL of the kept epoch weighted by `beta`."""
         if self.state is None:
             return math.inf
         risen = beta - self.state.get("beta", beta)

@@ -1,4 +1,4 @@
-"""Files of a run: written whole or not at all, read without ever executing what they hold."""
+"""Files of a run: written completely or not at all, read without executing their content."""
 
 import csv
 import io
@@ -20,8 +20,8 @@ class CheckpointError(RuntimeError):
 
 def write_atomic(path: Path, content: bytes | memoryview, keep: Path | None = None) -> None:
     """Write under a temporary name, flush to disk, rename: a reader sees the old file or the new.
-    The old one becomes `keep`. Raises OSError (disk full, read-only); it is then still in place."""
-    temporary = path.with_name(f".{path.name}.tmp")  # one name: what a kill leaves is overwritten
+    The old one becomes `keep`. Raises OSError (disk full, read-only); the old file is then kept."""
+    temporary = path.with_name(f".{path.name}.tmp")  # one name: leftovers are overwritten
     try:
         with open(temporary, "wb") as file:
             file.write(content)
@@ -59,27 +59,27 @@ def check_finite(value, name: str = "") -> None:
 
 def save_checkpoint(path: Path, state: dict) -> None:
     """Save tensors, plain numbers, strings, lists and dicts; the file before is kept as
-    `previous.<name>`, so that one torn by a failing disk costs one interval and not the run.
+    `previous.<name>`, so that a torn file costs one interval and not the run.
 
     Raises FloatingPointError, and leaves the files alone, where a weight is not finite.
     """
     check_finite(state)
-    buffer = io.BytesIO()  # straight into a file, torch would make other errors of a full disk
+    buffer = io.BytesIO()  # writing to a file directly, torch would hide that the disk is full
     torch.save({"format": FORMAT, **state}, buffer)
-    # let go of the view: one left to the garbage collector crashes Python 3.12.1
+    # release the view: if left to the garbage collector, it crashes Python 3.12.1
     with buffer.getbuffer() as content:
         write_atomic(path, content, keep=path.with_name(f"previous.{path.name}"))
 
 
 def load_checkpoint(path: Path, use: Callable[[dict], None] | None = None) -> dict:
-    """The saved dict, on the CPU, given to `use`. Never unpickles objects (`weights_only=True`).
+    """The saved dict, on the CPU, passed to `use`. Never unpickles objects (`weights_only=True`).
 
-    Raises CheckpointError for a file that is missing, torn, foreign or of another format, whose
-    weights are not finite, or that `use` raises anything at.
+    Raises CheckpointError for a file that is missing, torn, foreign or of another format, that has
+    weights that are not finite, or for which `use` raises.
     """
     try:
         with zipfile.ZipFile(path) as archive:  # every part of a torch file carries a CRC
-            # torch compresses nothing: what is compressed may be a bomb
+            # torch does not compress: a compressed file may be a zip bomb
             if any(part.compress_type for part in archive.infolist()) or archive.testzip():
                 raise ValueError("damaged")
         state = torch.load(path, map_location="cpu", weights_only=True)
@@ -101,10 +101,10 @@ def newest_valid(
     use: Callable[[dict], None] | None = None,
     repair: bool = False,
 ) -> dict | None:
-    """`load_checkpoint` of `name` or else the one before it; None where neither was ever written.
+    """`load_checkpoint` of `name`, or of the one before it; None where neither was ever written.
 
-    Says which file was passed over; `repair` puts the good one in its place, lest the next save
-    keep the bad one. Raises CheckpointError when files are there, or were, and none is good.
+    Prints which file was skipped; `repair` puts the good one in its place, or the next save would
+    keep the bad one. Raises CheckpointError where files are or were there, and none is good.
     """
     newest = folder / name
     before = folder / f"previous.{name}"
@@ -120,7 +120,7 @@ def newest_valid(
         if problems and repair:
             os.replace(before, newest)
         return state
-    lost = name == "last.pt" and (folder / "history.csv").exists()  # written after the first
+    lost = name == "last.pt" and (folder / "history.csv").exists()  # written after the first epoch
     if lost or newest.exists() or before.exists():
         raise problems[0]
     return None

@@ -1,4 +1,4 @@
-"""The folders of runs: a new one, finding one again, keeping other processes out of it."""
+"""The folders of runs: create one, find one again, lock it against other processes."""
 
 import contextlib
 import itertools
@@ -24,7 +24,7 @@ def runs_dir() -> Path:
 
 
 def read_info(path: Path) -> dict:
-    """What `run.json` says of a run; {} where it says nothing."""
+    """The content of `run.json`; {} where it cannot be read."""
     with contextlib.suppress(OSError, ValueError):
         info = json.loads((path / "run.json").read_text())
         if isinstance(info, dict) and isinstance(info.get("data"), dict):
@@ -35,7 +35,7 @@ def read_info(path: Path) -> dict:
 class Candidate(NamedTuple):
     path: Path
     cfg: Config
-    changed: dict  # {field: (its own, what is asked for)}
+    changed: dict  # {field: (its own, the one asked for)}
     same_data: bool
     finished: bool
 
@@ -58,13 +58,14 @@ def find_runs(out: str | Path, cfg: Config, data_hash: str) -> list[Path]:
 
 
 def find_finished(out: Path, cfg: Config, data_hash: str, say: Callable) -> Path | None:
-    """The newest such run, also from what is attached, where it has finished."""
+    """The newest finished run of this config and data, in `out` or attached inputs."""
     newest = fetch_runs(out, cfg, data_hash, say)[:1]
     return newest[0] if newest and read_info(newest[0]).get("finished") else None
 
 
 def find_shorter(out: Path, cfg: Config, data_hash: str) -> Candidate | None:
-    """The newest finished run that `cfg` asks for more epochs of; durations may follow them."""
+    """The newest finished run that differs from `cfg` only in having fewer epochs (durations may
+    differ with them)."""
     for place in (out, *attached()):
         for run in candidates(place, cfg, data_hash):
             before, after = run.changed.get("epochs_phase2", (0, 0))
@@ -76,8 +77,8 @@ def find_shorter(out: Path, cfg: Config, data_hash: str) -> Candidate | None:
 
 @contextlib.contextmanager
 def open_run(out: Path, cfg: Config, data_hash: str, resume: str, say: Callable) -> Iterator[Path]:
-    """The folder of a finished run, or one to go on in, or a new one: no other process trains in
-    it for as long as it is open."""
+    """The folder of a finished run, or of one to resume, or a new one. While it is open, no other
+    process trains in it."""
     same = fetch_runs(out, cfg, data_hash, say) if resume == "auto" else []
     if resume == "auto" and not same:
         say_what_differs(out, cfg, data_hash, say)
@@ -103,7 +104,7 @@ def claim(path: Path) -> contextlib.AbstractContextManager:
 
 
 def say_what_differs(out: Path, cfg: Config, data_hash: str, say: Callable) -> None:
-    """Against the newest run of the same preset."""
+    """Print how this config differs from the newest run of the same preset."""
     for run in candidates(out, cfg, data_hash):
         if run.cfg.preset == cfg.preset:
             data = "" if run.same_data else "other data"
@@ -124,15 +125,15 @@ def new_folder(out: Path, cfg: Config) -> Path:
 
 
 def fetch_runs(out: Path, cfg: Config, data_hash: str, say: Callable) -> list[Path]:
-    """`find_runs`; where there is none, a copy of the newest such run of an attached notebook's
-    output, as inputs are read-only."""
+    """`find_runs`; if it finds none, a copy of the newest such run from an attached notebook's
+    output (inputs are read-only)."""
     here = find_runs(out, cfg, data_hash)
     places = [] if here else attached()
     elsewhere = [path for place in places for path in find_runs(place, cfg, data_hash)]
     if not elsewhere:
         return here
     path = max(elsewhere, key=lambda path: path.name)
-    # whole or not at all; without the files' modes, which may be read-only
+    # completely or not at all; without the files' modes, which may be read-only
     draft = out / f".{path.name}"
     shutil.rmtree(draft, ignore_errors=True)
     skip_locks = shutil.ignore_patterns(".lock")

@@ -1,4 +1,4 @@
-"""When a long training will end, whether that fits in the session, and what to change if not."""
+"""When a long training run will end, whether that fits into the session, and what to change."""
 
 from datetime import datetime, timedelta
 from math import inf
@@ -8,8 +8,8 @@ from vaekit.place.setup import KAGGLE_WEEK, host
 
 
 def is_due(cfg: Config, row: dict, shown: int) -> bool:
-    """After two epochs of this call, as the first is slower; and of phase 2, which has a pace of
-    its own."""
+    """After two epochs of this call (the first is slower), and again in phase 2, which has its own
+    speed."""
     early = shown == 2 or row["epoch"] == cfg.epochs_phase1 + 2
     return early and row["epoch"] < cfg.num_epochs
 
@@ -17,7 +17,7 @@ def is_due(cfg: Config, row: dict, shown: int) -> bool:
 def forecast(cfg: Config, row: dict, left: float, now: datetime) -> str:
     """A sentence or two: the end of the run at the pace of the epoch in `row`.
 
-    left: seconds that this session has for training, infinite where nobody ends it.
+    left: seconds left for training in this session, infinite without a limit.
     """
     pace = row["seconds"]
     epochs = cfg.num_epochs - row["epoch"]
@@ -43,7 +43,7 @@ def forecast(cfg: Config, row: dict, left: float, now: datetime) -> str:
 
 
 def phases(cfg: Config) -> dict[str, int]:
-    """The lengths of the phases that there are, by their names in a Config."""
+    """{Config field: length} of the phases that are not empty."""
     both = {"epochs_phase1": cfg.epochs_phase1, "epochs_phase2": cfg.epochs_phase2}
     return {name: epochs for name, epochs in both.items() if epochs}
 

@@ -1,4 +1,5 @@
-"""A Trainer that survives: stops that save, steps that are not finite, memory that runs out."""
+"""A Trainer for long runs: it saves when stopped, skips steps that are not finite, and splits
+batches when memory runs out."""
 
 import copy
 import math
@@ -19,8 +20,8 @@ from vaekit.model import VAE
 from vaekit.schedules import final_objective
 from vaekit.train import Trainer
 
-MAX_SKIPPED = 25  # steps in a row; fp16 may rightly skip 16, until its scale has come down to 1
-LOOK_EVERY = 50  # steps between two looks at that number, each of which waits for the device
+MAX_SKIPPED = 25  # steps in a row; fp16 may skip 16 until its scale is down to 1
+LOOK_EVERY = 50  # steps between two checks, each of which waits for the device
 MAX_SETBACKS = 3  # times that a run goes back, each time with half the learning rate
 SHORT_EPOCH = 30  # seconds; the writer saves after each longer one
 MAX_PARTS = 8  # of a batch: memory may run out three times
@@ -35,13 +36,13 @@ class Stopped(Exception):
 
 
 class Interrupted(Stopped):
-    """It has to end between two steps; the epoch under way is trained again later."""
+    """Training has to end between two steps; the current epoch is trained again later."""
 
 
 class Stop:
     """Remembers SIGTERM and Ctrl-C until the step is done and saved, and watches the clock.
 
-    On exit the signal is passed on to whoever had it before. A second Ctrl-C does not wait.
+    On exit the signal is passed on to its previous handler. A second Ctrl-C does not wait.
     """
 
     def __init__(self, minutes: float | None = None):
@@ -74,12 +75,13 @@ class Stop:
 
     @property
     def left(self) -> float:
-        """Seconds, the saving not counted; infinite without a limit."""
+        """Seconds, without the time for saving; infinite without a limit."""
         limit = math.inf if self.minutes is None else 60 * self.minutes
         return limit - (time.perf_counter() - self.start) - self.reserve
 
     def now(self, ahead: float) -> bool:
-        """Whether to stop: asked to, or `ahead` more seconds and a checkpoint would be too late."""
+        """Whether to stop: by request, or because `ahead` more seconds and saving would be too
+        long."""
         return bool(self.signal) or ahead > self.left
 
     def __str__(self) -> str:
@@ -98,14 +100,15 @@ class GuardedTrainer(Trainer):
         super().__init__(cfg, data, features)
         self.stop = stop or Stop()
         self.best = Best()
-        self.setbacks = 0  # times gone back
+        self.setbacks = 0  # times it went back to a checkpoint
         self.skipped = 0  # steps of this epoch
         self.streak = 0  # ... in a row
 
     # ---- steps -----------------------------------------------------------------------------------
 
     def step(self, x: Tensor, epoch: float) -> dict[str, Tensor]:
-        """As `Trainer.step`; skipped where loss or gradient is not finite: `grad_norm` says so."""
+        """As `Trainer.step`; skipped where loss or gradient is not finite, as `grad_norm` then
+        shows."""
         self.buffers = [(b, b.clone()) for b in self.raw.buffers()]  # BatchNorm's; most have none
         terms = super().step(x, epoch)
         skipped = ~terms["grad_norm"].isfinite()
@@ -118,7 +121,7 @@ class GuardedTrainer(Trainer):
         return self.in_memory(self.gradients_in_parts, x, epoch)
 
     def gradients_in_parts(self, x: Tensor, epoch: float) -> dict[str, Tensor]:
-        self.zero_grad()  # of an attempt that memory did not do for
+        self.zero_grad()  # from the attempt that ran out of memory
         for now, before in self.buffers:
             now.copy_(before)
         means = {}
@@ -130,24 +133,24 @@ class GuardedTrainer(Trainer):
         return means
 
     def in_memory(self, work: Callable, *args):
-        """work(*args), again with twice the parts a batch where memory runs out."""
+        """work(*args); where memory runs out, again with batches in twice as many parts."""
         while True:
             try:
                 return work(*args)
             except RuntimeError as error:
                 batch = min(self.cfg.batch_size, len(self.data.train))
                 self.parts = more_parts(error, self.parts, batch, self.accelerator.num_processes)
-            # only now, without the error, is what it held let go
+            # only now, after the error is gone, is its memory free
             clear_device_cache(garbage_collection=True)
 
     def objective(self, total: Tensor) -> Tensor:
-        """NaN for a loss that is not finite: as a factor it reaches every gradient, also those of
-        other processes."""
+        """NaN for a loss that is not finite: as a factor it reaches every gradient, in all
+        processes."""
         return total * torch.where(total.detach().isfinite(), 1.0, math.nan)
 
     @torch.no_grad()
     def update(self, terms: dict[str, Tensor]) -> None:
-        """An optimiser step where the gradient is finite; else weights and statistics stay."""
+        """An optimiser step if the gradient is finite; else weights and statistics stay."""
         finite = terms["grad_norm"].isfinite()
         if self.fused:  # decides on the device; an enabled scaler puts its own flag in its place
             self.optimizer.found_inf = (~finite).float()
@@ -166,7 +169,7 @@ class GuardedTrainer(Trainer):
     # ---- epochs ----------------------------------------------------------------------------------
 
     def run_epoch(self) -> dict[str, float]:
-        """As `Trainer.run_epoch`; raises Interrupted, or NotFinite where it cannot go on."""
+        """As `Trainer.run_epoch`; raises Interrupted, or NotFinite where it cannot continue."""
         start = time.perf_counter()
         row = super().run_epoch()
         row["seconds"] = round(time.perf_counter() - start, 3)
@@ -189,13 +192,13 @@ class GuardedTrainer(Trainer):
         return step % LOOK_EVERY == 0 and self.in_any_process(asked)
 
     def in_any_process(self, flag: bool) -> bool:
-        """Whether it is so in one of them: all have to leave the loop together."""
+        """Whether the flag is set in any process: all have to leave the loop together."""
         flags = torch.tensor(float(flag), device=self.device)
         return self.accelerator.reduce(flags).item() > 0
 
     @property
     def soon_over(self) -> bool:
-        """Whether epochs are so short that one may be finished before training stops."""
+        """Whether epochs are so short that this one can be finished before stopping."""
         return bool(self.history) and self.history[-1]["seconds"] < SHORT_EPOCH
 
     def check_streak(self) -> None:
@@ -225,7 +228,7 @@ class GuardedTrainer(Trainer):
         if final_objective(self.cfg, self.epoch):
             self.best.consider(self, row)
         super().adapt(row)
-        if "adaptive" in self.cfg.beta_schedule:  # beta has moved, and the price of the KL with it
+        if "adaptive" in self.cfg.beta_schedule:  # beta has moved, and the KL's weight with it
             self.best.loss = self.best.loss_at(self.final_beta)
 
     @property
@@ -234,7 +237,7 @@ class GuardedTrainer(Trainer):
         return impatient or super().done
 
     def result(self) -> VAE:
-        """The averaged weights of the best epoch, or of the last before annealing has ended."""
+        """The averaged weights of the best epoch, or of the last one if annealing has not ended."""
         model = copy.deepcopy(self.ema)
         if self.best.state:
             model.load_state_dict(self.best.state["model"])
@@ -243,7 +246,7 @@ class GuardedTrainer(Trainer):
     # ---- what is in a checkpoint -----------------------------------------------------------------
 
     def state_dict(self) -> dict:
-        """Complete between two epochs; the best epoch's weights have a file of their own."""
+        """Complete between two epochs; the best epoch's weights are in their own file."""
         return super().state_dict() | {
             "best_loss": self.best.loss,
             "bad_epochs": self.best.bad_epochs,
@@ -255,14 +258,14 @@ class GuardedTrainer(Trainer):
         super().load_state_dict(state)
         self.best.loss = state["best_loss"]
         self.best.bad_epochs = state["bad_epochs"]
-        self.setbacks = state.get("setbacks", 0)  # these are younger than the format
+        self.setbacks = state.get("setbacks", 0)  # older files lack these
         self.parts = state.get("parts", 1)
         self.streak = 0
 
 
 def more_parts(error: RuntimeError, parts: int, batch: int, processes: int) -> int:
-    """Twice the parts, of two images or more, where `error` is that memory ran out; else raises
-    it, also where other processes would wait for this one."""
+    """Twice the parts, of two images or more, if `error` means that memory ran out. Else raises
+    `error`, as it does where other processes would wait for this one."""
     possible = 2 * parts <= MAX_PARTS and batch >= 4 * parts and processes == 1
     if not possible or not should_reduce_batch_size(error):
         raise error

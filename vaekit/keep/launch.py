@@ -1,7 +1,7 @@
-"""One training in several processes, a GPU each: `fit` starts torchrun on itself and waits.
+"""One training run in several processes, one per GPU: `fit` starts torchrun and waits.
 
-A fork of this process would not do (accelerate's `notebook_launcher`): a notebook has used CUDA
-long before it trains. The processes are new; config and data are on disk, and the run will be.
+Forking this process (accelerate's `notebook_launcher`) would fail, because a notebook has used CUDA
+before it trains. The processes are new; they read config and data from disk, and write the run.
 """
 
 import json
@@ -25,15 +25,15 @@ COMPARED = 1000  # images of a split, spread over it
 
 
 class ProcessFailed(RuntimeError):
-    """One of several processes could not go on; what was saved before is whole."""
+    """One of several processes failed; the last checkpoint is complete."""
 
 
 def choose_processes(
     wanted: int | None, cfg: Config, data: Data, on_epoch_end: Callable | None, say: Callable
 ) -> int:
-    """How many processes train: `wanted`, or one for each GPU; says so where it is not just one.
+    """How many processes train: `wanted`, or one per GPU; prints it if it is not just one.
 
-    1 inside of a group that torchrun has started, and where something cannot cross processes.
+    1 inside a group that torchrun has started, and where something cannot be passed to processes.
     ValueError for more processes than GPUs.
     """
     if "LOCAL_RANK" in os.environ:
@@ -58,7 +58,7 @@ def choose_processes(
 
 
 def why_one(data: Data, on_epoch_end: Callable | None) -> str:
-    """What keeps the training in this process, "" where nothing does."""
+    """The reason to train in this process alone, "" where there is none."""
     if sys.platform != "linux":
         return "vaekit starts others on Linux only"
     if on_epoch_end:
@@ -82,10 +82,10 @@ def same_images(mine: Split, kept: Split) -> bool:
 
 
 def train_in_processes(number: int, stop: Stop, cfg: Config, data: Data, options: dict) -> Path:
-    """`fit` of `cfg` in `number` processes, whose lines are printed here; the run's folder.
+    """`fit` of `cfg` in `number` processes, whose output is printed here; returns the run's folder.
 
-    They end, saved, when `stop` gets a signal: a pipe is closed then. It also closes when this
-    process dies, and they end at their last checkpoint. ProcessFailed where one of them fails.
+    When `stop` gets a signal, a pipe is closed, and they save and end. It also closes when this
+    process dies; they then end at their last checkpoint. ProcessFailed where one of them fails.
     """
     job = {"data": (data.file, data.source, data.path), "argv": sys.argv, **options}
     job["deadline"] = None if stop.minutes is None else time.time() + stop.left + stop.reserve
@@ -122,14 +122,14 @@ def train_in_processes(number: int, stop: Stop, cfg: Config, data: Data, options
 
 
 def environment(number: int) -> dict[str, str]:
-    """Of the processes: they import from where this one does, and share its cores."""
+    """Environment of the processes: they import from the same places, and share the cores."""
     threads = max(1, (os.cpu_count() or 1) // number)
     own = {"PYTHONPATH": os.pathsep.join(sys.path), "PYTHONUNBUFFERED": "1"}
     return {"OMP_NUM_THREADS": str(threads), **os.environ, **own, "VAEKIT_PROGRESS": "lines"}
 
 
 def failure(folder: Path, number: int) -> str:
-    """What ended the processes, from what they left in `folder`, and what can be done."""
+    """Why the processes ended, from what they left in `folder`, and what can be done."""
     said = (folder / "stderr").read_text(errors="replace")
     signals = re.findall(r"Signal \d+ \((SIG\w+)\)", said)
     errors = sorted(folder.glob("error-*"), key=lambda file: file.stat().st_mtime_ns)
@@ -146,7 +146,7 @@ def failure(folder: Path, number: int) -> str:
 
 
 def leave_group() -> None:
-    """End the group of processes, if there is one: nobody leaves while another still writes."""
+    """Leave the group of processes, if there is one, together: another may still write."""
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()

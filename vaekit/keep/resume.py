@@ -1,4 +1,4 @@
-"""How a training goes on from its checkpoints, or back to them."""
+"""How a run resumes from its checkpoints, and goes back to them after NaN."""
 
 from collections.abc import Callable
 from functools import partial
@@ -12,7 +12,7 @@ from vaekit.schedules import final_objective
 
 
 def differences(mine: Config, theirs: Config) -> dict:
-    """{field: (mine, theirs)}; not where the data lies, its hash says what it is."""
+    """{field: (mine, theirs)}, without the data's path: its hash identifies the data."""
     changed = mine.differences(theirs)
     changed.pop("data_path", None)
     return changed
@@ -23,7 +23,8 @@ def in_words(changed: dict) -> str:
 
 
 def check_config(state: dict, cfg: Config) -> None:
-    """ValueError unless a checkpoint was trained with `cfg` (the oldest best.pt do not say)."""
+    """ValueError unless the checkpoint was trained with `cfg` (the oldest best.pt have no
+    config)."""
     changed = differences(Config.from_dict(state.get("config", cfg.to_dict())), cfg)
     if changed:
         raise ValueError(f"it was trained with another config: {in_words(changed)}")
@@ -31,7 +32,7 @@ def check_config(state: dict, cfg: Config) -> None:
 
 def use_best(trainer: GuardedTrainer, cfg: Config, state: dict) -> None:
     check_config(state, cfg)
-    trainer.ema.load_state_dict(state["model"])  # raises where they do not fit
+    trainer.ema.load_state_dict(state["model"])  # raises if they do not fit
     trainer.best.state = state | {"config": trainer.cfg.to_dict()}
 
 
@@ -41,10 +42,10 @@ def use_last(trainer: GuardedTrainer, cfg: Config, state: dict) -> None:
 
 
 def go_on_from(trainer: GuardedTrainer, path: Path, shorter: Config | None = None) -> bool:
-    """Put the trainer where the newest good checkpoints in `path` are; False where there is none.
+    """Load the newest good checkpoints in `path` into the trainer; False where there are none.
 
-    shorter: the config of the run in `path`, where it is another that had fewer epochs. Raises
-    CheckpointError where there are some, but of another config or damaged.
+    shorter: the config of the run in `path`, if that is another run with fewer epochs. Raises
+    CheckpointError for checkpoints that are damaged or of another config.
     """
     cfg = shorter or trainer.cfg
     repair = trainer.accelerator.is_main_process and not shorter
@@ -52,20 +53,20 @@ def go_on_from(trainer: GuardedTrainer, path: Path, shorter: Config | None = Non
     found = newest_valid(path, "last.pt", partial(use_last, trainer, cfg), repair)
     best = trainer.best
     if best.state and best.state.get("epoch", 0) > trainer.epoch:
-        # killed between the two files: that epoch is trained again, and the best is the one before
+        # killed between the two files: train that epoch again; the best is the one before
         best.state = None
         newest_valid(path, "previous.best.pt", partial(use_best, trainer, cfg))
         newest_valid(path, "last.pt", partial(use_last, trainer, cfg))
-    # where best.pt was lost, or is the one before, a worse epoch may become the best
+    # best.pt was lost, or is the one before: a worse epoch may become the best
     best.loss = max(best.loss, best.loss_at(trainer.final_beta))
     if shorter and best.state and not final_objective(trainer.cfg, best.state["epoch"] - 1):
-        trainer.best = Best()  # its epochs are now in a warm-up, and do not compete
+        trainer.best = Best()  # its epochs now lie in a warm-up, and do not compete
     return found is not None
 
 
 def go_back(trainer: GuardedTrainer, path: Path, error: NotFinite, say: Callable) -> None:
-    """To the last good checkpoint, with half the learning rate; raises NotFinite with what is
-    known about it where that has not helped MAX_SETBACKS times."""
+    """To the last good checkpoint, with half the learning rate. Raises NotFinite, with advice,
+    after MAX_SETBACKS attempts."""
     what = f"epoch {trainer.epoch + 1}: {error}"
     setbacks = trainer.setbacks + 1
     if setbacks > MAX_SETBACKS:

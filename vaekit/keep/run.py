@@ -1,4 +1,4 @@
-"""fit(): the bare loop of `train`, kept alive, on disk, and found again."""
+"""fit() and load_run(): the loop of `train` with checkpoints on disk, resumed or loaded again."""
 
 import contextlib
 import platform
@@ -46,7 +46,7 @@ class Run:
         return bool(self.info.get("finished"))
 
     def __repr__(self) -> str:
-        """What was trained, on what and with what, a line each."""
+        """What was trained, on which data, and how, one per line."""
         changed = self.cfg.differences(Config(preset=self.cfg.preset))
         facts = {"epochs": f"{len(self.history)} of {self.cfg.num_epochs}", **self.info}
         facts["config"] = {name: mine for name, (mine, _) in changed.items()}
@@ -67,14 +67,13 @@ def fit(
     """Train `cfg` on `data` in two phases and return the Run.
 
     out: folder of runs (default `VAEKIT_RUNS` or "runs"). resume: "auto" continues an unfinished
-    run of the same config and data, or loads a finished one, and says so; of a finished run that
-    only had fewer epochs of phase 2 it takes the end as its beginning. "never" starts anew.
-    max_minutes: stop before the epoch that would not fit, saved and ready to go on; on Kaggle the
-    session's end is the limit where none is given.
-    on_epoch_end(run): called after every epoch with the run so far, `run.model` the averaged
-    weights. processes: default one for each GPU where there are several (`keep.launch` says how,
-    and what trains in one process all the same); 1 stays in this process. Raises
-    FloatingPointError where the loss stops being finite, ValueError where data and config
+    run of the same config and data, or loads a finished one, and says so; a finished run that only
+    had fewer epochs of phase 2 is continued from its end. "never" starts a new run. max_minutes:
+    stop before the epoch that would not fit, saved, so that the same call continues; on Kaggle the
+    default is the session's end. on_epoch_end(run): called after every epoch with the run so far;
+    `run.model` has the averaged weights. processes: default one per GPU where there are several
+    (`keep.launch` says how, and what trains in one process all the same); 1 stays in this process.
+    FloatingPointError where the loss is no longer finite, ValueError where data and config
     disagree, ProcessFailed where one of several processes fails.
     """
     if resume not in ("auto", "never"):
@@ -86,7 +85,7 @@ def fit(
     say = print if verbose and main else lambda text: None
     with Stop(minutes) as stop, contextlib.ExitStack() as stack:
         path = shorter = None
-        if main and resume == "auto":  # one that has finished needs no feature network
+        if main and resume == "auto":  # a finished run needs no feature network
             wanted = cfg.replace(features=trunk_name(cfg))
             path = find_finished(out, wanted, data.hash, say)
         (path,) = broadcast_object_list([path])  # the main process tells the others
@@ -124,7 +123,7 @@ def load_finished(path: Path, say: Callable) -> Run:
 
 
 def attempt(trainer: GuardedTrainer, run: Run, main: bool, on_epoch_end, say: Callable) -> bool:
-    """Train until the run is done or has to stop, saved either way; False where it went back."""
+    """Train until the run is done or has to stop, saved in both cases; False if it went back."""
     cfg = run.cfg
     writer = RunWriter(run, trainer, main)
     bar = Progress(cfg.num_epochs, trainer.epoch, say is print)
@@ -149,7 +148,7 @@ def attempt(trainer: GuardedTrainer, run: Run, main: bool, on_epoch_end, say: Ca
 def after_epoch(
     run: Run, writer: RunWriter, bar: Progress, on_epoch_end, trainer: GuardedTrainer, row: dict
 ) -> None:
-    """Show it, write it, tell who asked; raises Stopped where the next epoch would not fit."""
+    """Show it, write it, call `on_epoch_end`; raises Stopped where the next epoch would not fit."""
     bar.show(row)
     writer.write_epoch(row)
     if on_epoch_end:

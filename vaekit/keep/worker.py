@@ -17,7 +17,7 @@ from vaekit.keep.run import fit
 
 
 def main(folder: Path) -> None:
-    """`fit` as the job in `folder` asks for; leaves the run's path there, or what went wrong."""
+    """`fit` as the job in `folder` says; writes the run's path there, or the error."""
     rank = os.environ["RANK"]
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
@@ -35,13 +35,13 @@ def main(folder: Path) -> None:
 
 
 def train(cfg: Config, data: list, argv: list, deadline: float | None, **options) -> Path:
-    sys.argv = argv  # the command that the run notes down
+    sys.argv = argv  # the command that run.json records
     minutes = None if deadline is None else (deadline - time.time()) / 60
     return fit(cfg, load_kept(*data), max_minutes=minutes, **options).path
 
 
 def stop_with_the_parent() -> None:
-    """Wait until its end of the pipe is closed, by its wish or its death; then end."""
+    """Wait until the parent's end of the pipe is closed, by its request or its death; then end."""
     sys.stdin.read()
     while signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         time.sleep(0.1)

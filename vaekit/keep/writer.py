@@ -1,4 +1,4 @@
-"""What a run leaves on disk, while it trains and at its end."""
+"""Writes a run to disk: checkpoints, history, sample grids, and the final weights."""
 
 import contextlib
 import time
@@ -17,7 +17,7 @@ SAVE_SECONDS = 30  # between checkpoints of short epochs; the end of a phase alw
 class RunWriter:
     """Writes checkpoints, history, TensorBoard events and sample grids; only the `main` process.
 
-    Raises CheckpointError, which names the last good state, where the disk is full or read-only.
+    Raises CheckpointError, with the last good state, where the disk is full or read-only.
     """
 
     def __init__(self, run, trainer, main: bool):
@@ -26,7 +26,7 @@ class RunWriter:
         self.main = main
         self.board = None
         self.good = trainer.epoch if (run.path / "last.pt").exists() else None
-        self.best = None if self.good is None else trainer.best.state  # as it lies on disk
+        self.best = None if self.good is None else trainer.best.state  # as stored on disk
         self.saved = time.perf_counter()
         if main:
             from torch.utils.tensorboard import SummaryWriter
@@ -39,7 +39,7 @@ class RunWriter:
 
     def close(self) -> None:
         if self.board:
-            with contextlib.suppress(OSError):  # of a full disk has been told already
+            with contextlib.suppress(OSError):  # a full disk has been reported already
                 self.board.close()
 
     @contextlib.contextmanager
@@ -54,7 +54,7 @@ class RunWriter:
             ) from error
 
     def write_epoch(self, row: dict) -> None:
-        """Log it and draw samples; save where a phase or half a minute is over."""
+        """Log it and draw samples; save at the end of a phase and after half a minute."""
         if not self.main:
             return
         cfg = self.run.cfg
@@ -88,7 +88,7 @@ class RunWriter:
         trainer = self.trainer
         start = time.perf_counter()
         with self.disk():
-            if trainer.best.state is not self.best:  # first: who dies in between trains it again
+            if trainer.best.state is not self.best:  # first: a kill after it costs an epoch
                 checkpoint.save_checkpoint(path / "best.pt", trainer.best.state)
                 self.best = trainer.best.state
             checkpoint.save_checkpoint(path / "last.pt", trainer.state_dict())
@@ -98,7 +98,8 @@ class RunWriter:
         trainer.stop.reserve = 2 + 2 * (self.saved - start)
 
     def finish(self) -> None:
-        """All that it has, the weights for other tools, and only then that it has finished."""
+        """Save everything, export the weights for other tools, and then mark the run as
+        finished."""
         from safetensors.torch import save
 
         if not self.main:

@@ -1,1 +1,1 @@
-"""What only the notebooks need."""
+"""What only the notebooks use: stored sweeps, curves, drawings, sliders."""

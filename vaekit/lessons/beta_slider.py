@@ -1,4 +1,4 @@
-"""One slider for beta: small models trained at five values, and a reader's own beside them."""
+"""A slider for beta: small models trained at five values, and the reader's own beside them."""
 
 import io
 from dataclasses import dataclass
@@ -28,8 +28,8 @@ COLUMNS = 6  # films, and as many samples of each kind, in a picture
 
 
 def slider_config(beta: float, seed: int = 0) -> Config:
-    """The recipe of the models, for `sweeps.bundled_data()`: quick, but smoke where that is asked,
-    and without features, which take half of the time."""
+    """The config of the models, for `sweeps.bundled_data()`: profile quick, or smoke if that is
+    set; without features, which take half of the time."""
     cost = "smoke" if profile() == "smoke" else "quick"
     values = {"profile": cost, "seed": seed, "image_size": 64, "widths": WIDTHS, "beta": beta}
     if cost == "quick":
@@ -38,8 +38,8 @@ def slider_config(beta: float, seed: int = 0) -> Config:
 
 
 class SliderModels:
-    """Models that differ in beta alone: one network learns to copy (phase 1), and each model is
-    a copy of it that goes through phase 2 at its own beta."""
+    """Models that differ only in beta: one network is trained in phase 1, and each model is a copy
+    of it that goes through phase 2 at its own beta."""
 
     def __init__(self, data: Data):
         self.data = data
@@ -50,7 +50,7 @@ class SliderModels:
 
     def train(self, beta: float) -> VAE:
         trainer = Trainer(slider_config(beta), self.data)
-        own_level = {"band": trainer.band.state_dict()}  # of beta: the copier's is 0
+        own_level = {"band": trainer.band.state_dict()}  # its own beta: phase 1 had 0
         trainer.load_state_dict(self.copying | own_level)
         train(trainer)
         return trainer.ema
@@ -58,7 +58,7 @@ class SliderModels:
 
 @dataclass
 class Portrait:
-    """What one model makes of films it was not trained on: pictures, spectra, numbers."""
+    """One model's results on films it was not trained on: pictures, spectra, numbers."""
 
     beta: float
     verdict: str
@@ -68,7 +68,7 @@ class Portrait:
 
     @classmethod
     def of(cls, model: VAE, data: Data) -> "Portrait":
-        """Films are the first of data.test, the Gaussian is fitted to the codes of data.train."""
+        """Films are the first of data.test; the Gaussian is fitted to the codes of data.train."""
         cfg, films = model.cfg, as_float(data.test.images[:JUDGED])
         mu, _ = encode_all(model, films)
         codes = {
@@ -106,10 +106,10 @@ class Portrait:
 
 
 class BetaSlider:
-    """Drag beta: reconstructions, samples, spectrum, numbers and the place on the rate-distortion
-    curve change at once. Where it ends a cell it shows `strip()`, then the slider.
+    """Drag beta: reconstructions, samples, spectrum, numbers and the point on the rate-distortion
+    curve change together. At the end of a cell it shows `strip()`, then the slider.
 
-    models: VAEs trained on data.train at different beta. `add` puts in another.
+    models: VAEs trained on data.train at different beta. `add` adds another.
     """
 
     def __init__(self, models: list[VAE], data: Data):
@@ -124,14 +124,15 @@ class BetaSlider:
         self.show(self.portraits[-1])
 
     def add(self, model: VAE) -> Portrait:
-        """A model more, in the place of one with the same beta; the slider moves to it."""
+        """Add a model, or replace the one with the same beta; the slider moves to it."""
         made = Portrait.of(model, self.data)
         self.portraits = [p for p in self.portraits if p.beta != made.beta] + [made]
         self.show(made)
         return made
 
     def show(self, portrait: Portrait) -> None:
-        """The slider at one of `portraits`, drawn anew: each picture has the curve of all."""
+        """Move the slider to one of `portraits`, and draw again: each picture has the curve of
+        all."""
         self.portraits.sort(key=lambda p: p.beta)
         self.drawn.clear()
         self.slider.options = [f"{p.beta:g}" for p in self.portraits]
@@ -139,7 +140,7 @@ class BetaSlider:
         self.redraw()
 
     def redraw(self, change=None) -> None:
-        """The picture of the value under the slider: drawn at its first use, then kept."""
+        """The picture of the slider's value: drawn on first use, then kept."""
         beta = self.slider.value
         if beta not in self.drawn:
             file = io.BytesIO()
@@ -148,8 +149,8 @@ class BetaSlider:
         self.picture.value = self.drawn[beta]
 
     def figure(self, shown: Portrait) -> Figure:
-        """One beta: pictures on the left; on the right the power at every frequency over that of
-        the films (1 is as sharp as they are), and the rate-distortion curve."""
+        """One beta: pictures on the left; on the right the power at every frequency divided by that
+        of the films (1 is as sharp as they are), and the rate-distortion curve."""
         figure = Figure(figsize=(11, 5), layout="constrained")
         figure.suptitle(str(shown), fontsize=9)
         parts = [["pictures", "spectrum"], ["pictures", "curve"]]
@@ -173,14 +174,14 @@ class BetaSlider:
         """Rate (KL) against distortion (PSNR) of all the models, a point each."""
         points = {p.beta: (max(p.numbers["kl"], 0.1), p.numbers["psnr"]) for p in self.portraits}
         axis.semilogx(*zip(*points.values(), strict=True), "o-", color="grey", ms=4)
-        for beta, point in points.items():
-            axis.annotate(f"{beta:g}", point, (4, -11), textcoords="offset points", fontsize=9)
+        for (beta, at), by in zip(points.items(), [(4, -11), (-13, 5)] * len(points), strict=False):
+            axis.annotate(f"{beta:g}", at, by, textcoords="offset points", fontsize=9)
         if shown is not None:
             axis.plot(*points[shown.beta], "o", ms=9, color="C3")
         axis.set(xlabel="KL (nats)", ylabel="PSNR (dB)")
 
     def strip(self) -> Figure:
-        """All of them without a slider: a row a beta, reconstructions then samples."""
+        """All models without a slider, one row per beta: reconstructions, then samples."""
         third = COLUMNS // 3
         rows = {"film": self.films}
         for p in self.portraits:

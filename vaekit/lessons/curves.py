@@ -1,4 +1,4 @@
-"""Curves of a training, and of grey levels."""
+"""Plots of a training history, and histograms of grey levels."""
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -13,8 +13,8 @@ LABELS = ("L1", "MSE", "1 - SSIM", "perceptual", "LPIPS", "spectral", "NLL")
 def plot_history(history: list[dict], title: str = "") -> Figure:
     """Loss, reconstruction terms, KL against beta, PSNR and learning rate over epochs.
 
-    history: `run.history`. Solid lines are validation where both are drawn, dotted training;
-    phase 1 (reconstruction only) is shaded.
+    history: `run.history`. Where both are drawn, solid lines are validation and dotted lines
+    training; phase 1 (reconstruction only) is shaded.
     """
     figure, axes = panels(2, 2, (9, 5), title)
     loss, terms, kl, psnr = axes.flat
@@ -37,7 +37,7 @@ def plot_history(history: list[dict], title: str = "") -> Figure:
     _draw_right(kl, history, "beta", "beta")
     _draw_right(psnr, history, "lr", "learning rate").set_yscale("log")
     values = [line.get_ydata() for line in terms.lines]
-    if values and np.nanmin(values) > 0:  # of very different size; calibrated ones may be negative
+    if values and np.nanmin(values) > 0:  # they differ in size; calibrated may be negative
         terms.set_yscale("log")
         terms.set_ylim(top=8 * terms.get_ylim()[1])  # room for the legend
     return figure
@@ -51,7 +51,7 @@ def _draw(axis, history, column, color=COLOURS[0], **style) -> None:
 
 
 def _draw_right(axis, history, column, name):
-    """On a second scale, on the right, which is returned."""
+    """Draws on a second scale, on the right, and returns it."""
     right = axis.twinx()
     _draw(right, history, column, color=COLOURS[1], ls="--")
     label(right, y=name)

@@ -1,4 +1,4 @@
-"""Boxes and arrows: what a network is made of, drawn."""
+"""Boxes and arrows, for diagrams of networks."""
 
 from matplotlib.text import Text
 
@@ -22,7 +22,7 @@ def box(axis, x: float, y: float, text: str, colour: str = "0.55", size: float =
 
 
 def arrow(axis, start, end, colour: str = "black", style: str = "-") -> None:
-    """Between two points (x, y), or between two boxes, from frame to frame."""
+    """From one point (x, y) to another, or from box to box, frame to frame."""
     line = dict(arrowstyle="-|>", color=colour, lw=1.6, linestyle=style)
     if isinstance(start, Text):
         line |= dict(patchA=start.get_bbox_patch(), patchB=end.get_bbox_patch())

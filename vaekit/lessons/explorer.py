@@ -1,4 +1,4 @@
-"""Sliders over the latent space of a run, or of two runs side by side; a static figure first."""
+"""Sliders over the latent space of one run, or of two side by side; first a static figure."""
 
 import io
 from pathlib import Path
@@ -21,7 +21,7 @@ from vaekit.sample import decode_all, encode_all, fit_sampler
 
 REACH = 3  # standard deviations that a slider goes to either side
 SIDE = 256  # screen pixels of a picture, about
-GAP = 8  # between two
+GAP = 8  # pixels between two pictures
 ALONE = "(none)"  # the dropdown's entry for no second run
 STRIP_ROWS = 3
 
@@ -29,12 +29,12 @@ STRIP_ROWS = 3
 class LatentView:
     """A decoder behind sliders: image of z = base(T) + sum_i v_i s_i d_i.
 
-    d_i, s_i: the k leading principal directions of the images' means mu and the deviations along
-    them (fewer than k where N - 1 images or the latent have no more); of a code that starts as the
-    linear VAE's its first numbers, whose pictures vary most. base(T): a draw from the sampler
-    fitted to the images at temperature T, see `sample.fit_sampler`. images: a Split or uint8
-    (N, C, S, S); None: d_i are the code's first numbers, s_i and base(T) the prior's. ValueError
-    for images of another size, another sampler, or N < 2.
+    d_i, s_i: the k leading principal directions of the images' means mu, and the deviations along
+    them (fewer than k if N - 1 images or the latent have fewer). For a code that starts as the
+    linear VAE's they are its first numbers, which change the image most. base(T): a draw at
+    temperature T from the sampler fitted to the images, see `sample.fit_sampler`. images: a Split
+    or uint8 (N, C, S, S); None: d_i are the code's first numbers, s_i and base(T) the prior's.
+    ValueError for images of another size, another sampler, or N < 2.
     """
 
     def __init__(self, model, images=None, k: int = 6, sampler: str = "gaussian"):
@@ -58,8 +58,8 @@ class LatentView:
         self.stds = torch.ones(len(numbers))
 
     def code(self, values, temperature: float = 1.0, seed: int = 0) -> Tensor:
-        """z (*latent_shape): values in standard deviations, one a direction; further ones are
-        ignored. The base code repeats with its seed; temperature 0 is the sampler's mean."""
+        """z (*latent_shape): values in standard deviations, one per direction; extra values are
+        ignored. The same seed gives the same base code; temperature 0 gives the sampler's mean."""
         values = torch.as_tensor(values, dtype=torch.float32)[: len(self.stds)]
         n = len(values)
         along = torch.tensordot(values * self.stds[:n], self.directions[:n], 1)
@@ -71,7 +71,7 @@ class LatentView:
         return (255 * x).round().byte().permute(1, 2, 0).squeeze(-1).numpy()
 
     def strip(self) -> Figure:
-        """A row a leading direction, from -3 to +3 standard deviations around the mean code."""
+        """One row per leading direction, from -3 to +3 standard deviations around the mean code."""
         steps = range(-REACH, REACH + 1)
         walks = {}
         for i in range(min(STRIP_ROWS, len(self.stds))):
@@ -83,8 +83,8 @@ class LatentView:
 
 
 def magnify(image: np.ndarray, side: int = SIDE) -> np.ndarray:
-    """uint8 (S, S) or (S, S, 3), every pixel repeated: the whole multiple of S nearest to `side`,
-    at least S itself."""
+    """uint8 (S, S) or (S, S, 3) enlarged by repeating pixels, to the whole multiple of S nearest to
+    `side`; never smaller."""
     times = max(1, round(side / len(image)))
     return image.repeat(times, 0).repeat(times, 1)
 
@@ -96,7 +96,7 @@ def png_bytes(images: list[np.ndarray]) -> bytes:
         row += [image, np.full_like(image[:, :GAP], 255)]
     file = io.BytesIO()
     picture = Image.fromarray(np.hstack(row[:-1]))
-    picture.save(file, "PNG", compress_level=1)  # 1: a move waits for it
+    picture.save(file, "PNG", compress_level=1)  # fast: the slider waits for it
     return file.getvalue()
 
 
@@ -106,7 +106,7 @@ def stored_runs(out: str | Path) -> list[Path]:
 
 
 class Explorer:
-    """What `explore` returns. Where it ends a cell it shows `strip`, then the widgets, `box`."""
+    """The widget that `explore` returns. At the end of a cell it shows `strip`, then `box`."""
 
     def __init__(self, run, images, k: int, sampler: str, seed: int, out: Path):
         self.images, self.k, self.kind, self.seed = images, k, sampler, seed
@@ -139,22 +139,22 @@ class Explorer:
         display(self.strip, self.box)  # the figure first: it needs no kernel to be seen
 
     def redraw(self, change=None) -> None:
-        """The pictures under the sliders as they stand, one a run."""
+        """Draw the images again for the sliders' values, one per run."""
         values = [slider.value for slider in self.sliders]
         images = [view.image(values, self.temperature.value, self.seed) for view in self.views]
         self.picture.value = png_bytes(images)
         self.caption.value = "   |   ".join(self.names)
 
     def resample(self, button=None) -> None:
-        """Another base code, at the temperature of the slider."""
+        """Draw another base code, at the temperature of the slider."""
         self.seed += 1
         self.redraw()
 
     def load(self, change=None) -> None:
-        """The run chosen in the dropdown beside the first, under the same sliders; or none.
+        """Show the run chosen in the dropdown beside the first, under the same sliders; or none.
 
-        Its directions are of the images at hand as well. What goes wrong is said below the
-        widgets: a click has no cell to raise in.
+        Its directions come from the same images. Errors are shown below the widgets, since a click
+        has no cell to raise in.
         """
         del self.names[1:], self.views[1:]
         self.message.value = ""
@@ -178,14 +178,14 @@ def explore(
     run, images=None, k: int = 6, sampler: str = "gaussian", seed: int = 0, out=None
 ) -> Explorer:
     """Sliders along the k leading principal directions of mu, in standard deviations, around a
-    code drawn from `sampler` ("prior", "gaussian", "gmm") at the temperature of another slider.
+    code drawn from `sampler` ("prior", "gaussian", "gmm") at a temperature that has a slider too.
 
-    In the run's place a model may stand, as `vaekit.linear_vae` gives: explore(pca, data.train).
-    images: what the run was trained on, `data.train` or uint8 (N, C, S, S). Leave them out where
-    they are not at hand, as with `vaekit.released`: then the first k numbers of the code are moved,
-    in deviations of the prior, which draws the base code as well. *resample* draws another base
-    code, *load run* puts a run from `out` (default `vaekit.runs_dir()`) beside it under the same
-    sliders, with its own directions of `images`. End a cell with it: a figure first, which a saved
-    notebook keeps, then the widgets, which need a kernel. ValueError as `LatentView`.
+    `run` can also be a model, such as `vaekit.linear_vae` returns: explore(pca, data.train).
+    images: the run's training images, `data.train` or uint8 (N, C, S, S). Without them, as for
+    `vaekit.released`, the sliders move the first k numbers of the code, in deviations of the prior,
+    and the prior draws the base code. *resample* draws another base code. *load run* puts a run
+    from `out` (default `vaekit.runs_dir()`) beside it under the same sliders, with its own
+    directions from `images`. Put it at the end of a cell: first a figure, which a saved notebook
+    keeps, then the widgets, which need a kernel. ValueError as `LatentView`.
     """
     return Explorer(run, images, k, sampler, seed, Path(out or runs_dir()))

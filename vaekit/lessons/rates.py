@@ -1,8 +1,8 @@
-"""Rate against distortion: what a code costs, and what is lost all the same.
+"""Rate and distortion: how many nats a code has, and how large the error is.
 
 The linear VAE where a nat costs theta = beta sigma^2, in squared pixels: a direction of variance
-lambda > theta gets log(lambda / theta) / 2 nats and keeps an error of theta, the others get none
-and are lost whole. For Gaussian data no code does better at that rate ("reverse water-filling":
+lambda > theta gets log(lambda / theta) / 2 nats and keeps an error of theta; the others get none
+and are lost. For Gaussian data no code is better at that rate ("reverse water-filling":
 Cover and Thomas, Elements of Information Theory, 2nd edition, section 10.3.3).
 """
 
@@ -19,16 +19,16 @@ from vaekit.plots import COLOURS
 
 
 class Point(NamedTuple):
-    """A model on the rate-distortion plane: means over images, pixels in [0, 1]."""
+    """A model in the rate-distortion plane: means over images, pixels in [0, 1]."""
 
     rate: float  # KL(q(z|x) || p(z)), nats an image; `Quantiser.kl` where codes are quantised
     mse: float  # of decode(z), z drawn from q(z|x)
     ssim: float  # the same
-    mse_of_mean: float  # of decode(mu): it uses digits of mu that the rate does not count
+    mse_of_mean: float  # of decode(mu): this uses digits of mu that the rate does not count
 
 
 def measure(model, images, seed: int = 0) -> Point:
-    """Encodes and decodes `images`, a Split or (N, C, S, S), with one z an image."""
+    """Encode and decode `images`, a Split or (N, C, S, S), with one z per image."""
     generator = torch.Generator().manual_seed(seed)
     rows = []
     with evaluating(model) as device:
@@ -49,8 +49,8 @@ def measure(model, images, seed: int = 0) -> Point:
 
 
 def all_directions(images, mirror: bool) -> LinearVAE:
-    """The linear VAE with every direction in which the training images differ: a rate limits what
-    is sent, not how many numbers it takes. One fit serves all prices; see `at_price`."""
+    """The linear VAE with every direction in which the training images differ: a rate limits the
+    nats, not the number of directions. One fit serves all prices; see `at_price`."""
     shape = pixels_of(images).shape
     n = shape[0] * (2 if mirror else 1)
     return linear_vae(images, min(n - 1, shape[1:].numel()), LEAST_SIGMA2, mirror)
@@ -63,13 +63,13 @@ def at_price(model: LinearVAE, theta: float) -> LinearVAE:
 
 
 def linear_curve(model: LinearVAE, images, prices) -> list[Point]:
-    """`model` at every price, measured on `images`."""
+    """`model` at each price, measured on `images`."""
     return [measure(at_price(model, theta), images) for theta in prices]
 
 
 def at_rate(curve: list[Point], rate: float) -> Point:
-    """The point of `curve` at this rate, between two of its own (straight lines where both scales
-    are logarithmic); NaN beyond its ends."""
+    """The point of `curve` at this rate, interpolated in logarithms of rate and error; NaN beyond
+    its ends."""
     logs = np.log([p for p in sorted(curve) if p.rate > 0])
     at = np.log(rate)
     columns = [np.interp(at, logs[:, 0], values, np.nan, np.nan) for values in logs.T]
@@ -77,7 +77,7 @@ def at_rate(curve: list[Point], rate: float) -> Point:
 
 
 def draw(axis, held_out: list[Point], training: list[Point], models: dict[str, Point]) -> None:
-    """Squared error over rate: the linear model as lines, `models` as points with their names."""
+    """Squared error against rate: the linear model as lines, `models` as named points."""
     for curve, style, name in ((held_out, "-", "held out"), (training, ":", "training images")):
         points = [p for p in curve if p.rate > 0]
         x, y = [p.rate for p in points], [p.mse for p in points]

@@ -1,6 +1,6 @@
-"""Many short runs, one value changed at a time: what each measured, and what the spread allows.
+"""Stored results of many short runs that differ in one value, with their spread over seeds.
 
-`benchmarks/sweep.py` trains them and writes results/<name>.json and .webp; the notebooks draw
+`benchmarks/sweep.py` trains the runs and writes results/<name>.json and .webp; the notebooks draw
 these, and train a case again with `Sweep.config`.
 """
 
@@ -30,26 +30,26 @@ SHOWN_FILMS = ((95, 0), (96, 0), (97, 1), (97, 0))  # patient, film
 
 
 def bundled_data(size: int = 64) -> Data:
-    """The bundled films, whatever data this machine has, size x size pixels: all of them, in the
-    smoke profile all of their sample."""
+    """The bundled films, whatever other data this machine has, size x size pixels; in the smoke
+    profile their sample."""
     cfg = preset("chest_xray", image_size=size, max_images=0)
     path = str(bundled(cfg.profile).path)
     return load_data(cfg.replace(data_path=path), verbose=False)
 
 
 def shown_films(size: int = 64) -> Tensor:
-    """What the stored pictures of bundled films reconstruct: (SHOWN, 1, size, size) in [0, 1].
+    """The originals of the stored pictures of bundled films: (SHOWN, 1, size, size) in [0, 1].
 
-    Drawn anew, without a JPEG in between. They were test films of the 400 that were bundled when
-    the sweeps ran, and are training films of today's set."""
+    Drawn again, without JPEG. They were test films of the 400 films that were bundled when the
+    sweeps ran; in today's set they are training films."""
     cfg = preset("chest_xray", image_size=size)
     films = [prepare(draw_film(*shown, seed=1), cfg) for shown in SHOWN_FILMS]
     return torch.from_numpy(np.stack(films)).float() / 255
 
 
 def explained(x_hat: Tensor, x: Tensor) -> float:
-    """Share of what sets the images apart from their mean that x_hat has: 1 all, 0 no more than
-    the mean has. Comparable where PSNR is not, between images of different contrast."""
+    """Share of the images' variance around their mean that x_hat explains: 1 all, 0 as the mean
+    alone. Unlike PSNR it is comparable between images of different contrast."""
     left = (x_hat - x).square().mean() / (x - x.mean(0)).square().mean()
     return 1 - left.item()
 
@@ -64,7 +64,7 @@ class Difference(NamedTuple):
 
     @property
     def word(self) -> str:
-        """ "higher", "lower", or "no difference" beyond the spread of the seeds."""
+        """ "higher", "lower", or "no difference" where the interval holds 0."""
         if self.low > 0:
             return "higher"
         return "lower" if self.high < 0 else "no difference"
@@ -85,18 +85,18 @@ class Sweep:
         return cls(**json.loads((RESULTS / f"{name}.json").read_text()))
 
     def config(self, case: str, seed: int = 0, **changes) -> Config:
-        """What trained `case`; KeyError for an unknown one."""
+        """The Config that trained `case`; KeyError for an unknown case."""
         values = {**self.about["base"], **self.cases[case], "seed": seed, **changes}
         values.pop("select", None)  # says which epoch's weights were kept
         return preset(self.about["preset"], **values)
 
     def values(self, case: str, metric: str) -> np.ndarray:
-        """One number a seed, in the order of the seeds; NaN for a run that broke off."""
+        """One number per seed, in their order; NaN for a run that stopped early."""
         rows = sorted((r for r in self.rows if r["case"] == case), key=lambda r: r["seed"])
         return np.array([r.get(metric, math.nan) for r in rows], dtype=float)
 
     def difference(self, case: str, against: str, metric: str) -> Difference:
-        """Seed by seed: the same seed means the same films, batches and first weights."""
+        """Paired by seed: the same seed means the same films, batches and first weights."""
         from scipy.stats import t
 
         pairs = zip(self.values(case, metric), self.values(against, metric), strict=False)
@@ -108,8 +108,8 @@ class Sweep:
         return Difference(mean, mean - error, mean + error, n)
 
     def table(self, cases: dict[str, str], metrics: list[str], against: str) -> str:
-        """Markdown: a row a case, {case: what to call it}; the mean over seeds, and in brackets the
-        difference from `against` where it is beyond the spread of the seeds."""
+        """Markdown, one row per case, {case: its title}: the mean over seeds, and in brackets the
+        difference from `against` where its interval does not hold 0."""
         lines = [f"| | {' | '.join(metrics)} |", "|---" * (len(metrics) + 1) + "|"]
         for case, name in cases.items():
             line = f"| {name}"
@@ -122,7 +122,7 @@ class Sweep:
         return "\n".join(lines)
 
     def verdicts(self, case: str) -> list[str]:
-        """What `diagnose` said of it, seed by seed."""
+        """The verdict of `diagnose` for each seed."""
         return [r.get("verdict", "broke off") for r in self.rows if r["case"] == case]
 
     def pictures(self, case: str) -> Tensor:
@@ -139,7 +139,7 @@ class Sweep:
 
 
 def plot_gaps(gaps: dict, title: str = "") -> Figure:
-    """What changes brought: {metric: {change: {series: Difference}}}, a panel a metric.
+    """Effects of changes: {metric: {change: {series: Difference}}}, one panel per metric.
 
     A dot with its 95% interval for each series; hollow where the interval holds 0.
     """

@@ -1,1 +1,1 @@
-"""Where we are: Kaggle, Colab or a laptop, and what computes there."""
+"""The machine: Kaggle, Colab or local; its device; how progress is shown."""

@@ -1,4 +1,4 @@
-"""What computes here: which device, in which precision. Asked before torch is loaded."""
+"""Which device computes, and in which precision. Does not import torch until asked."""
 
 from pathlib import Path
 
@@ -6,8 +6,8 @@ from pathlib import Path
 def gpu_problem() -> str:
     """ "" where the GPU runs this torch's kernels, else why not.
 
-    `torch.cuda.is_available()` says True on a P100 whose kernels recent builds leave out, and
-    the failure comes at the first kernel: so one is tried.
+    `torch.cuda.is_available()` is True on a P100, for which recent builds have no kernels; the
+    failure comes at the first kernel, so this runs one.
     """
     import torch
 
@@ -15,7 +15,7 @@ def gpu_problem() -> str:
         return "no CUDA device"
     try:
         torch.ones(8, device="cuda").mul_(2).sum().item()
-    except Exception as error:  # whatever the driver says: the message is what matters
+    except Exception as error:  # drivers raise many kinds; the message matters
         name = torch.cuda.get_device_name(0)
         return f"{name} has no kernels in this torch {torch.__version__}: {error}".splitlines()[0]
     return ""
@@ -27,7 +27,7 @@ def usable_gpu() -> bool:
 
 
 def count_gpus() -> int:
-    """How many GPUs run this torch's kernels: all of them where they are of one kind, else one."""
+    """How many GPUs run this torch's kernels: all of them if they are of one kind, else one."""
     import torch
 
     if not usable_gpu():
@@ -49,7 +49,7 @@ def choose_device():
 
 
 def cpu_has_bf16() -> bool:
-    """Whether the CPU multiplies bfloat16 natively (AVX512-bf16 or AMX), by Linux's own word."""
+    """Whether the CPU multiplies bfloat16 natively (AVX512-bf16 or AMX), according to Linux."""
     try:
         words = Path("/proc/cpuinfo").read_text().split()
     except OSError:

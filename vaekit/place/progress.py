@@ -1,4 +1,4 @@
-"""How a training is watched: a bar where somebody looks, lines where nobody does."""
+"""Training progress: a bar where someone watches, lines elsewhere."""
 
 import os
 import sys
@@ -7,8 +7,8 @@ import sys
 def watched() -> bool:
     """Whether someone watches the output live: a terminal or an interactive notebook.
 
-    `VAEKIT_PROGRESS=bar|lines` decides where it is set (a notebook executed by a script looks
-    like any other from within).
+    `VAEKIT_PROGRESS=bar|lines` overrides it: from within, a notebook that a script executes looks
+    like any other.
     """
     wanted = os.environ.get("VAEKIT_PROGRESS")
     if wanted:
@@ -21,8 +21,8 @@ def watched() -> bool:
 
 
 class Progress:
-    """A tqdm bar over epochs when someone watches, a line an epoch when nobody does
-    (thinned out to about 25 lines in long runs). `visible=False`: neither."""
+    """A tqdm bar over epochs when someone watches, else one line per epoch (about 25 lines at most
+    in long runs). `visible=False`: neither."""
 
     def __init__(self, total: int, done: int, visible: bool):
         self.total = total

@@ -1,4 +1,4 @@
-"""Kaggle, Colab or laptop: where are we, and what is missing?"""
+"""set_up() for notebooks: find out where they run, install what is missing, say so."""
 
 import importlib.util
 import os
@@ -11,17 +11,17 @@ from importlib import metadata
 from pathlib import Path
 
 KAGGLE_INPUT = Path("/kaggle/input")  # where Kaggle mounts what is attached
-FEW_FOLDERS = 100  # as many lie in one that is searched
-KAGGLE_HOURS = 12.0  # then Kaggle ends a session, and what was not saved is gone
+FEW_FOLDERS = 100  # folders with more entries are not searched
+KAGGLE_HOURS = 12.0  # then Kaggle ends a session; unsaved files are lost
 KAGGLE_WEEK = 30  # hours of GPU that it gives in a week
-STARTED = time.monotonic()  # of the session, near enough: every notebook imports vaekit first
+STARTED = time.monotonic()  # start of the session, roughly: every notebook imports vaekit first
 
 MACHINES_OWN = ["torch", "torchvision", "numpy", "cv2"]  # never installed, never replaced
-# import name: what cannot be done without it
+# import name: what needs it
 OPTIONAL = {"kagglehub": "downloads from Kaggle", "lpips": "LPIPS", "torchmetrics": "FID"}
 NEEDED = ["accelerate", "filelock", "ipywidgets", "matplotlib", "PIL", "safetensors", "scipy"]
 NEEDED += ["sklearn", "tensorboard", "tqdm", *OPTIONAL]
-ON_PYPI = {"PIL": "pillow", "sklearn": "scikit-learn"}  # where it has another name
+ON_PYPI = {"PIL": "pillow", "sklearn": "scikit-learn"}  # packages with another name there
 
 
 def host() -> str:
@@ -34,10 +34,10 @@ def host() -> str:
 
 
 def set_up() -> str:
-    """Install with pip what the notebooks need and is not there, then `report()`, one line.
+    """Install with pip what the notebooks need and lack, then return `report()`, one line.
 
-    torch, torchvision, numpy and cv2 stay as they are, whatever a package asks for. Where pip
-    fails (no internet) the line says what is left out; ModuleNotFoundError where that is needed.
+    torch, torchvision, numpy and cv2 stay as they are, whatever a package asks for. Where pip fails
+    (no internet) the line says what is left out; ModuleNotFoundError for packages that are needed.
     """
     missing = _absent(NEEDED)
     if missing:
@@ -64,7 +64,7 @@ def _absent(names: list[str]) -> list[str]:
 
 
 def _pip_install(packages: list[str]) -> None:
-    """Into this Python; fails in silence, and rather than replace what is the machine's own."""
+    """Into this Python; fails silently, and never replaces the machine's own packages."""
     own = [f"{name}=={metadata.version(name)}" for name in MACHINES_OWN if name != "cv2"]
     with tempfile.TemporaryDirectory() as folder:
         pinned = Path(folder) / "constraints.txt"
@@ -74,10 +74,10 @@ def _pip_install(packages: list[str]) -> None:
 
 
 def attached() -> list[Path]:
-    """Every folder of what is attached on Kaggle, nearest first, five levels down.
+    """Every folder attached on Kaggle, nearest first, five levels down.
 
-    That is two levels inside of datasets/OWNER/NAME. A folder with more than FEW_FOLDERS is not
-    gone into: those are patients or classes, and may be tens of thousands."""
+    That is two levels inside datasets/OWNER/NAME. A folder with more than FEW_FOLDERS is not
+    entered: those are patients or classes, and may be tens of thousands."""
     found, level = [], [KAGGLE_INPUT]
     for _ in range(5):
         inside = [sorted(folder.glob("*/")) for folder in level]
@@ -87,7 +87,7 @@ def attached() -> list[Path]:
 
 
 def minutes_left() -> float | None:
-    """Minutes until Kaggle ends this session, with half an hour for what follows a training;
+    """Minutes until Kaggle ends this session, minus half an hour for what follows a training run;
     None elsewhere."""
     if host() != "kaggle":
         return None
@@ -96,7 +96,7 @@ def minutes_left() -> float | None:
 
 
 def report() -> str:
-    """One line on where we are and what will compute: the first output of every notebook."""
+    """One line: where this runs and on what device; the first output of every notebook."""
     import torch
 
     import vaekit

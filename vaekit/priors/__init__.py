@@ -1,1 +1,1 @@
-"""Beyond N(0, I): directions in latent space and learned priors."""
+"""Directions in latent space, and learned priors: mixture, flow matching, transformer."""

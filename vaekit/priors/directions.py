@@ -1,4 +1,4 @@
-"""Paths and directions in latent space, and what they carry."""
+"""Paths and directions in latent space, and what they change in the images."""
 
 from typing import NamedTuple
 
@@ -11,9 +11,9 @@ from vaekit.sample import decode_all
 def interpolate(z_a: Tensor, z_b: Tensor, steps: int, how: str = "linear") -> Tensor:
     """(steps, *latent_shape) from z_a to z_b, both included; "linear" or "spherical".
 
-    Spherical turns by equal angles and keeps the norm of codes of equal norm, which in many
-    dimensions the straight line does not: its middle is too short. Source: White 2016,
-    arXiv 1609.04468. ValueError for another `how`.
+    "Spherical" turns by equal angles and keeps the norm of codes of equal norm. In many dimensions
+    the middle of the straight line is too short. Source: White 2016, arXiv 1609.04468. ValueError
+    for another `how`.
     """
     t = torch.linspace(0, 1, steps, dtype=z_a.dtype, device=z_a.device)
     a, b = 1 - t, t
@@ -30,10 +30,10 @@ def interpolate(z_a: Tensor, z_b: Tensor, steps: int, how: str = "linear") -> Te
 
 
 def between_neighbours(mu: Tensor) -> Tensor:
-    """Half way from each code (N, *latent_shape) to its nearest neighbour among the others.
+    """The point half way from each code (N, *latent_shape) to its nearest neighbour; N >= 2.
 
-    The Fréchet distance of what these decode to tells, before any prior is fitted, how well a
-    latent can be sampled from. Source: Xu et al. 2026, arXiv 2603.05630. N of 2 at least.
+    The Fréchet distance of their decoded images predicts, before any prior is fitted, how well a
+    latent can be sampled from. Source: Xu et al. 2026, arXiv 2603.05630.
     """
     apart = torch.cdist(mu.flatten(1), mu.flatten(1)).fill_diagonal_(torch.inf)
     return (mu + mu[apart.argmin(1)]) / 2
@@ -88,7 +88,7 @@ class Probe(NamedTuple):
 
 
 def probe(mu_train: Tensor, labels: Tensor, mu_test: Tensor, labels_test: Tensor) -> Probe:
-    """How well a linear classifier reads the class off the codes (N, *latent_shape), labels (N,).
+    """How well a linear classifier reads the class from the codes (N, *latent_shape), labels (N,).
 
     Logistic regression on standardised codes, its regularisation chosen by cross-validation on
     the training codes. Source: Alain and Bengio 2017, arXiv 1610.01644. ValueError where fewer

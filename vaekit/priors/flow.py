@@ -1,9 +1,9 @@
-"""A learned prior by flow matching: noise moves to codes along a velocity that a network learns.
+"""A learned prior by flow matching: noise moves to codes with a velocity that a network learns.
 
-A point starts as noise e at time 0 and should be the code x at time 1. On the straight line
-between them, x_t = (1 - t) e + t x, it moves with velocity x - e. A network that sees only x_t
-and t and is fitted to x - e by least squares learns the mean velocity there, and following that
-takes the cloud of noise to the cloud of codes. Source: Lipman et al. 2023, arXiv 2210.02747.
+A point starts as noise e at time 0 and should reach the code x at time 1. On the straight line
+between them, x_t = (1 - t) e + t x, its velocity is x - e. A network that sees only x_t and t, and
+is fitted to x - e by least squares, learns the mean velocity there. Following it moves the
+distribution of the noise to that of the codes. Source: Lipman et al. 2023, arXiv 2210.02747.
 """
 
 import copy
@@ -17,13 +17,13 @@ from torch import Tensor, nn
 from vaekit.sample import Gaussian
 from vaekit.train import update_ema
 
-SIZES = (8, 32)  # how many coordinates it may move
-LEAST = 20  # codes, below which there is nothing to hold out
+SIZES = (8, 32)  # numbers of coordinates to try
+LEAST = 20  # codes needed, so that some can be held out
 STEPS = 25  # of the midpoint rule, from noise to code: twice as many calls of the network
 MOST_STEPS = 800  # of training; fewer where there are few codes
 BATCH = 128
-LOOK = 50  # training steps between two looks at what is held out
-NO_CLASS = 0.15  # share of training codes whose class is not told, for guidance
+LOOK = 50  # training steps between two evaluations on held-out codes
+NO_CLASS = 0.15  # share of training codes without their class, for guidance
 WAVES = 16  # cosines that tell the network the time
 
 
@@ -33,7 +33,7 @@ def two_layers(inputs: int, width: int) -> nn.Sequential:
 
 
 class Block(nn.Module):
-    """h + gate * MLP(scale * norm(h) + shift), where time and class give all three.
+    """h + gate * MLP(scale * norm(h) + shift), with all three from time and class.
 
     Adaptive normalisation. Source: Peebles and Xie 2023, arXiv 2212.09748.
     """
@@ -52,8 +52,8 @@ class Block(nn.Module):
 class Velocity(nn.Module):
     """Mean velocity (N, dims) of the points x (N, dims) at times t (N, 1), of classes (N,) or none.
 
-    What takes N(0, I) to itself is known: x (2t - 1) / (t^2 + (1-t)^2). The network learns the
-    rest, and begins with 0. Class number `classes` stands for "any".
+    The velocity that takes N(0, I) to itself is known: x (2t - 1) / (t^2 + (1-t)^2). The network
+    learns the rest, and starts at 0. Class number `classes` stands for "any".
     """
 
     def __init__(self, dims: int, classes: int = 0, depth: int = 3):
@@ -79,10 +79,10 @@ class Velocity(nn.Module):
 
 @dataclass
 class FlowMatching(Gaussian):
-    """A Gaussian whose leading coordinates a velocity field moves before they are scaled.
+    """A Gaussian whose leading coordinates are moved by a velocity field before they are scaled.
 
-    Of one class where it was fitted with labels: `dataclasses.replace(flow, label=1)`; guidance
-    above 1 overdoes the class (Ho and Salimans 2022, arXiv 2207.12598).
+    For one class, if fitted with labels: `dataclasses.replace(flow, label=1)`; guidance above 1
+    exaggerates the class (Ho and Salimans 2022, arXiv 2207.12598).
     """
 
     velocity: Velocity
@@ -116,9 +116,9 @@ class FlowMatching(Gaussian):
 def fit_flow(gaussian: Gaussian, y: np.ndarray, seed: int = 0, labels=None) -> FlowMatching | None:
     """`gaussian` with a velocity field fitted to y (N, d), the leading coordinates of the means.
 
-    How many it moves is chosen on a held-out fifth: with few images a flow of many
-    only learns by heart. labels: int (N,), for samples of one class. None where nothing is
-    gained and there are no labels, or below 20 images.
+    The number of moved coordinates is chosen on a held-out fifth: with few images, a flow of many
+    only memorises. labels: int (N,), for samples of one class. None below 20 images, and where
+    nothing is gained and there are no labels.
     """
     n, d = y.shape
     if n < LEAST:
@@ -141,17 +141,17 @@ def fit_flow(gaussian: Gaussian, y: np.ndarray, seed: int = 0, labels=None) -> F
 def train_velocity(
     x: Tensor, labels=None, seed: int = 0, steps: int = 3000, patience: int | None = 8
 ) -> tuple[list[float], Velocity]:
-    """What was gained on a held-out fifth of x (N, d) at every look, and the best Velocity.
+    """The gain on a held-out fifth of x (N, d) at every evaluation, and the best Velocity.
 
-    Gain: the share of the Gaussian's squared error that is gone, on the same noise and times at
-    each look, by an average over the last steps. Training ends after `patience` looks without a
-    better one; None: it takes all `steps`, and the last Velocity.
+    Gain: the share of the Gaussian's squared error that is removed, on the same noise and times
+    each time, by weights averaged over the last steps. Training ends after `patience` evaluations
+    without a better one; None: it takes all `steps`, and returns the last Velocity.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if labels is None:
             labels = torch.zeros(len(x), dtype=torch.int64)
-        # one class is none
+        # one class is the same as none
         classes = int(labels.max()) + 1 if labels.any() else 0
         held, rest = torch.randperm(len(x)).tensor_split([len(x) // 5])
         held = held.repeat(1 + 1000 // len(held))

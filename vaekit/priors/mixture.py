@@ -1,4 +1,4 @@
-"""A mixture of Gaussians over the leading coordinates of the latents."""
+"""A learned prior: a mixture of Gaussians over the leading coordinates of the latents."""
 
 import warnings
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ COMPONENTS = (1, 2, 4, 8, 16)
 
 @dataclass
 class Mixture(Gaussian):
-    """A Gaussian but for the leading coordinates m_k + L_k y, k drawn by weight."""
+    """A Gaussian, except for the leading coordinates: m_k + L_k y, with k drawn by weight."""
 
     mixture: Any  # scikit-learn's GaussianMixture, "full" or "diag"
 
@@ -32,10 +32,10 @@ class Mixture(Gaussian):
 
 
 def fit_mixture(gaussian: Gaussian, y: np.ndarray, seed: int = 0) -> Mixture:
-    """The mixture of y (N, d), leading coordinates of the means, and `gaussian` for the others.
+    """The mixture of y (N, d), leading coordinates of the means; `gaussian` for the others.
 
-    Number and kind of components by likelihood on held-out thirds, full covariances only with 2
-    images a dimension and component.
+    Number and kind of components are chosen by likelihood on held-out thirds; full covariances only
+    with 2 images per dimension and component.
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.mixture import GaussianMixture
@@ -49,7 +49,7 @@ def fit_mixture(gaussian: Gaussian, y: np.ndarray, seed: int = 0) -> Mixture:
         return Mixture(**vars(gaussian), mixture=one.fit(y))
     counts = [k for k in COMPONENTS if n >= 10 * k]
     grid = [{"n_components": counts}]
-    full = [k for k in counts if 1 < k <= n / (2 * d)]  # one would be "diag": PCA decorrelates
+    full = [k for k in counts if 1 < k <= n / (2 * d)]  # 1 would be "diag": PCA decorrelates
     if full:
         grid.append({"n_components": full, "covariance_type": ["full"]})
     search = GridSearchCV(one, grid, cv=KFold(3, shuffle=True, random_state=seed))

@@ -1,9 +1,9 @@
-"""A learned prior over quantised codes: a small transformer that writes them one after another.
+"""A learned prior over quantised codes: a small transformer that predicts them one by one.
 
 p(codes) = p(first) p(second | first) p(third | first, second) ..., in rows from the top left. It is
-a language model (its shape: Radford et al. 2019, GPT-2; Karpathy's nanoGPT) whose words are codes
-and whose sentences are images. -log2 p is the image's rate in bits: what a file of its codes would
-take, coded by this prior.
+a language model (architecture: Radford et al. 2019, GPT-2; Karpathy's nanoGPT) whose words are
+codes and whose sentences are images. -log2 p is the image's rate in bits: the size of a file of its
+codes, compressed with this prior.
 """
 
 import copy
@@ -18,12 +18,12 @@ from vaekit.model import evaluating
 from vaekit.quantise import Quantiser
 from vaekit.sample import encode_all
 
-HELD = 5  # one image in so many is held out of the fit, and says when to stop
-UNLABELLED = 0.1  # of the training images with classes: it learns to do without as well
+HELD = 5  # one image in HELD is held out, and decides when to stop
+UNLABELLED = 0.1  # share of labels left out, so that it also works without
 
 
 class TransformerBlock(nn.Module):
-    """Attention to what came before, then a small network at each place; both are added."""
+    """Attention to the tokens before, then a small network at each place; both are added."""
 
     def __init__(self, width: int, heads: int, dropout: float):
         super().__init__()
@@ -47,8 +47,8 @@ class TransformerBlock(nn.Module):
 class CodeTransformer(nn.Module):
     """tokens int64 (B, t), t <= length, in 0...num_codes-1 -> logits (B, t + 1, num_codes).
 
-    Row i is for token i and depends on those before it alone; the first on nothing but `label`,
-    int64 (B,): 0 for "any image", k + 1 for class k.
+    Row i is for token i and depends only on the tokens before it; the first depends only on
+    `label`, int64 (B,): 0 for "any image", k + 1 for class k.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class CodeTransformer(nn.Module):
 
 @dataclass
 class CodePrior:
-    """A fitted prior; `history` has training and held-out bits an image, epoch by epoch."""
+    """A fitted prior; `history` has training and held-out bits per image, epoch by epoch."""
 
     net: CodeTransformer
     quantiser: Quantiser
@@ -97,7 +97,7 @@ class CodePrior:
 
     @torch.no_grad()
     def bits(self, indices: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Bits that each image's codes take, (N,), CPU: indices (N, H, W), labels (N,) classes."""
+        """Bits of each image's codes, (N,), CPU: indices (N, H, W), labels (N,) classes."""
         label = torch.zeros(len(indices), dtype=torch.long) if labels is None else labels + 1
         with evaluating(self.net) as device:
             nats = nats_of(self.net, indices.flatten(1).to(device), label.to(device))
@@ -114,8 +114,8 @@ class CodePrior:
     ) -> Tensor:
         """int64 (n, H, W), CPU, the same for the same seed on one kind of machine.
 
-        temperature divides the logits: below 1 the likely codes become likelier, 0 always takes the
-        likeliest. top_k: only that many of the likeliest, 0 for all. label: a class.
+        temperature divides the logits: below 1 likely codes become likelier, 0 always takes the
+        likeliest. top_k: choose among that many of the likeliest, 0 for all. label: a class.
         """
         if temperature < 0 or top_k < 0:
             raise ValueError(f"temperature={temperature}, top_k={top_k}: neither is below 0")
@@ -136,7 +136,7 @@ class CodePrior:
 
 
 def draw(logits: Tensor, temperature: float, top_k: int, generator) -> Tensor:
-    """One token a row, (B, 1), from logits (B, K)."""
+    """One token per row, (B, 1), from logits (B, K)."""
     if temperature == 0:
         return logits.argmax(1, keepdim=True)
     if top_k:
@@ -148,7 +148,7 @@ def draw(logits: Tensor, temperature: float, top_k: int, generator) -> Tensor:
 def fit_codes(model, images, labels: Tensor | None = None, seed: int = 0, **sizes) -> CodePrior:
     """A prior over the codes of `images` (Split or tensor) under a quantised model.
 
-    labels: int64 (N,), to draw from a class later; a tenth of the time they are withheld. sizes: as
+    labels: int64 (N,), to sample a class later; a tenth of the time they are left out. sizes: as in
     `fit_tokens`. ValueError for a model without quantised codes.
     """
     model.check_quantised()
@@ -175,9 +175,9 @@ def fit_tokens(
 ) -> tuple[CodeTransformer, list[dict]]:
     """A CodeTransformer of this `shape` (width, depth, heads, dropout), and its history.
 
-    tokens: int64 (N, T). A fifth of the rows is held out; the epoch kept is the one that codes them
-    in the fewest bits, and after `patience` epochs without a better one the fit ends. ValueError
-    for fewer than HELD rows.
+    tokens: int64 (N, T). A fifth of the rows is held out. The epoch that codes them in the fewest
+    bits is kept, and the fit ends after `patience` epochs without a better one. ValueError for
+    fewer than HELD rows.
     """
     n, length = tokens.shape
     if n < HELD:
@@ -209,13 +209,13 @@ def fit_tokens(
 
 
 def nats_of(net: CodeTransformer, rows: Tensor, label: Tensor) -> Tensor:
-    """-log p of each row (N, T), (N,), a part at a time."""
+    """-log p of each row (N, T), (N,), in chunks."""
     parts = zip(rows.split(256), label.split(256), strict=True)
     return torch.cat([net.nats(*part).sum(1) for part in parts])
 
 
 def train_once(net: CodeTransformer, optimizer, rows: Tensor, label: Tensor) -> float:
-    """One epoch in batches of 32; mean nats an image."""
+    """One epoch in batches of 32; returns mean nats per image."""
     net.train()
     total = 0.0
     for batch in torch.randperm(len(rows)).split(32):
