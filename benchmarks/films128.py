@@ -80,20 +80,8 @@ def new_trainer(cfg: vaekit.Config, data, model: str) -> Trainer:
     if model == "monai":
         from peers import Monai
 
-        class Network(Monai):
-            def forward(self, x, sample=True, decoder_only=False):
-                mu, logvar = self.encode(x)
-                return self.net.decode(self.reparameterize(mu, logvar)), mu, logvar
-
-            def reparameterize(self, mu, logvar, generator=None):
-                noise = torch.empty_like(mu).normal_(generator=generator)
-                return mu + (0.5 * logvar).exp() * noise
-
-            def reconstruct(self, x):
-                return self.decode(self.encode(x)[0])
-
         torch.manual_seed(cfg.seed)
-        with_network(trainer, Network(cfg))
+        with_network(trainer, Monai(cfg))
     return trainer
 
 

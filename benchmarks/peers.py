@@ -1,4 +1,4 @@
-"""What `throughput.py` sets beside vaekit's own step: the plain way, and three libraries.
+"""What `throughput.py` and `equal_time.py` set beside vaekit: the plain way, and three libraries.
 
 plain      this model in float32 and NCHW; films read, equalised and resized by DataLoader workers
 monai      monai.networks.nets.AutoencoderKL \\ in the plain step, but on films from memory;
@@ -99,10 +99,10 @@ class PlainLoss(nn.Module):
 class PlainStep:
     """A training step written straight down, in float32 or under bf16 autocast."""
 
-    def __init__(self, cfg: Config, network: nn.Module, films, half: bool = False, loss=None):
+    def __init__(self, cfg: Config, network: nn.Module, films, half: bool = False):
         self.cfg, self.films, self.half = cfg, films, half
-        self.device, loss = device.choose_device(), loss or PlainLoss(cfg)
-        self.network, self.loss = network.to(self.device), loss.to(self.device)
+        self.device = device.choose_device()
+        self.network, self.loss = network.to(self.device), PlainLoss(cfg).to(self.device)
         self.optimizer = torch.optim.AdamW(network.parameters(), lr=cfg.lr_phase2)
 
     def run(self, steps: int) -> None:
@@ -116,8 +116,21 @@ class PlainStep:
             self.optimizer.step()
 
 
-class Monai(nn.Module):
-    """x -> x_hat, mu, logvar; attention at the resolutions where `cfg` has it."""
+class Peer(nn.Module):
+    """What our Trainer and `evaluate` ask of a network. A peer has `encode` and `pixels`."""
+
+    reparameterize, reconstruct = VAE.reparameterize, VAE.reconstruct
+
+    def forward(self, x: Tensor, sample=True, decoder_only=False) -> tuple[Tensor, Tensor, Tensor]:
+        mu, logvar = self.encode(x)
+        return self.pixels(self.reparameterize(mu, logvar) if sample else mu), mu, logvar
+
+    def decode(self, z: Tensor) -> Tensor:
+        return self.pixels(z).clamp(0, 1)
+
+
+class Monai(Peer):
+    """Attention at the resolutions where `cfg` has it."""
 
     def __init__(self, cfg: Config):
         super().__init__()
@@ -129,20 +142,16 @@ class Monai(nn.Module):
             attention_levels=levels, latent_channels=cfg.latent_channels, norm_num_groups=GROUPS,
             with_encoder_nonlocal_attn=False, with_decoder_nonlocal_attn=False)  # fmt: skip
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        x_hat, mu, sigma = self.net(x)
-        return x_hat, mu, 2 * sigma.log()
-
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         mu, sigma = self.net.encode(x)
         return mu, 2 * sigma.log()
 
-    def decode(self, z: Tensor) -> Tensor:
-        return self.net.decode(z).clamp(0, 1)
+    def pixels(self, z: Tensor) -> Tensor:
+        return self.net.decode(z)
 
 
-class Diffusers(nn.Module):
-    """x -> x_hat, mu, logvar; attention where the library puts it, at the lowest resolution."""
+class Diffusers(Peer):
+    """Attention where the library puts it, at the lowest resolution."""
 
     def __init__(self, cfg: Config):
         super().__init__()
@@ -154,20 +163,16 @@ class Diffusers(nn.Module):
             ("UpDecoderBlock2D",) * len(widths), widths, layers_per_block=1,
             latent_channels=cfg.latent_channels, norm_num_groups=GROUPS)  # fmt: skip
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        posterior = self.net.encode(x).latent_dist
-        return self.net.decode(posterior.sample()).sample, posterior.mean, posterior.logvar
-
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         posterior = self.net.encode(x).latent_dist
         return posterior.mean, posterior.logvar
 
-    def decode(self, z: Tensor) -> Tensor:
-        return self.net.decode(z).sample.clamp(0, 1)
+    def pixels(self, z: Tensor) -> Tensor:
+        return self.net.decode(z).sample
 
 
-def pythae_model(cfg: Config, network: VAE, loss: nn.Module):
-    """pythae's VAE around the encoder and decoder of `network`, its loss replaced by `loss`."""
+def pythae_model(cfg: Config, network: VAE, loss: nn.Module | None):
+    """pythae's VAE around the encoder and decoder of `network`; a `loss` takes its own's place."""
     from pythae.models import VAE as Theirs
     from pythae.models import VAEConfig
     from pythae.models.base.base_utils import ModelOutput
@@ -197,18 +202,20 @@ def pythae_model(cfg: Config, network: VAE, loss: nn.Module):
 
     shape = cfg.in_channels, cfg.image_size, cfg.image_size
     latents = cfg.latent_channels * network.latent_shape[-1] ** 2
-    return Model(VAEConfig(input_dim=shape, latent_dim=latents), Encoder(), Decoder())
+    kind = Model if loss else Theirs
+    return kind(VAEConfig(input_dim=shape, latent_dim=latents), Encoder(), Decoder())
 
 
 class Pythae:
     """Epochs of pythae's own trainer, each as long as is asked for; films as floats in memory."""
 
-    def __init__(self, cfg: Config, data: Data, loss: nn.Module):
+    def __init__(self, cfg: Config, data: Data, loss: nn.Module | None = None):
         from pythae.data.datasets import BaseDataset
         from pythae.trainers import BaseTrainer, BaseTrainerConfig
         from pythae.trainers.training_callbacks import CallbackHandler, TrainingCallback
 
-        self.network, loss = VAE(cfg), loss.to(device.choose_device())
+        self.network = VAE(cfg)
+        loss = loss.to(device.choose_device()) if loss else None
         self.films = BaseDataset(data.train.images / 255, data.train.labels)
         self.folder = tempfile.TemporaryDirectory()  # its trainer insists on one
         how = BaseTrainerConfig(
@@ -240,16 +247,14 @@ def size_of(network: nn.Module, cfg: Config) -> dict[str, int]:
             "macs": counter.get_total_flops() // 2}  # fmt: skip
 
 
-def build(name: str, cfg: Config, data: Data, workers: int, loss: nn.Module | None = None):
-    """The engine called `name` (all but vaekit's own): `network`, and `run(steps)`.
-
-    loss: a module (x, x_hat, mu, logvar) -> number; default: PlainLoss."""
+def build(name: str, cfg: Config, data: Data, workers: int):
+    """The engine called `name` (all but vaekit's own): `network`, and `run(steps)`."""
     name, _, half = name.partition(" ")
     if name == "pythae":
-        return Pythae(cfg, data, loss or PlainLoss(cfg))
+        return Pythae(cfg, data, PlainLoss(cfg))
     if name == "plain":
         films, network = from_files(cfg, data, workers), VAE(cfg.replace(channels_last=False))
-        return PlainStep(cfg, network, films, loss=loss)
+        return PlainStep(cfg, network, films)
     network = {"monai": Monai, "diffusers": Diffusers}[name](cfg)
     films = from_memory(cfg, data, device.choose_device())
-    return PlainStep(cfg, network, films, bool(half), loss)
+    return PlainStep(cfg, network, films, bool(half))

@@ -1,7 +1,7 @@
 """What does the linear start buy? PCA, the published system and `sharp`, on four sets of images.
 
     python benchmarks/start.py                       # every case that is not measured yet
-    python benchmarks/start.py films/sharp/0 ...     # these, even if it does
+    python benchmarks/start.py films/sharp/0 ...     # these, even if they are
 
 A case is set/model/seed. Trained as the profile quick does, for about a minute of two cores;
 scored by `evaluate` on images of other patients. Resumable: results/start.json, which notebook 09
@@ -15,13 +15,17 @@ import time
 
 import torch
 from fast_forms import processor
+from films128 import with_network
+from torch import Tensor, nn
 
 import vaekit
 from vaekit.data import Split
 from vaekit.features import feature_loss
 from vaekit.files.sources import bundled
 from vaekit.lessons import sweeps
+from vaekit.linear import shrink
 from vaekit.losses import kl_per_image
+from vaekit.model import VAE, Decoder, conv3x3, initialise
 from vaekit.sample import decode_all, encode_all, sample_latents
 from vaekit.train import Trainer, train
 
@@ -56,6 +60,8 @@ MODELS = {
     "sharp, half as wide": {"preset": "sharp"} | HALF,
     "sharp, half as wide, six minutes": {"preset": "sharp", "epochs_phase2": 125} | HALF,
     "true, half as wide": {"preset": "sharp", "epochs_phase2": 60} | TRUE | HALF,
+    "sharp, adds only": {"preset": "sharp"},
+    "sharp, adds and sees": {"preset": "sharp"},
 }
 COMPARED = {  # everything on real films; elsewhere what the claims need
     "films": list(MODELS),
@@ -64,6 +70,35 @@ COMPARED = {  # everything on real films; elsewhere what the claims need
     "faces": ["pca", "sharp", "sharp, random start"],
 }
 SCORES = ("psnr", "ssim", "lpips", "sharpness ratio", "feature distance", "frechet")
+
+
+class Adder(VAE):
+    """`sharp` with S1's own decoder, as wide as published, in place of the U-Net.
+
+    What it makes of the code is added to the linear picture; the network has the picture itself at
+    no place, or, if it `sees`, a convolution of it joins every stage.
+    """
+
+    def __init__(self, cfg: vaekit.Config, sees: bool):
+        super().__init__(cfg)
+        changes = {"image_size": cfg.image_size, "in_channels": cfg.in_channels}
+        changes |= {"latent": "vector", "latent_channels": cfg.latent_channels}
+        theirs = vaekit.preset("chest_xray", profile="full", **changes)
+        self.decoder = Decoder(theirs)
+        narrow, *_ = widths = theirs.widths
+        seen = [*reversed(widths[:-1]), narrow] if sees else []
+        self.see = nn.ModuleList(conv3x3(cfg.in_channels, n) for n in seen)
+        initialise(self, theirs)
+
+    def decode(self, z: Tensor) -> Tensor:
+        with torch.autocast(z.device.type, enabled=False):
+            picture = self.linear.decode(z)
+        h = self.decoder.first(z).view(-1, *self.decoder.start)
+        for i, stage in enumerate(self.decoder.stages):
+            h = stage(h)
+            if self.see:
+                h = h + self.see[i](shrink(picture, h.shape[-1]))
+        return (picture + self.decoder.to_image(h)).float().clamp(0, 1)
 
 
 def config(where: str, model: str, seed: int) -> vaekit.Config:
@@ -94,6 +129,11 @@ def measure(where: str, model: str, seed: int) -> dict:
         trained = vaekit.linear_vae(data.train, 256, mirror=cfg.flip)
     else:
         trainer = Trainer(cfg, data, feature_loss(cfg, verbose=False))
+        if "adds" in model:
+            torch.manual_seed(seed)
+            network = Adder(cfg, "sees" in model).to(memory_format=torch.channels_last)
+            network.start_at(trainer.raw.linear)
+            with_network(trainer, network)
         train(trainer)
         trained = trainer.ema
     seconds = time.perf_counter() - start

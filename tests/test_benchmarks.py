@@ -226,24 +226,38 @@ def test_a_peer_learns_the_same_loss(name, random_trunks):
     torch.testing.assert_close(plain, ours, rtol=1e-4, atol=1e-5)
 
 
-def test_loop_and_loss_trains_each_pair_once(tmp_path, films, run, random_trunks, small_network):
-    """Three of the four pairs have their row already; a peer's loop trains the fourth."""
-    import loop_and_loss
+@pytest.mark.parametrize("model", ["published", "monai", "pythae"])
+def test_equal_time_trains_for_its_seconds(
+    model, tmp_path, run, random_trunks, small_network, capsys
+):
+    import equal_time
 
-    pairs = [("vaekit", "vaekit"), ("plain", "plain"), ("plain", "vaekit"), ("vaekit", "plain")]
-    assert loop_and_loss.systems(["plain"]) == pairs
-    named = dict.fromkeys(("images_per_second", "psnr", "ssim", "lpips", "sharpness_ratio"), 1.0)
-    there = [{"loop": a, "loss": b, "number": i} | named for i, (a, b) in enumerate(pairs)]
-    out = tmp_path / "rows.json"
-    out.write_text(json.dumps(there[:1] + there[2:]))
-    small_network("loop_and_loss", batch_size=2)
-    said = run("loop_and_loss", *films, "--size", 32, "--minutes", 1e-6, "--out", out,
-               "--peers", "plain")  # fmt: skip
-    *kept, row = json.loads(out.read_text())
-    assert kept == there[:1] + there[2:] and (row["loop"], row["loss"]) == pairs[1]
-    assert row["changes"] == loop_and_loss.LOSSES["plain"]
-    assert row["steps"] == 10 and 0 < row["psnr"] < 60 and row["n_judged"] == 8
-    assert said.count("\n| plain |") == 2
+    if model != "published":
+        pytest.importorskip(model)
+    small_network("equal_time", data_path=str(FILMS), image_size=32, max_images=24)
+    out = tmp_path / "equal.json"
+    run("equal_time", f"{model}/0", "--seconds", 0.5, "--out", out)
+    (found,) = json.loads(out.read_text()).values()
+    assert found["core_seconds"] >= 0.5 and found["images_seen"] > 0 and found["kl"] >= 0
+    found["scores"] = {name: [1.0] for name, _ in equal_time.COLUMNS.values()}
+    found["scores"]["frechet prior vgg19"] += [100, 57.0]
+    equal_time.show({model: found})
+    assert f"| {model} | " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("sees", [False, True])
+def test_a_decoder_that_adds_begins_at_the_linear_picture(sees):
+    from start import Adder
+
+    cfg = vaekit.preset("sharp", profile="smoke")
+    x = torch.rand(20, 1, 32, 32)
+    linear = vaekit.linear_vae(x, 16)
+    model = Adder(cfg, sees)
+    model.start_at(linear)
+    torch.testing.assert_close(model.reconstruct(x), linear.reconstruct(x))
+    x_hat, mu, logvar = model(x)
+    (x_hat - x).square().sum().backward()
+    assert model.decoder.to_image[-1].weight.grad.abs().sum() > 0 and len(model.see) == 5 * sees
 
 
 def test_growth_goes_on_and_fits_a_slope(tmp_path, run, in_this_process, monkeypatch):
