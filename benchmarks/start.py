@@ -89,10 +89,10 @@ def config(where: str, model: str, seed: int) -> vaekit.Config:
     name = PUBLISHED.get(where, "chest_xray") if model.startswith("published") else "sharp"
     values = SETS[where] | {"seed": seed, "profile": "quick", "precision": "fp32"}
     values |= {"epoch_images": 320, "batch_size": 8}
-    if name == "sharp":
-        values |= {"epochs_phase2": 20, "latent_channels": NUMBERS.get(where, 256)}
-    else:
+    if name == "chest_xray":
         values |= {"epochs_phase1": 4, "epochs_phase2": 10}
+    else:
+        values |= {"epochs_phase2": 20, "latent_channels": NUMBERS.get(where, 256)}
     if values.get("data_path") == "bundled":
         values["data_path"] = str(bundled("quick").path)
     return vaekit.preset(name, **values | MODELS[model])
