@@ -2,12 +2,15 @@
 
     python benchmarks/films128.py --work DIR                    # every case in turn
     python benchmarks/films128.py --work DIR sharp/0 monai/0    # these
+    python benchmarks/films128.py --work DIR --seconds 1900 monai/0
 
 Wants `chest_xray_224` (Kermany, 4,432 films to train on) below VAEKIT_DATA, and the weights of
 SqueezeNet, LPIPS and VGG-19 in VAEKIT_WEIGHTS. Every case has 1,024 numbers. DIR keeps a checkpoint
 every epoch, from which a case that was stopped goes on, and samples; what was measured goes to
 results/films128.json: a curve on 128 test films, and everything `evaluate` finds on all of them.
-One thread a case: its hours are those of one core, whatever else the machine did.
+One thread a case: its hours are those of one core, whatever else the machine did. `published` and
+`monai` train for as many seconds as are given: those that `sharp` takes on the same processor.
+`long` is `sharp` with three times as many epochs, in bf16.
 
     python benchmarks/films128.py --work DIR --show             # the table, and films128.webp
 
@@ -36,14 +39,15 @@ from vaekit.sample import decode_all, encode_all, sample_latents
 from vaekit.train import Trainer
 
 RESULTS = sweeps.RESULTS / "films128.json"
-BUDGET = 3200  # CPU seconds of training; `sharp` sees 24,000 images in it on AVX512
 EPOCH_IMAGES, BATCH = 1200, 8
 WATCHED = 128  # test films of the curve
 NUM_SAMPLES = 512
 SHOWN = 8  # samples a row of films128.webp
 COMMON = {"dataset": "chest_xray", "profile": "full", "image_size": 128, "max_images": 0}
 COMMON |= {"features": "squeezenet", "epoch_images": EPOCH_IMAGES, "batch_size": BATCH}
+COMMON |= {"precision": "fp32"}
 SHARP = {"preset": "sharp", "widths": (32, 64, 128, 128), "epochs_phase2": 20}
+LONG = {"epochs_phase2": 60, "precision": "bf16"}
 TRUE = {"critic_share": 0.0, "band_weight": 0.0, "perceptual_weight": 0.0}
 # the rates that suit a short run are those of the profile quick
 SHORT = {"lr_phase1": 2e-3, "lr_phase2": 2e-3, "lr_warmup": 0.02, "lr_schedule_phase1": "constant"}
@@ -53,11 +57,12 @@ ONE_PHASE = {"epochs_phase1": 0, "rescale_latents": False}
 MODELS = {  # what is added to COMMON; where epochs are not given they fill the budget
     "pca": SHARP,
     "sharp": SHARP,
+    "long": SHARP | LONG,
     "true": SHARP | TRUE,
     "published": PUBLISHED,
     "monai": PUBLISHED | ONE_PHASE,
 }
-CASES = ("pca/0", "sharp/0", "monai/0", "sharp/1", "published/0", "true/0")
+CASES = ("pca/0", "published/0", "monai/0", "sharp/0", "sharp/1", "long/0", "true/0")
 
 
 def config(model: str, seed: int) -> vaekit.Config:
@@ -85,8 +90,8 @@ def new_trainer(cfg: vaekit.Config, data, model: str) -> Trainer:
     return trainer
 
 
-def filling(cfg: vaekit.Config, data, model: str) -> vaekit.Config:
-    """`cfg` with the epochs that fill the budget; a third of them phase 1 where there is one."""
+def filling(cfg: vaekit.Config, data, model: str, seconds: int) -> vaekit.Config:
+    """`cfg` with the epochs that fill `seconds`; a third of them phase 1 where there is one."""
     if cfg.preset == "sharp":
         return cfg
     trainer = new_trainer(cfg, data, model)
@@ -97,7 +102,7 @@ def filling(cfg: vaekit.Config, data, model: str) -> vaekit.Config:
         times.append(time.process_time())
         if len(times) == 13:
             break
-    epochs = max(3, round(BUDGET / ((times[-1] - times[3]) / 9 * EPOCH_IMAGES / BATCH)))
+    epochs = max(3, round(seconds / ((times[-1] - times[3]) / 9 * EPOCH_IMAGES / BATCH)))
     first = epochs // 3 if cfg.epochs_phase1 else 0
     changes = {"epochs_phase1": first, "epochs_phase2": epochs - first}
     return cfg.replace(**changes, beta_warmup=(epochs - first) // 2)
@@ -128,14 +133,15 @@ def curve_point(model, data, cfg) -> dict:
     return {k: v[0] for k, v in found.items() if k.startswith(shown) and "real" not in k}
 
 
-def trained(model: str, seed: int, work: Path, data):
+def trained(model: str, seed: int, work: Path, data, seconds: int):
     """(trainer, facts): trained to its end, from its last checkpoint where there is one."""
     file = work / f"{model}-{seed}.pt"
     state = torch.load(file, weights_only=False) if file.exists() else None
     cfg = vaekit.Config.from_dict(state["trainer"]["config"]) if state else None
-    cfg = cfg or filling(config(model, seed), data, model)
+    cfg = cfg or filling(config(model, seed), data, model, seconds)
     trainer = new_trainer(cfg, data, model)
     curve, spent = [], 0.0
+    every = max(2, cfg.num_epochs // 4)
     if state:
         trainer.load_state_dict(state["trainer"])
         curve, spent = state["curve"], state["seconds"]
@@ -143,7 +149,7 @@ def trained(model: str, seed: int, work: Path, data):
         start = time.process_time()
         row = trainer.run_epoch()
         spent += time.process_time() - start
-        if trainer.epoch % (4 if seed else 2) == 0 or trainer.done:
+        if trainer.epoch % every == 0 or trainer.done:
             point = {"images": trainer.num_steps * BATCH, "core_seconds": round(spent, 1)}
             curve.append(point | curve_point(trainer.ema, data, cfg))
         print(f"{model}/{seed} epoch {trainer.epoch} of {cfg.num_epochs}, {spent:.0f} s,"
@@ -167,7 +173,7 @@ def copies(samples: torch.Tensor, data) -> dict:
     return found
 
 
-def measure(model: str, seed: int, work: Path) -> dict:
+def measure(model: str, seed: int, work: Path, seconds: int) -> dict:
     cfg = config(model, seed)
     data = vaekit.load_data(cfg, verbose=False)
     # it is validated after every epoch
@@ -179,7 +185,7 @@ def measure(model: str, seed: int, work: Path) -> dict:
         facts = {"core_seconds": round(time.process_time() - start, 1), "images_seen": 0}
         facts["curve"] = [facts | curve_point(net, data, cfg)]
     else:
-        net, facts = trained(model, seed, work, data)
+        net, facts = trained(model, seed, work, data, seconds)
     samples = {}
     for kind in ("prior", "gmm"):
         z = sample_latents(net, NUM_SAMPLES, kind, fit_on=data.train, seed=seed)
@@ -190,7 +196,7 @@ def measure(model: str, seed: int, work: Path) -> dict:
     facts |= {"kl": round(kl_per_image(mu, logvar).mean().item(), 1)}
     facts |= {"parameters": sum(p.numel() for p in net.parameters()), "train": len(data.train)}
     facts |= {"test": len(data.test), "processor": processor(), "torch": torch.__version__}
-    facts |= {"precision": "fp32", "threads": torch.get_num_threads(), "seed": seed}
+    facts |= {"precision": cfg.precision, "threads": torch.get_num_threads(), "seed": seed}
     return facts | {"copies": copies(samples["prior"], data), "scores": found}
 
 
@@ -237,6 +243,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--show", action="store_true")
+    parser.add_argument("--seconds", type=int, default=3200)  # what `sharp/0` had on a Xeon
     parser.add_argument("cases", nargs="*", default=CASES)
     given = parser.parse_args()
     if given.show:
@@ -246,7 +253,7 @@ def main() -> None:
     given.work.mkdir(parents=True, exist_ok=True)
     for case in given.cases:
         model, seed = case.split("/")
-        found = measure(model, int(seed), given.work)
+        found = measure(model, int(seed), given.work, given.seconds)
         # another case may have been measured meanwhile
         done = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
         done[case] = found

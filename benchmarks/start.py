@@ -1,11 +1,12 @@
-"""What does the linear start buy? PCA, the published system and `sharp`, on four sets of images.
+"""What does the linear start buy? PCA, the published systems and `sharp`, on five sets of images.
 
     python benchmarks/start.py                       # every case that is not measured yet
     python benchmarks/start.py films/sharp/0 ...     # these, even if they are
+    python benchmarks/start.py --show                # the table of README.md
 
-A case is set/model/seed. Trained as the profile quick does, for about a minute of two cores;
-scored by `evaluate` on images of other patients. Resumable: results/start.json, which notebook 09
-draws, is written after each case.
+A case is set/model/seed. Trained as the profile quick does, for about a minute of one core, in
+float32; scored by `evaluate` on images of other patients. Resumable: results/start.json, which
+notebook 09 draws, is written after each case.
 """
 
 import json
@@ -38,42 +39,60 @@ SETS = {  # what is added to a preset; "films" are real ones, "bundled" the draw
     "cifar10": COLOUR | {"dataset": "cifar10", "image_size": 32, "max_images": 4000},
     "faces": COLOUR
     | {"dataset": "celeba", "fit": "crop", "crop": 140 / 178, "max_images": 4000, "image_size": 64},
+    "fashion": {"dataset": "fashion_mnist", "clahe_clip": 0.0, "image_size": 32, "fit": "frame"}
+    | {"max_images": 4000},
 }
-# All but the bundled films were measured before the profile quick had half the channels.
-WIDE = {"sharp": (32, 64, 128), "chest_xray": (32, 64, 128, 256, 512)}
-HALF = {"widths": (16, 32, 64)}
+# numbers of a code: 16 pixels each
+NUMBERS = {"cifar10": 256, "faces": 256, "fashion": 64}
+PUBLISHED = {"faces": "celeba64", "fashion": "fashion_mnist"}  # elsewhere chest_xray
+# the channels of the profile full, which quick once had
+TWICE = {"sharp": (32, 64, 128), "chest_xray": (32, 64, 128, 256, 512)}
 # nothing but L1 and SSIM
 TRUE = {"critic_share": 0.0, "band_weight": 0.0, "perceptual_weight": 0.0}
-MODELS = {
-    "pca": None,
-    "published": {"preset": "chest_xray"},
-    "sharp": {"preset": "sharp"},
-    "sharp, no critic": {"preset": "sharp", "critic_share": 0.0},
-    "sharp, half the critic": {"preset": "sharp", "critic_share": 0.25},
-    "sharp, twice the critic": {"preset": "sharp", "critic_share": 1.0},
-    "sharp, no bands": {"preset": "sharp", "band_weight": 0.0},
-    "sharp, no shifts": {"preset": "sharp", "shift": 0},
-    "sharp, random start": {"preset": "sharp", "start": "random"},
-    "sharp, six minutes": {"preset": "sharp", "epochs_phase2": 125},
-    "sharp, no critic, six minutes": {"preset": "sharp", "epochs_phase2": 125, "critic_share": 0.0},
-    "published, half as wide": {"preset": "chest_xray", "widths": (16, 32, 64, 128, 256)},
-    "sharp, half as wide": {"preset": "sharp"} | HALF,
-    "sharp, half as wide, six minutes": {"preset": "sharp", "epochs_phase2": 125} | HALF,
-    "true, half as wide": {"preset": "sharp", "epochs_phase2": 60} | TRUE | HALF,
-    "sharp, adds only": {"preset": "sharp"},
-    "sharp, adds and sees": {"preset": "sharp"},
+MODELS = {  # what is added to `sharp`
+    "pca": {},
+    "published": {},
+    "sharp": {},
+    "sharp, no critic": {"critic_share": 0.0},
+    "sharp, half the critic": {"critic_share": 0.25},
+    "sharp, twice the critic": {"critic_share": 1.0},
+    "sharp, no bands": {"band_weight": 0.0},
+    "sharp, no shifts": {"shift": 0},
+    "sharp, no features": {"perceptual_weight": 0.0},
+    "sharp, random start": {"start": "random"},
+    "sharp, twice as wide": {"widths": TWICE["sharp"]},
+    "published, twice as wide": {"widths": TWICE["chest_xray"]},
+    "sharp, six minutes": {"epochs_phase2": 125},
+    "true": {"epochs_phase2": 60} | TRUE,
+    "sharp, adds only": {},
+    "sharp, adds and sees": {},
 }
+FEW = ["pca", "published", "sharp", "sharp, random start"]
 COMPARED = {  # everything on real films; elsewhere what the claims need
     "films": list(MODELS),
     "bundled": ["pca", "published", "sharp"],
-    "cifar10": ["pca", "sharp", "sharp, random start"],
-    "faces": ["pca", "sharp", "sharp, random start"],
+    "cifar10": [model for model in FEW if model != "published"],
+    "faces": FEW,
+    "fashion": FEW,
+}
+ONCE = ("pca", "sharp, six minutes", "true")  # one seed
+COLUMNS = {
+    "PSNR": ("psnr reconstruction", 2),
+    "SSIM": ("ssim reconstruction", 3),
+    "LPIPS": ("lpips reconstruction squeezenet", 3),
+    "sharpness": ("sharpness ratio reconstruction", 2),
+    "1/8-1/4": ("power 1/8-1/4 reconstruction", 2),
+    "1/4-1/2": ("power 1/4-1/2 reconstruction", 2),
+    "Fréchet VGG-19": ("frechet reconstruction vgg19", 0),
+    "prior": ("frechet prior vgg19", 0),
+    "mixture": ("frechet gmm vgg19", 0),
+    "KL, nats": ("kl", 0),
 }
 SCORES = ("psnr", "ssim", "lpips", "sharpness ratio", "feature distance", "frechet")
 
 
 class Adder(VAE):
-    """`sharp` with S1's own decoder, as wide as published, in place of the U-Net.
+    """`sharp` with S1's own decoder in place of the U-Net.
 
     What it makes of the code is added to the linear picture; the network has the picture itself at
     no place, or, if it `sees`, a convolution of it joins every stage.
@@ -83,7 +102,7 @@ class Adder(VAE):
         super().__init__(cfg)
         changes = {"image_size": cfg.image_size, "in_channels": cfg.in_channels}
         changes |= {"latent": "vector", "latent_channels": cfg.latent_channels}
-        theirs = vaekit.preset("chest_xray", profile="full", **changes)
+        theirs = vaekit.preset("chest_xray", profile="quick", **changes)
         self.decoder = Decoder(theirs)
         narrow, *_ = widths = theirs.widths
         seen = [*reversed(widths[:-1]), narrow] if sees else []
@@ -102,18 +121,16 @@ class Adder(VAE):
 
 
 def config(where: str, model: str, seed: int) -> vaekit.Config:
-    changes = dict(MODELS[model] or MODELS["sharp"])
-    name = changes.pop("preset")
-    values = SETS[where] | {"seed": seed, "profile": "quick"}
-    if where != "bundled":
-        values["widths"] = WIDE[name]
-    values |= {"epoch_images": 320, "batch_size": 8, "epochs_phase1": 0}
-    values |= {"epochs_phase2": 20} | changes
+    name = PUBLISHED.get(where, "chest_xray") if model.startswith("published") else "sharp"
+    values = SETS[where] | {"seed": seed, "profile": "quick", "precision": "fp32"}
+    values |= {"epoch_images": 320, "batch_size": 8}
     if name == "chest_xray":
         values |= {"epochs_phase1": 4, "epochs_phase2": 10}
+    else:
+        values |= {"epochs_phase2": 20, "latent_channels": NUMBERS.get(where, 256)}
     if values.get("data_path") == "bundled":
         values["data_path"] = str(bundled("quick").path)
-    return vaekit.preset(name, **values)
+    return vaekit.preset(name, **values | MODELS[model])
 
 
 def few(split: Split, n: int) -> torch.Tensor:
@@ -126,7 +143,7 @@ def measure(where: str, model: str, seed: int) -> dict:
     data = vaekit.load_data(cfg, verbose=False)
     start = time.perf_counter()
     if model == "pca":
-        trained = vaekit.linear_vae(data.train, 256, mirror=cfg.flip)
+        trained = vaekit.linear_vae(data.train, cfg.latent_channels, mirror=cfg.flip)
     else:
         trainer = Trainer(cfg, data, feature_loss(cfg, verbose=False))
         if "adds" in model:
@@ -156,15 +173,35 @@ def measure(where: str, model: str, seed: int) -> dict:
     images = 0 if model == "pca" else trainer.num_steps * cfg.batch_size
     facts = {"seconds": round(seconds, 1), "images_seen": images, "train": len(data.train)}
     facts |= {"n": len(test), "processor": processor(), "threads": torch.get_num_threads()}
-    return facts | {"scores": scores}
+    return facts | {"precision": cfg.precision, "scores": scores}
+
+
+def show() -> None:
+    done = json.loads(RESULTS.read_text())
+    print("| | seeds | " + " | ".join(COLUMNS) + " |\n|" + "---|" * (len(COLUMNS) + 2))
+    for where, models in COMPARED.items():
+        for model in models:
+            runs = [done[key] for s in range(3) if (key := f"{where}/{model}/{s}") in done]
+            cells = [f"{where}: {model}", str(len(runs))]
+            for name, decimals in COLUMNS.values():
+                mean = sum(run["scores"][name] for run in runs) / max(len(runs), 1)
+                cells.append(f"{mean:,.{decimals}f}")
+            if runs:
+                print("| " + " | ".join(cells) + " |")
+        floor = done[f"{where}/pca/0"]["scores"]["frechet reconstruction vgg19 floor"]
+        print(f"{where}: real against real {floor:.0f}")
 
 
 def main(wanted: list[str]) -> None:
+    if wanted == ["--show"]:
+        return show()
     done = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     every = []
     for seed in range(3):
         for where, models in COMPARED.items():
-            every += [f"{where}/{model}/{seed}" for model in models if model != "pca" or not seed]
+            every += [
+                f"{where}/{model}/{seed}" for model in models if not seed or model not in ONCE
+            ]
     for case in wanted or [case for case in every if case not in done]:
         where, model, seed = case.split("/")
         done[case] = measure(where, model, int(seed))
