@@ -33,7 +33,7 @@ import torch
 from fast_forms import processor
 from films128 import COLUMNS, ONE_PHASE, few, scores, with_network
 from peers import Diffusers, Monai, PlainLoss, Pythae
-from start import CHEST, TWICE
+from start import CHEST
 
 import vaekit
 from vaekit import preset
@@ -44,7 +44,7 @@ from vaekit.train import Trainer
 
 RESULTS = Path(__file__).with_suffix(".json")
 COMMON = CHEST | {"profile": "quick", "precision": "fp32", "features": "squeezenet"}
-PUBLISHED = {"name": "chest_xray", "widths": TWICE["chest_xray"]}
+PUBLISHED = {"name": "chest_xray", "widths": vaekit.Config().widths}
 BARE = ONE_PHASE | {"l1_weight": 0.0, "ssim_weight": 0.0, "perceptual_weight": 0.0}
 BARE |= {"beta_schedule": "constant", "kl_reduction": "sum"}
 MODELS = {  # what is added to COMMON
