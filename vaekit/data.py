@@ -159,8 +159,7 @@ def batches(
     device = torch.device(device)
     images = split.to_device(device)
     order = order.to(images.device)  # once, not once a batch
-    flip = None if flip is None else flip.to(device)
-    shift = None if shift is None else shift.to(device)
+    flip, shift = (None if plan is None else plan.to(device) for plan in (flip, shift))
     layout = torch.channels_last if channels_last else torch.contiguous_format
 
     def cut(start: int) -> Tensor:
