@@ -1,6 +1,6 @@
 """Release a model: a checkpoint of films128.py as one small file, with its card.
 
-    python benchmarks/release.py DIR/sharp-0.pt
+    python benchmarks/release.py DIR/long-0.pt
 
 Needs what films128.py needs, and that it has measured the case. Writes
 data/released/NAME.safetensors, its SHA-256 into vaekit/files/release.py, and
@@ -73,7 +73,7 @@ for each row, small tensors float32. The file holds numbers and a configuration,
 [Mendeley Data rscbjbr9sj](https://data.mendeley.com/datasets/rscbjbr9sj), CC BY 4.0), from a copy
 at 224×224 pixels that does not keep their aspect.
 {images_seen:,} images, {hours:.2f} hours of one
-core ({processor}), seed {seed}. Judged by {test:,} films of other patients.
+core ({processor}, {precision}), seed {seed}. Judged by {test:,} films of other patients.
 
 **Licence.** CC BY 4.0, as the data: if you pass on the file or its pictures, name Kermany et al. as
 above, and this project.
@@ -205,7 +205,8 @@ def card(file: Path, digest: str, cfg: vaekit.Config, case: dict, pca: dict, fou
         f" {'MEMORISES' if m['memorises'] else 'no alarm'}."
         for judge, m in case["copies"].items()
     ]
-    known = {key: case[key] for key in ("train", "test", "images_seen", "processor", "seed", "kl")}
+    named = "train test images_seen processor precision seed kl"
+    known = {key: case[key] for key in named.split()}
     shape = {"size": cfg.image_size, "numbers": cfg.latent_channels, "fit": min(64, cfg.image_size)}
     shape["widths"] = cfg.widths
     return CARD.format(
