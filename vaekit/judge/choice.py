@@ -55,7 +55,7 @@ def choose_sampler(
     for kind in kinds:
         codes = [samplers[kind].sample(n, seed=seed + i) for i in range(draws)]
         sets[kind] = look(model, codes, trunk)
-        found = distances.memorisation(np.concatenate(sets[kind]), seen, real)
+        found = distances.memorisation(np.concatenate(sets[kind])[:MAX_IMAGES], seen, real)
         copies[kind] = found.memorises
     honest = [kind for kind in kinds if not copies[kind]]
     if not honest:
