@@ -20,8 +20,7 @@ def interpolate(z_a: Tensor, z_b: Tensor, steps: int, how: str = "linear") -> Te
     t = torch.linspace(0, 1, steps, dtype=z_a.dtype, device=z_a.device)
     a, b = 1 - t, t
     if how == "spherical":
-        cos = torch.cosine_similarity(z_a.flatten(), z_b.flatten(), dim=0)
-        angle = cos.clamp(-1, 1).acos()
+        angle = torch.cosine_similarity(z_a.flatten(), z_b.flatten(), dim=0).clamp(-1, 1).acos()
         if angle.sin() >= 1e-4:  # else parallel or opposite: no plane to turn in
             a = ((1 - t) * angle).sin() / angle.sin()
             b = (t * angle).sin() / angle.sin()
@@ -37,8 +36,9 @@ def between_neighbours(mu: Tensor) -> Tensor:
     The Fréchet distance of their decoded images predicts, before any prior is fitted, how well a
     latent can be sampled from. Source: Xu et al. 2026, arXiv 2603.05630.
     """
-    apart = torch.cdist(mu.flatten(1), mu.flatten(1)).fill_diagonal_(torch.inf)
-    return (mu + mu[apart.argmin(1)]) / 2
+    codes = mu.flatten(1)
+    near = [torch.cdist(part, codes).topk(2, largest=False).indices for part in codes.split(1000)]
+    return (mu + mu[torch.cat(near)[:, 1]]) / 2  # the nearest is the code itself
 
 
 def principal_directions(mu: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -101,12 +101,12 @@ def probe(mu_train: Tensor, labels: Tensor, mu_test: Tensor, labels_test: Tensor
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    rows = torch.linspace(0, len(labels) - 1, min(len(labels), PROBED)).round().long()
-    mu_train, labels = mu_train[rows], labels[rows]
+    step = -(-len(labels) // PROBED)
+    mu_train, labels = mu_train[::step], labels[::step]
     counts = torch.bincount(labels.cpu())
     rarest = int(counts[counts > 0].min())
     if len(counts.nonzero()) < 2 or rarest < 2:
-        raise ValueError(f"a probe needs two images of two classes, not {counts.tolist()} images")
+        raise ValueError(f"a probe needs two images of two classes, not {counts.tolist()}")
     line = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
     grid = {"logisticregression__C": [1e-4, 1e-3, 1e-2, 0.1, 1.0]}
     folds = StratifiedKFold(min(5, rarest), shuffle=True, random_state=0)
