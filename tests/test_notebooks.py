@@ -204,6 +204,11 @@ def test_links_of_the_pages():
         assert not broken_links(page.read_text(), page.parent, "page"), page
 
 
+def test_every_claim_has_its_verdict():
+    sources = (FOLDER / "SOURCES.md").read_text()
+    assert re.findall(r"^\| (C\d+) ", sources, re.M) == [f"C{i}" for i in range(1, 41)]
+
+
 def test_every_paper_that_is_cited_stands_in_the_sources():
     root = FOLDER.parent
     texts = ["\n".join(cells(path, "markdown")) for path in NOTEBOOKS]

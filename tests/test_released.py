@@ -149,6 +149,7 @@ def test_the_command_writes_file_hash_and_card(places, model, tmp_path, monkeypa
     torch.save({"trainer": trainer, "seconds": 1.0}, tmp_path / "sharp-0.pt")
     told = {"closer": 0.41, "stands_out": 0.5, "p": 0.99, "authentic": 0.8, "memorises": False}
     case = {"train": 4000, "test": 600, "images_seen": 24000, "core_seconds": 3600.0, "seed": 0}
+    case["precision"] = "bf16"
     case |= {"processor": "a processor", "kl": 512.5, "copies": {"pixels": told}}
     case["scores"] = {"psnr reconstruction": [27.125, 27.0, 27.25, 600],
                       "frechet prior vgg19": [1234.5, 1200.0, 1300.0, 600, 56.78]}  # fmt: skip
