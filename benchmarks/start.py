@@ -16,11 +16,10 @@ import time
 
 import torch
 from fast_forms import processor
-from films128 import with_network
+from films128 import few, with_network
 from torch import Tensor, nn
 
 import vaekit
-from vaekit.data import Split
 from vaekit.features import feature_loss
 from vaekit.files.sources import bundled
 from vaekit.lessons import sweeps
@@ -131,11 +130,6 @@ def config(where: str, model: str, seed: int) -> vaekit.Config:
     if values.get("data_path") == "bundled":
         values["data_path"] = str(bundled("quick").path)
     return vaekit.preset(name, **values | MODELS[model])
-
-
-def few(split: Split, n: int) -> torch.Tensor:
-    order = torch.randperm(len(split), generator=torch.Generator().manual_seed(0))
-    return split.images[order[:n]]
 
 
 def measure(where: str, model: str, seed: int) -> dict:
