@@ -19,7 +19,7 @@ import torch
 from vaekit.config import Config
 from vaekit.data import SPLITS, Data, Split, content_hash
 from vaekit.files import patients
-from vaekit.files.images import BadImage, Reader, prepare
+from vaekit.files.images import FAR_FROM_SQUARE, GREYED, SQUASHED, BadImage, Reader, prepare
 from vaekit.files.sources import EXPECTED, ImageFile, cache_dir
 
 CACHE_VERSION = 5  # raise it when the same files and Config would give other pixels or splits
@@ -49,6 +49,15 @@ class PixelCache:
         self.split_file = cache_dir() / f"split-{_key(pixel_key, split)}.npy"
 
     def load(self) -> Kept:
+        """As `find`; prints what most images lose."""
+        images, index = self.find()
+        for what in (GREYED, SQUASHED):
+            found = index["remarks"].get(what, ())
+            if self.verbose and 2 * len(found) > len(images):
+                print(f"{what}: {len(found)} of {len(images)} images; {next(iter(found.values()))}")
+        return images, index
+
+    def find(self) -> Kept:
         """Images uint8 (N, C, S, S), train, val and test one after the other, and their index.
 
         Where the disk refuses they stay in RAM, with a warning. FileNotFoundError: no usable file.
@@ -103,6 +112,8 @@ class PixelCache:
         for name in index["names"]:
             for what, detail in found.get(name, {}).get("remarks", {}).items():
                 remarks.setdefault(what, {})[name] = detail
+        if 2 * len(remarks.get(SQUASHED, ())) < len(images):  # usual among films
+            remarks.pop(SQUASHED, None)
         facts = images.shape, index["labels"], index["lengths"], index["classes"]
         digest = content_hash((images[part] for part in _parts(images)), facts)
         return _keep(images, index | {"remarks": remarks, "hash": digest}, self.split_file)
@@ -134,6 +145,9 @@ class PixelCache:
         except BadImage as error:
             return {"bad": str(error)}
         image[:] = prepare(pixels, self.cfg)
+        height, width = pixels.shape[:2]
+        if self.cfg.fit == "squash" and max(height, width) > FAR_FROM_SQUARE * min(height, width):
+            remarks[SQUASHED] = f"{width} x {height}: fit='crop' keeps the shape"
         if self.cfg.patient_key == "none":
             return {"remarks": remarks}
         thumb[:] = patients.thumbnail(pixels)

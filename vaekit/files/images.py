@@ -17,6 +17,8 @@ MIN_SIDE = 8  # pixels
 PERCENTILES = 0.1, 99.9
 FEW_LEVELS = 32  # fewer grey levels than this are worth a remark
 DARK = 64  # of 255; transparent images whose visible part is darker are laid over white
+FAR_FROM_SQUARE = 1.4  # longer side over shorter
+GREYED, SQUASHED = "in colour, read as grey", "squashed to a square"
 SCALED, PAGES = "scaled from more than 8 bits", "later pages not read"
 
 
@@ -182,6 +184,8 @@ def _finish(image: Image.Image, channels: int, remarks: dict) -> Decoded:
     if image.mode not in ("L", "RGB"):  # palette, CMYK, 1 bit, YCbCr, ...
         image = image.convert("RGB")
     grey = np.asarray(image.convert("L"))
+    if channels == 1 and image.mode == "RGB" and in_colour(np.asarray(image)):
+        remarks[GREYED] = "in_channels=3 keeps it"
     levels = np.count_nonzero(cv2.calcHist([grey], [0], None, [256], [0, 256]))
     if levels == 1:
         remarks["constant"] = f"{grey[0, 0]} everywhere"
@@ -198,6 +202,12 @@ def _over_ground(image: Image.Image, remarks: dict) -> Image.Image:
     ground = "white" if visible.size and visible.mean() < DARK else "black"
     remarks["transparent"] = f"laid over {ground}"
     return Image.alpha_composite(Image.new("RGBA", image.size, ground), image)
+
+
+def in_colour(pixels: np.ndarray) -> bool:
+    """Whether (H, W, 3) uint8 is in colour: many grey images are saved as RGB."""
+    small = fit_square(pixels, 32).astype(int)
+    return np.ptp(small, axis=-1).mean() > 4
 
 
 def apply_clahe(image: np.ndarray, clip: float = 2.0, tiles: int = 8) -> np.ndarray:

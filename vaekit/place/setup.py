@@ -86,6 +86,12 @@ def attached() -> list[Path]:
     return found
 
 
+def attached_sets() -> list[Path]:
+    """The data sets attached on Kaggle, in its old mounts and its new ones."""
+    found = [*KAGGLE_INPUT.glob("*/"), *KAGGLE_INPUT.glob("datasets/*/*/")]
+    return sorted(folder for folder in found if folder.name != "datasets")
+
+
 def minutes_left() -> float | None:
     """Minutes until Kaggle ends this session, minus half an hour for what follows a training run;
     None elsewhere."""
