@@ -19,7 +19,8 @@ import torch
 from vaekit.config import Config
 from vaekit.data import SPLITS, Data, Split, content_hash
 from vaekit.files import patients
-from vaekit.files.images import FAR_FROM_SQUARE, GREYED, SQUASHED, BadImage, Reader, prepare
+from vaekit.files.images import BadImage, Reader, prepare
+from vaekit.files.own_images import say_what_is_lost
 from vaekit.files.sources import EXPECTED, ImageFile, cache_dir
 
 CACHE_VERSION = 5  # raise it when the same files and Config would give other pixels or splits
@@ -35,7 +36,8 @@ class PixelCache:
 
     Two files: all images in the order of the files, so that another seed decodes nothing; and
     train, val and test one after the other. Where patients need not be told apart there is only the
-    second.
+    second. The first is named after the files (with bytes of a hundred) and PIXEL_FIELDS, the
+    second also after SPLIT_FIELDS and a CSV of patients; `flip` and `shift` come in training.
     """
 
     def __init__(self, root: Path, files: list[ImageFile], cfg: Config, verbose: bool = True):
@@ -49,15 +51,6 @@ class PixelCache:
         self.split_file = cache_dir() / f"split-{_key(pixel_key, split)}.npy"
 
     def load(self) -> Kept:
-        """As `find`; prints what most images lose."""
-        images, index = self.find()
-        for what in (GREYED, SQUASHED):
-            found = index["remarks"].get(what, ())
-            if self.verbose and 2 * len(found) > len(images):
-                print(f"{what}: {len(found)} of {len(images)} images; {next(iter(found.values()))}")
-        return images, index
-
-    def find(self) -> Kept:
         """Images uint8 (N, C, S, S), train, val and test one after the other, and their index.
 
         Where the disk refuses they stay in RAM, with a warning. FileNotFoundError: no usable file.
@@ -112,9 +105,9 @@ class PixelCache:
         for name in index["names"]:
             for what, detail in found.get(name, {}).get("remarks", {}).items():
                 remarks.setdefault(what, {})[name] = detail
-        if 2 * len(remarks.get(SQUASHED, ())) < len(images):  # usual among films
-            remarks.pop(SQUASHED, None)
         facts = images.shape, index["labels"], index["lengths"], index["classes"]
+        if self.verbose:
+            say_what_is_lost(self.cfg)
         digest = content_hash((images[part] for part in _parts(images)), facts)
         return _keep(images, index | {"remarks": remarks, "hash": digest}, self.split_file)
 
@@ -145,9 +138,6 @@ class PixelCache:
         except BadImage as error:
             return {"bad": str(error)}
         image[:] = prepare(pixels, self.cfg)
-        height, width = pixels.shape[:2]
-        if self.cfg.fit == "squash" and max(height, width) > FAR_FROM_SQUARE * min(height, width):
-            remarks[SQUASHED] = f"{width} x {height}: fit='crop' keeps the shape"
         if self.cfg.patient_key == "none":
             return {"remarks": remarks}
         thumb[:] = patients.thumbnail(pixels)

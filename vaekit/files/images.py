@@ -17,8 +17,6 @@ MIN_SIDE = 8  # pixels
 PERCENTILES = 0.1, 99.9
 FEW_LEVELS = 32  # fewer grey levels than this are worth a remark
 DARK = 64  # of 255; transparent images whose visible part is darker are laid over white
-FAR_FROM_SQUARE = 1.4  # longer side over shorter
-GREYED, SQUASHED = "in colour, read as grey", "squashed to a square"
 SCALED, PAGES = "scaled from more than 8 bits", "later pages not read"
 
 
@@ -184,8 +182,6 @@ def _finish(image: Image.Image, channels: int, remarks: dict) -> Decoded:
     if image.mode not in ("L", "RGB"):  # palette, CMYK, 1 bit, YCbCr, ...
         image = image.convert("RGB")
     grey = np.asarray(image.convert("L"))
-    if channels == 1 and image.mode == "RGB" and in_colour(np.asarray(image)):
-        remarks[GREYED] = "in_channels=3 keeps it"
     levels = np.count_nonzero(cv2.calcHist([grey], [0], None, [256], [0, 256]))
     if levels == 1:
         remarks["constant"] = f"{grey[0, 0]} everywhere"
@@ -202,12 +198,6 @@ def _over_ground(image: Image.Image, remarks: dict) -> Image.Image:
     ground = "white" if visible.size and visible.mean() < DARK else "black"
     remarks["transparent"] = f"laid over {ground}"
     return Image.alpha_composite(Image.new("RGBA", image.size, ground), image)
-
-
-def in_colour(pixels: np.ndarray) -> bool:
-    """Whether (H, W, 3) uint8 is in colour: many grey images are saved as RGB."""
-    small = fit_square(pixels, 32).astype(int)
-    return np.ptp(small, axis=-1).mean() > 4
 
 
 def apply_clahe(image: np.ndarray, clip: float = 2.0, tiles: int = 8) -> np.ndarray:
@@ -292,7 +282,7 @@ def read_arrays(path: Path) -> dict[str, tuple[np.ndarray, list[str]]]:
     batches; or an .npz with train_images, train_labels, ... (MedMNIST), with x_train, y_train, ...
     or with x and y. Class names come from `classes`, else they are numbers. Parts are "train",
     "val" and "test" where the file has them, or "all". {} for any other path, BadImage for damaged
-    files. they come, or "all". {} for any other path, BadImage for damaged files.
+    files.
     """
     try:
         if path.suffix == ".npz":

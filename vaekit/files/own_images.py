@@ -10,10 +10,11 @@ import torch
 from vaekit import config
 from vaekit.config import Config
 from vaekit.data import as_float
-from vaekit.files.images import BadImage, Reader, decode, in_colour, prepare
+from vaekit.files.images import BadImage, Reader, decode, fit_square, prepare
 from vaekit.files.sources import find_dataset, list_images
 
 LOOKED_AT = 64  # images, spread over the folder
+FAR_FROM_SQUARE = 1.4  # films are 1.3
 # no CLAHE, no patients, the centre of each image
 PLAIN = {"dataset": "images", "fit": "crop", "crop": 1.0, "clahe_clip": 0.0, "patient_key": "none"}
 
@@ -28,7 +29,7 @@ def preset_for(folder: str | Path = "", preset: str = "sharp", **changes) -> Con
     """
     values = PLAIN | {"preset": preset, "data_path": str(folder)} | changes
     cfg = config.preset(**values)
-    side, channels, count = _look(cfg)
+    side, _, channels, count = _look(cfg)
     if preset == "sharp":
         size = changes.get("image_size") or min(cfg.image_size, 8 * round(side / 8))
         # a linear model has no more directions than training images, of which 80% are
@@ -44,7 +45,7 @@ def count_channels(folder: str | Path = "") -> int:
     Without `folder`: the images that such a preset would read, from `VAEKIT_DATA` or the bundle.
     FileNotFoundError where there are none.
     """
-    return _look(config.preset("chest_xray", data_path=str(folder)))[1]
+    return _look(config.preset("chest_xray", data_path=str(folder)))[2]
 
 
 def load_images(paths: str | Path | Sequence[str | Path], cfg: Config) -> torch.Tensor:
@@ -62,8 +63,18 @@ def load_images(paths: str | Path | Sequence[str | Path], cfg: Config) -> torch.
     return as_float(torch.from_numpy(np.stack(images)))
 
 
-def _look(cfg: Config) -> tuple[float, int, int]:
-    """(median smaller side of some images, 3 if most are in colour, else 1, number of files)."""
+def say_what_is_lost(cfg: Config) -> None:
+    """A line where `cfg` reads colour images in grey, and one where it distorts them."""
+    _, aspect, channels, _ = _look(cfg)
+    if channels > cfg.in_channels:
+        print("these images are in colour: in_channels=1 reads them in grey")
+    if cfg.fit == "squash" and aspect > FAR_FROM_SQUARE:
+        print(f"their sides are as {aspect:.1f} to 1: fit='squash' distorts them, 'crop' does not")
+
+
+def _look(cfg: Config) -> tuple[float, float, int, int]:
+    """(smaller side, longer over smaller, channels, files): medians of some images; channels is 3
+    if most are in colour, else 1."""
     root = find_dataset(cfg).path
     files, _ = list_images(root)
     reader = Reader(root, channels=3)
@@ -72,10 +83,13 @@ def _look(cfg: Config) -> tuple[float, int, int]:
     for file in (file for start in range(step) for file in files[start::step]):
         with suppress(BadImage):  # load_data lists it
             pixels = reader.read(file.name).pixels
-            sides.append(min(pixels.shape[:2]))
-            colours.append(in_colour(pixels))
+            sides.append(sorted(pixels.shape[:2]))
+            # from the pixels: many grey images are saved as RGB
+            small = fit_square(pixels, 32).astype(int)
+            colours.append(np.ptp(small, axis=-1).mean() > 4)
         if len(sides) == LOOKED_AT:
             break
     if not sides:
         raise FileNotFoundError(f"{root}: not one of {len(files)} files can be read as an image")
-    return np.median(sides), 3 if np.mean(colours) > 0.5 else 1, len(files)
+    side, longer = np.median(sides, axis=0)
+    return side, longer / side, 3 if np.mean(colours) > 0.5 else 1, len(files)

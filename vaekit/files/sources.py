@@ -72,8 +72,7 @@ def find_dataset(cfg: Config, download: bool = False) -> Found:
     FileNotFoundError.
     """
     name = cfg.dataset
-    orders = {"data_path": cfg.data_path, "VAEKIT_DATA": _env("VAEKIT_DATA")}
-    for asked, place in orders.items():
+    for asked, place in (("data_path", cfg.data_path), ("VAEKIT_DATA", _env("VAEKIT_DATA"))):
         if place:
             folder = Path(place).expanduser()
             path = os.path.exists(folder) and _enter(folder, name)
