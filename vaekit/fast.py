@@ -66,16 +66,6 @@ def flatten(x: Tensor) -> Tensor:
     return x.permute(0, 2, 3, 1).flatten(1) if ENABLED else x.flatten(1)
 
 
-class Upsample(nn.Upsample):
-    """nn.Upsample that stays in bf16: autocast would go through fp32 and back."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not ENABLED:
-            return super().forward(x)
-        with torch.autocast(x.device.type, enabled=False):
-            return super().forward(x)
-
-
 class PointwiseConv(nn.Conv2d):
     """nn.Conv2d(c_in, c_out, 1, stride), on every `stride`-th pixel of x.
 

@@ -110,7 +110,7 @@ def upsample(how: str, c_in: int, c_out: int) -> nn.Sequential:
     if how == "transposed":
         conv = nn.ConvTranspose2d(c_in, c_out, 4, stride=2, padding=1)
         return nn.Sequential(OrderedDict(conv=conv))
-    enlarge = fast.Upsample(scale_factor=2, mode=how)
+    enlarge = nn.Upsample(scale_factor=2, mode=how)
     return nn.Sequential(OrderedDict(enlarge=enlarge, conv=conv3x3(c_in, c_out)))
 
 
@@ -169,7 +169,7 @@ class UpBlock(Block):
         elif cfg.block == "residual":
             # a 1x1 convolution before enlarging equals one after it, at a quarter of the work
             mode = "nearest" if cfg.upsample == "nearest" else "bilinear"
-            enlarge = fast.Upsample(scale_factor=2, mode=mode)
+            enlarge = nn.Upsample(scale_factor=2, mode=mode)
             self.skip = conv_skip(c_in, c_out, cfg).append(enlarge)
 
 
