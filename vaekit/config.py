@@ -43,14 +43,16 @@ class Config:
     data_path: str = ""  # "": look in the usual places (files.sources)
     image_size: Annotated[int, 8, 2048] = 128  # pixels, square
     in_channels: Literal[1, 3] = 1  # grey, RGB
+    # in this order: CLAHE at the file's own size, then a square, then image_size
     fit: Literal["squash", "pad", "frame", "crop"] = "squash"  # how an image becomes square
     crop: Annotated[float, 0.05, 1.0] = 1.0  # fit="crop" keeps this share of the shorter side
     clahe_clip: Annotated[float, 0.0, 100.0] = 2.0  # 0 switches CLAHE off
     clahe_tiles: Annotated[int, 1, 64] = 8  # per side
     flip: bool = True  # mirror half of the training images
     shift: Annotated[int, 0, 64] = 0  # move each at random, by up to this many pixels
-    max_images: int = 0  # limit on the training images; 0: all
-    val_fraction: Annotated[float, 0.01, 0.5] = 0.1  # of the training patients
+    max_images: int = 0  # limit on the images of each split (val, test: 8 or more); 0: all
+    # of the training patients, for a missing val; as many again for a missing test
+    val_fraction: Annotated[float, 0.01, 0.5] = 0.1
     # What counts as one patient. "number": the number in the file name, whatever the subtype (the
     # cautious choice); "folder": a folder; "none": an image, and copies are not looked for. Or a
     # regular expression with one group, for the path below the data set's folder; or a file.csv

@@ -96,7 +96,8 @@ def fit_sampler(
     "prior" needs no fit. "gaussian" has the full covariance, shrunk (Ledoit and Wolf 2004). "gmm"
     and "flow" replace it, in the leading principal directions, by a mixture or by flow matching. If
     that gains nothing on held-out codes, the Gaussian is returned. With labels (N,) a flow can
-    sample one class, see `FlowMatching`. ValueError for another kind, or N < 2.
+    sample one class, see `FlowMatching`, and is returned whether it gains or not. ValueError for
+    another kind, or N < 2.
     """
     checks.check_sampler(kind, SAMPLERS)
     if kind == "prior":
@@ -117,11 +118,13 @@ def fit_sampler(
 
 
 def principal_gaussian(mu: Tensor, logvar: Tensor, kind: str) -> tuple[Gaussian, np.ndarray]:
-    """The Gaussian of all codes, and the means' coordinates in its leading directions, (N, d).
+    """A Gaussian for `kind`, and the means' coordinates in its leading directions, (N, d).
 
-    "gaussian": the covariance is shrunk, (1 - a) S + a tr(S)/D I (Ledoit and Wolf 2004). "flow":
-    directions are ordered by variance over the encoder's noise. Variance alone would not do: with
-    `start="linear"` codes are white, and all variances are alike.
+    Directions are principal ones of the standardised means. Only for "gaussian" is their covariance
+    shrunk, (1 - a) S + a tr(S)/D I (Ledoit and Wolf 2004). For "flow" the unit of each number is
+    the encoder's noise, so that directions are ordered by variance over noise; else it is the
+    deviation of z in its channel. Variance alone would not do: with `start="linear"` codes are
+    white, and all variances are alike.
     """
     from sklearn.covariance import ledoit_wolf_shrinkage
     from sklearn.decomposition import PCA

@@ -43,7 +43,7 @@ class Trainer:
     `raw` is the network that is trained; `model` is the same network, wrapped in DDP where there
     are several processes; `ema` has its averaged weights, is what validation measures, and is the
     result. `features` is `features.feature_loss(cfg)`; without it the feature terms are left out.
-    The best epoch, early stopping and samples on disk belong to `keep.run.fit`.
+    `fit` trains a `keep.guards.GuardedTrainer`, which adds the best epoch and early stopping.
     """
 
     def __init__(self, cfg: Config, data: Data, features: FeatureLoss | None = None):

@@ -1,4 +1,4 @@
-"""How a run resumes from its checkpoints, and goes back to them after NaN."""
+"""How a run resumes from its checkpoints, and goes back to them after NaN, at half the rate."""
 
 from collections.abc import Callable
 from functools import partial
