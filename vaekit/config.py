@@ -232,24 +232,31 @@ def preset(name: str = "chest_xray", **changes) -> Config:
     given = {field: RULES[field].checked(field, value) for field, value in given.items()}
     published = Config(preset=given["preset"], **PRESETS[given["preset"]])
     chosen = given.get("profile") or profile()
+    # the preset, then what the profile changes, then the caller: the later one wins
     values = {"profile": chosen} | cost_limits(published, chosen, given) | given
-    if "widths" not in given:  # no halving of a single pixel
+    if "widths" not in given:
+        # one for each halving of the side; a single pixel is not halved
         size = values.get("image_size", published.image_size)
-        widths = values.get("widths", published.widths)
-        values["widths"] = widths[: max(1, size.bit_length() - 1)]
-    return published.replace(**durations(published, values) | values)
+        values["widths"] = values["widths"][: max(1, size.bit_length() - 1)]
+    # what follows from the number of epochs, where nobody has said otherwise
+    values = durations(published, values) | values
+    return published.replace(**values)
 
 
 def cost_limits(published: Config, profile_name: str, given: dict) -> dict:
-    """The fields that the profile changes to make a run shorter, with rates to match."""
+    """The fields that the profile changes to make a run shorter, with rates to match.
+
+    Every profile's own, those for large data sets, limits that only lower the preset's values, and
+    last what suits this preset: the later one wins.
+    """
     limits = dict(PROFILE_CHANGES[profile_name])
     if given.get("dataset", published.dataset) != "chest_xray":
         limits |= LARGE_SETS[profile_name]
     # never more than the preset has
     for field in AT_MOST & limits.keys():
         limits[field] = min(limits[field], getattr(published, field))
-    if "widths" in limits:
-        limits["widths"] = tuple(min(w, limits["widths"]) for w in published.widths)
+    max_width = limits.pop("max_width", math.inf)
+    limits["widths"] = tuple(min(width, max_width) for width in published.widths)
     return limits | PRESET_CHANGES.get((published.preset, profile_name), {})
 
 
