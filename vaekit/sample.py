@@ -130,28 +130,29 @@ def principal_gaussian(mu: Tensor, logvar: Tensor, kind: str) -> tuple[Gaussian,
     from sklearn.decomposition import PCA
 
     mu, logvar = mu.cpu().double(), logvar.cpu().double()
-    mean, scale = mu.mean(0), channel_scale(mu, logvar)
-    if kind == "flow":
-        scale = logvar.exp().mean(0).sqrt()
+    mean = mu.mean(0)
+    sigma2 = logvar.exp().mean(0)
+    # the unit of each number: for a flow the encoder's noise, else the deviation of z
+    scale = sigma2.sqrt() if kind == "flow" else channel_scale(mu, logvar)
     x = ((mu - mean) / scale).flatten(1).numpy()  # (N, D)
-    # E sigma^2
-    noise = (logvar.exp().mean(0) / scale**2).flatten().numpy()
+    sigma2 = (sigma2 / scale**2).flatten().numpy()
     n, d = x.shape
     solver = "covariance_eigh" if n > d else "full"
     pca = PCA(min(n - 1, d), svd_solver=solver).fit(x)
+    # between images, along each direction
     variance = pca.explained_variance_
     y = x @ pca.components_[: count_leading(variance, n)].T
     if kind == "gaussian":
         a = ledoit_wolf_shrinkage(x, assume_centered=True)
         variance = (1 - a) * variance
-        noise = noise + a * x.var(0).mean()
+        sigma2 = sigma2 + a * x.var(0).mean()
     gaussian = Gaussian(
         shape=tuple(mean.shape),
         mean=mean.flatten().numpy(),
         scale=scale.expand_as(mean).flatten().numpy(),
         basis=pca.components_,
         stds=np.sqrt(variance),
-        noise=np.sqrt(noise),
+        noise=np.sqrt(sigma2),
     )
     return gaussian, y
 
