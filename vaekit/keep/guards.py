@@ -23,6 +23,7 @@ from vaekit.train import Trainer
 MAX_SKIPPED = 25  # steps in a row; fp16 may skip 16 until its scale is down to 1
 LOOK_EVERY = 50  # steps between two checks, each of which waits for the device
 MAX_SETBACKS = 3  # times that a run goes back, each time with half the learning rate
+SHORT_EPOCH = 30  # seconds; the writer saves after each longer one
 MAX_PARTS = 8  # of a batch: memory may run out three times
 
 
@@ -181,7 +182,7 @@ class GuardedTrainer(Trainer):
 
     def interrupted(self, step: int) -> bool:
         """Whether to end before this step; several processes ask one another now and then."""
-        asked = bool(self.stop.signal)
+        asked = bool(self.stop.signal) and not self.soon_over
         if self.accelerator.num_processes == 1:
             return asked
         return step % LOOK_EVERY == 0 and self.in_any_process(asked)
@@ -190,6 +191,11 @@ class GuardedTrainer(Trainer):
         """Whether the flag is set in any process: all have to leave the loop together."""
         flags = torch.tensor(float(flag), device=self.device)
         return self.accelerator.reduce(flags).item() > 0
+
+    @property
+    def soon_over(self) -> bool:
+        """Whether epochs are so short that this one can be finished before stopping."""
+        return bool(self.history) and self.history[-1]["seconds"] < SHORT_EPOCH
 
     def check_streak(self) -> None:
         if self.streak >= MAX_SKIPPED:
