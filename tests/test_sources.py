@@ -65,7 +65,7 @@ def test_the_only_attached_images_are_taken_and_of_several_none(tmp_path, monkey
     found = sources.Found(tmp_path / mount / "my-photos", "kaggle input")
     assert sources.find_dataset(cfg) == found
     write(tmp_path / mount / "more/c.png", film(3))
-    with pytest.raises(FileNotFoundError, match="more, .*my-photos; set data_path"):
+    with pytest.raises(FileNotFoundError, match="set data_path to one of .*more, .*my-photos$"):
         sources.find_dataset(cfg)
     path = str(tmp_path / mount / "more")
     assert sources.find_dataset(cfg.replace(data_path=path)).source == "data_path"

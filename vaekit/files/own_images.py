@@ -1,5 +1,6 @@
 """The user's own images: a preset that suits them, their channels, files as model input."""
 
+import random
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -13,8 +14,10 @@ from vaekit.data import as_float
 from vaekit.files.images import BadImage, Reader, decode, fit_square, prepare
 from vaekit.files.sources import find_dataset, list_images
 
-LOOKED_AT = 64  # images, spread over the folder
-FAR_FROM_SQUARE = 1.4  # films are 1.3
+# images
+LOOKED_AT = 64
+# longer side over shorter; of films it is 1.3
+FAR_FROM_SQUARE = 1.4
 # no CLAHE, no patients, the centre of each image
 PLAIN = {"dataset": "images", "fit": "crop", "crop": 1.0, "clahe_clip": 0.0, "patient_key": "none"}
 
@@ -24,15 +27,15 @@ def preset_for(folder: str | Path = "", preset: str = "sharp", **changes) -> Con
 
     Grey or RGB, as most images are. No CLAHE, no patients, the centre of each image. For `sharp`
     also the size, that of the median smaller side, but at most the profile's; and a number of the
-    code for 16 pixels, but for no fewer than 5 files 4 numbers. `changes` override all of it.
-    FileNotFoundError where there are no images.
+    code for 16 pixels, but no more than there are training images, about. `changes` override all
+    of it. FileNotFoundError where there are no images.
     """
     values = PLAIN | {"preset": preset, "data_path": str(folder)} | changes
     cfg = config.preset(**values)
     side, _, channels, count = _look(cfg)
     if preset == "sharp":
         size = changes.get("image_size") or min(cfg.image_size, 8 * round(side / 8))
-        # a linear model has no more directions than training images, of which 80% are
+        # of N training images, 80% of the files, a linear model has N - 1 directions
         count = 0.8 * min(count, cfg.max_images or count)
         numbers = max(1, round(min(size**2 / 16, count)))
         values = {"image_size": size, "latent_channels": numbers} | values
@@ -67,9 +70,9 @@ def say_what_is_lost(cfg: Config) -> None:
     """A line where `cfg` reads colour images in grey, and one where it distorts them."""
     _, aspect, channels, _ = _look(cfg)
     if channels > cfg.in_channels:
-        print("these images are in colour: in_channels=1 reads them in grey")
+        print("the images are in colour: in_channels=1 reads them in grey")
     if cfg.fit == "squash" and aspect > FAR_FROM_SQUARE:
-        print(f"their sides are as {aspect:.1f} to 1: fit='squash' distorts them, 'crop' does not")
+        print(f"sides are {aspect:.1f} to 1: fit='squash' distorts them, 'crop' does not")
 
 
 def _look(cfg: Config) -> tuple[float, float, int, int]:
@@ -79,8 +82,7 @@ def _look(cfg: Config) -> tuple[float, float, int, int]:
     files, _ = list_images(root)
     reader = Reader(root, channels=3)
     sides, colours = [], []
-    step = max(1, len(files) // LOOKED_AT)
-    for file in (file for start in range(step) for file in files[start::step]):
+    for file in random.Random(0).sample(files, len(files)):
         with suppress(BadImage):  # load_data lists it
             pixels = reader.read(file.name).pixels
             sides.append(sorted(pixels.shape[:2]))

@@ -13,7 +13,7 @@ from vaekit.data import SPLITS
 from vaekit.files.images import read_arrays
 from vaekit.files.phantom import FILMS, SAMPLE, write_bundle
 from vaekit.files.weights import downloads_allowed
-from vaekit.place.setup import attached, attached_sets
+from vaekit.place import setup
 
 SUFFIXES = (".jpeg", ".jpg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".pgm", ".ppm")
 SUFFIXES += (".npy", ".dcm")
@@ -55,7 +55,8 @@ class Found(NamedTuple):
     """The folder of the images, and the rule that found it; `str()` of it is one line."""
 
     path: Path
-    source: str  # "data_path", "VAEKIT_DATA", "kaggle input", "bundled phantoms, 2,180 films", ...
+    # "data_path", "VAEKIT_DATA", "kaggle input", "bundled phantoms, 2,180 films", ...
+    source: str
 
     def __str__(self) -> str:
         if "bundled phantoms" in self.source:  # without the path: notebooks store this line
@@ -93,7 +94,7 @@ def _search(name: str) -> Found | None:
     if name == "images":
         return _only_attached()
     slug = KAGGLE[name].split("/")[1]
-    inputs = [folder for folder in attached() if _marked(folder, name)]
+    inputs = [folder for folder in setup.attached() if _marked(folder, name)]
     inputs.sort(key=lambda folder: slug not in folder.parts)  # the usual name first, then nearest
     hub = Path(_env("KAGGLEHUB_CACHE") or "~/.cache/kagglehub").expanduser()
     hub = hub / "datasets" / KAGGLE[name]
@@ -112,10 +113,11 @@ def _search(name: str) -> Found | None:
 
 def _only_attached() -> Found | None:
     """The one attached data set that holds images; FileNotFoundError names them if several do."""
-    found = list(filter(None, (_enter(folder, "images") for folder in attached_sets())))
+    old, new = (setup.KAGGLE_INPUT.glob(mount) for mount in ("*/", "datasets/*/*/"))
+    paths = [_enter(folder, "images") for folder in (*old, *new) if folder.name != "datasets"]
+    found = sorted(filter(None, paths))
     if len(found) > 1:
-        several = ", ".join(map(str, found))
-        raise FileNotFoundError(f"several inputs hold images: {several}; set data_path to one")
+        raise FileNotFoundError(f"set data_path to one of {', '.join(map(str, found))}")
     return Found(found[0], "kaggle input") if found else None
 
 
