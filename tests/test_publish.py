@@ -61,7 +61,7 @@ def test_stamping_writes_cell_and_badges_and_keeps_outputs():
     assert [c.get("outputs") for c in notebook.cells] == [c.get("outputs") for c in before.cells]
     assert bundle.bundle(notebook).cells  # a line for pip is no Python
     stamp.stamp(notebook, "01_data_and_clahe.ipynb", "")
-    assert notebook.cells[0].source.count("](#)") == 2 and stamp.stamped_repo(notebook) == ""
+    assert notebook.cells == before.cells and stamp.stamped_repo(notebook) == ""
 
 
 # ---- bundle --------------------------------------------------------------------------------------
@@ -135,7 +135,7 @@ def test_links_lead_somewhere_or_are_words(repo):
     cell = nbformat.v4.new_markdown_cell("[next](02_model.ipynb), [back](../README.md), [x](#a)")
     notebook = nbformat.v4.new_notebook(cells=[cell, nbformat.v4.new_code_cell()])
     stamp.stamp(notebook, "01.ipynb", repo)
-    text = bundle.blank(notebook).cells[0].source
+    text = bundle.blank(notebook).cells[0].source.split("\n\n[![")[0]
     here = "https://github.com/someone/something/blob/HEAD"
     wanted = f"[next]({here}/notebooks/02_model.ipynb), [back]({here}/README.md), [x](#a)"
     assert text == (wanted if repo else "next, back, [x](#a)")
