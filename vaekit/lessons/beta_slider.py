@@ -186,9 +186,7 @@ class BetaSlider:
         first = self.films[:third]
         blank = torch.ones_like(first)
         rows = {"image": torch.cat([first, blank, blank])}
-        heads = []
-        for name in self.portraits[0].pictures:
-            heads += [name] * len(first)
+        heads = np.repeat([*self.portraits[0].pictures], len(first)).tolist()
         for p in self.portraits:
             parts = [images[:third] for images in p.pictures.values()]
             found = "{kl:.0f} nats, {psnr:.1f} dB".format(**p.numbers)
