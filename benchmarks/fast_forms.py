@@ -69,7 +69,6 @@ PLAIN = {
     "all of fast.py": [(fast, "ENABLED", False)],
     "free shortcuts": [(fast, "free_down", plain_down), (fast, "free_up", plain_up)],
     "GroupNorm backwards": [(fast.GroupNorm, "forward", nn.GroupNorm.forward)],
-    "enlarging in bf16": [(fast.Upsample, "forward", nn.Upsample.forward)],
     "features as they lie": [(fast, "flatten", lambda x: x.flatten(1))],
     "SSIM by matrices": [(losses, "gaussian_blur", blur_by_convolution)],
     "attention written out": [(SelfAttention, "forward", fused_attention)],

@@ -43,14 +43,16 @@ class Config:
     data_path: str = ""  # "": look in the usual places (files.sources)
     image_size: Annotated[int, 8, 2048] = 128  # pixels, square
     in_channels: Literal[1, 3] = 1  # grey, RGB
+    # in this order: CLAHE at the file's own size, then a square, then image_size
     fit: Literal["squash", "pad", "frame", "crop"] = "squash"  # how an image becomes square
     crop: Annotated[float, 0.05, 1.0] = 1.0  # fit="crop" keeps this share of the shorter side
     clahe_clip: Annotated[float, 0.0, 100.0] = 2.0  # 0 switches CLAHE off
     clahe_tiles: Annotated[int, 1, 64] = 8  # per side
     flip: bool = True  # mirror half of the training images
     shift: Annotated[int, 0, 64] = 0  # move each at random, by up to this many pixels
-    max_images: int = 0  # limit on the training images; 0: all
-    val_fraction: Annotated[float, 0.01, 0.5] = 0.1  # of the training patients
+    max_images: int = 0  # limit on the images of each split (val, test: 8 or more); 0: all
+    # of the training patients, for a missing val; as many again for a missing test
+    val_fraction: Annotated[float, 0.01, 0.5] = 0.1
     # What counts as one patient. "number": the number in the file name, whatever the subtype (the
     # cautious choice); "folder": a folder; "none": an image, and copies are not looked for. Or a
     # regular expression with one group, for the path below the data set's folder; or a file.csv
@@ -230,24 +232,31 @@ def preset(name: str = "chest_xray", **changes) -> Config:
     given = {field: RULES[field].checked(field, value) for field, value in given.items()}
     published = Config(preset=given["preset"], **PRESETS[given["preset"]])
     chosen = given.get("profile") or profile()
+    # the preset, then what the profile changes, then the caller: the later one wins
     values = {"profile": chosen} | cost_limits(published, chosen, given) | given
-    if "widths" not in given:  # no halving of a single pixel
+    if "widths" not in given:
+        # one for each halving of the side; a single pixel is not halved
         size = values.get("image_size", published.image_size)
-        widths = values.get("widths", published.widths)
-        values["widths"] = widths[: max(1, size.bit_length() - 1)]
-    return published.replace(**durations(published, values) | values)
+        values["widths"] = values["widths"][: max(1, size.bit_length() - 1)]
+    # what follows from the number of epochs, where nobody has said otherwise
+    values = durations(published, values) | values
+    return published.replace(**values)
 
 
 def cost_limits(published: Config, profile_name: str, given: dict) -> dict:
-    """The fields that the profile changes to make a run shorter, with rates to match."""
+    """The fields that the profile changes to make a run shorter, with rates to match.
+
+    Every profile's own, those for large data sets, limits that only lower the preset's values, and
+    last what suits this preset: the later one wins.
+    """
     limits = dict(PROFILE_CHANGES[profile_name])
     if given.get("dataset", published.dataset) != "chest_xray":
         limits |= LARGE_SETS[profile_name]
     # never more than the preset has
     for field in AT_MOST & limits.keys():
         limits[field] = min(limits[field], getattr(published, field))
-    if "widths" in limits:
-        limits["widths"] = tuple(min(w, limits["widths"]) for w in published.widths)
+    max_width = limits.pop("max_width", math.inf)
+    limits["widths"] = tuple(min(width, max_width) for width in published.widths)
     return limits | PRESET_CHANGES.get((published.preset, profile_name), {})
 
 

@@ -68,7 +68,8 @@ class Data:
     who: str = "groups"
     # remarks for the summary
     notes: list[str] = field(default_factory=list)
-    # the cache file that holds the three splits; "" where they are only in memory
+    # the cache file that holds the three splits, which other processes read (`keep.launch`); ""
+    # where they are only in memory
     file: str = ""
 
     def summary(self) -> str:
@@ -114,7 +115,8 @@ def content_hash(parts: Iterable, facts: tuple) -> str:
 
 
 def load_data(cfg: Config, verbose: bool = True, download: bool = False) -> Data:
-    """Find, decode, group and split the images of `cfg`; the second time they come from the cache.
+    """Find, decode, prepare (CLAHE, square, size), group by patient and split the images of `cfg`;
+    the second time they come from the cache.
 
     Prints what it found. `download` fetches a known data set that is not on this machine.
     FileNotFoundError where there are no images, ValueError for too few patients for three splits.
@@ -133,7 +135,7 @@ def load_data(cfg: Config, verbose: bool = True, download: bool = False) -> Data
 
 
 def load_kept(file: str, source: str, path: str) -> Data:
-    """The data that `load_data` stored in `file` of the cache."""
+    """The data that `load_data` stored in `file` of the cache, read in another process."""
     from vaekit.files.cache import read_kept, unpack
 
     return unpack(*read_kept(file), source, path)

@@ -22,30 +22,41 @@ PASSES = 6
 def free_down(x: Tensor, c_out: int) -> Tensor:
     """model.FreeDown: (B, C, 2H, 2W) -> (B, out, H, W). 496 to 419 ms, together with free_up.
 
-    A group of two channels is a pixel and its right neighbour, a group of four all four pixels.
-    They are averaged first, so that less data moves. The result stays channels_last;
+    pixel_unshuffle makes four channels of the 2x2 pixels a b / c d of each channel, in the order a,
+    b, c, d, and groups of neighbours are averaged:
+
+        group 4 (or 8, ...)   a b / c d  =>  mean(a, b, c, d)         one channel: tall 1, wide 1
+        group 2               a b / c d  =>  mean(a, b), mean(c, d)   two channels: tall 2, wide 1
+        else                  a b / c d  =>  a, b, c, d               four channels: tall 2, wide 2
+
+    Here they are averaged first, so that less data moves. The result stays channels_last;
     pixel_unshuffle would answer in NCHW, and every layer after it would copy.
     """
     b, c, h, w = x.shape
     tall, wide = quarters(4 * c // c_out)
-    x = F.avg_pool2d(x, (2 // tall, 2 // wide)).permute(0, 2, 3, 1)
+    x = F.avg_pool2d(x, (2 // tall, 2 // wide)).permute(0, 2, 3, 1)  # (B, H * tall, W * wide, C)
     x = x.reshape(b, h // 2, tall, w // 2, wide, c).permute(0, 1, 3, 5, 2, 4)
+    # (B, H, W, C, tall, wide): the pixels that are left, behind their channel
     x = x.reshape(b, h // 2, w // 2, c * tall * wide).permute(0, 3, 1, 2)
     if x.shape[1] == c_out:
         return x
+    # groups that span several channels
     return x.unflatten(1, (c_out, -1)).mean(2)
 
 
 def free_up(x: Tensor, repeats: int) -> Tensor:
     """model.FreeUp: (B, C, H, W) -> (B, C * repeats / 4, 2H, 2W). Its gain: see free_down.
 
-    Pixels that will be equal are not shuffled: they are expanded at the end.
+    The pictures of `free_down`, read backwards: one channel p gives the pixels p p / p p, two
+    channels p, q give p p / q q, four give p q / r s. Equal pixels are not shuffled: they are
+    expanded at the end.
     """
     b, c, h, w = x.shape
     tall, wide = quarters(repeats)
     c_out = c * repeats // 4
     if c_out * tall * wide > c:
-        x = x.repeat_interleave(c_out * tall * wide // c, 1)
+        # one channel for several of the result
+        x = x.repeat_interleave(c_out * tall * wide // c, 1)  # (B, out * tall * wide, H, W)
     x = x.permute(0, 2, 3, 1).reshape(b, h, w, c_out, tall, wide)
     x = x.permute(0, 1, 4, 2, 5, 3).contiguous()  # (B, H, tall, W, wide, out)
     x = x.expand(b, h, 2, w, 2, c_out).reshape(b, 2 * h, 2 * w, c_out)
@@ -53,8 +64,7 @@ def free_up(x: Tensor, repeats: int) -> Tensor:
 
 
 def quarters(group: int) -> tuple[int, int]:
-    """(rows, columns) of each 2x2 pixels that stay apart when `group` neighbouring channels of
-    pixel_unshuffle are averaged: 2 joins the pixels of a row, 4 or a multiple all four."""
+    """tall, wide: rows and columns of each 2x2 pixels that stay apart, see `free_down`."""
     if group == 2:
         return 2, 1
     return (1, 1) if group % 4 == 0 else (2, 2)
@@ -64,16 +74,6 @@ def flatten(x: Tensor) -> Tensor:
     """x.flatten(1), in the order in which channels_last lies in memory: 419 to 393 ms, in
     features.FeatureLoss. The gradient is then channels_last as well, and is not copied."""
     return x.permute(0, 2, 3, 1).flatten(1) if ENABLED else x.flatten(1)
-
-
-class Upsample(nn.Upsample):
-    """nn.Upsample that stays in bf16: autocast would go through fp32 and back."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not ENABLED:
-            return super().forward(x)
-        with torch.autocast(x.device.type, enabled=False):
-            return super().forward(x)
 
 
 class PointwiseConv(nn.Conv2d):

@@ -25,8 +25,32 @@ SMALL = 64
 LEAST_SIGMA2 = 1e-8
 
 
-class LinearVAE(nn.Module):
-    """A VAE without training: encode, decode and reconstruct as `model.VAE` has them.
+class BaseVAE(nn.Module):
+    """What every VAE does with its own `encode` and `decode`: LinearVAE here, and `model.VAE`."""
+
+    def reparameterize(self, mu: Tensor, logvar: Tensor, generator=None) -> Tensor:
+        """z = mu + sigma * eps, eps ~ N(0, I): a sample that lets gradients through."""
+        eps = torch.empty_like(mu).normal_(generator=generator)
+        return mu + (0.5 * logvar).exp() * eps
+
+    def forward(self, x: Tensor, sample=True, decoder_only=False) -> tuple[Tensor, Tensor, Tensor]:
+        """x_hat, mu, logvar; without `sample` z is the mean. `decoder_only`: no gradient for the
+        encoder."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not decoder_only):
+            mu, logvar = self.encode(x)
+            z = self.reparameterize(mu, logvar) if sample else mu
+        return self.decode(z), mu, logvar
+
+    @torch.no_grad()
+    def reconstruct(self, x: Tensor) -> Tensor:
+        """decode(mean of q(z|x)): the reconstruction without sampling noise."""
+        mu, _ = self.encode(x)
+        return self.decode(mu)
+
+
+class LinearVAE(BaseVAE):
+    """A VAE without training. It reconstructs as PCA does, each direction shrunk by
+    1 - sigma2 / lambda.
 
     `latent_shape` is (k,). Images of another size than `fit_size` are shrunk before they are
     encoded, and enlarged after they are decoded. `sigma2` is in squared pixels, in [0, 1].
@@ -86,19 +110,6 @@ class LinearVAE(nn.Module):
         if x.shape[-1] != self.size:
             x = F.interpolate(x, size=self.size, mode="bilinear", align_corners=False)
         return x.clamp(0, 1).float()
-
-    def reparameterize(self, mu: Tensor, logvar: Tensor, generator=None) -> Tensor:
-        eps = torch.empty_like(mu).normal_(generator=generator)
-        return mu + (0.5 * logvar).exp() * eps
-
-    def forward(self, x: Tensor, sample: bool = True) -> tuple[Tensor, Tensor, Tensor]:
-        mu, logvar = self.encode(x)
-        z = self.reparameterize(mu, logvar) if sample else mu
-        return self.decode(z), mu, logvar
-
-    def reconstruct(self, x: Tensor) -> Tensor:
-        """decode(mean of q(z|x)): PCA, each direction shrunk by 1 - sigma2 / lambda."""
-        return self.decode(self.encode(x)[0])
 
     def log_likelihood(self, x: Tensor) -> Tensor:
         """log p(x) in nats, (B,), of images of `fit_size`, without clipping."""

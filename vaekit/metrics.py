@@ -22,16 +22,13 @@ def ssim(x_hat: Tensor, x: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def lpips_squeeze(x_hat: Tensor, x: Tensor, judge: torch.nn.Module, batch_size: int = 32) -> Tensor:
-    """LPIPS v0.1 on SqueezeNet, (B,), 0 for identical images, in chunks of `batch_size`.
+def lpips_squeeze(x_hat: Tensor, x: Tensor, judge: torch.nn.Module) -> Tensor:
+    """LPIPS v0.1 on SqueezeNet, (B,), 0 for identical images.
 
     `judge` comes from `load_judge`. Images below 128 px are enlarged bilinearly to 128 first.
     Source: Zhang et al. 2018, arXiv 1801.03924.
     """
-    x_hat = at_least(x_hat.float(), 128)
-    x = at_least(x.float(), 128)
-    pairs = zip(x_hat.split(batch_size), x.split(batch_size), strict=True)
-    return torch.cat([judge(a, b)["lpips"] for a, b in pairs])
+    return judge(at_least(x_hat.float(), 128), at_least(x.float(), 128))["lpips"]
 
 
 def compare_images(x_hat: Tensor, x: Tensor, judge: torch.nn.Module | None) -> dict[str, Tensor]:

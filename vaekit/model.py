@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from vaekit import checks, fast
 from vaekit.config import Config, stage_sizes
 from vaekit.data import model_input
-from vaekit.linear import LinearVAE
+from vaekit.linear import BaseVAE, LinearVAE
 from vaekit.quantise import quantiser_for
 
 ACTIVATIONS = {"silu": nn.SiLU, "leaky_relu": lambda: nn.LeakyReLU(0.2), "relu": nn.ReLU}
@@ -110,7 +110,7 @@ def upsample(how: str, c_in: int, c_out: int) -> nn.Sequential:
     if how == "transposed":
         conv = nn.ConvTranspose2d(c_in, c_out, 4, stride=2, padding=1)
         return nn.Sequential(OrderedDict(conv=conv))
-    enlarge = fast.Upsample(scale_factor=2, mode=how)
+    enlarge = nn.Upsample(scale_factor=2, mode=how)
     return nn.Sequential(OrderedDict(enlarge=enlarge, conv=conv3x3(c_in, c_out)))
 
 
@@ -169,7 +169,7 @@ class UpBlock(Block):
         elif cfg.block == "residual":
             # a 1x1 convolution before enlarging equals one after it, at a quarter of the work
             mode = "nearest" if cfg.upsample == "nearest" else "bilinear"
-            enlarge = fast.Upsample(scale_factor=2, mode=mode)
+            enlarge = nn.Upsample(scale_factor=2, mode=mode)
             self.skip = conv_skip(c_in, c_out, cfg).append(enlarge)
 
 
@@ -310,13 +310,14 @@ class Refiner(nn.Module):
         return (picture + change).float().clamp(0, 1)
 
 
-class VAE(nn.Module):
+class VAE(BaseVAE):
     """The variational autoencoder that `cfg` describes (Kingma and Welling 2014).
 
     `x_hat, mu, logvar = model(x)`: x, x_hat float (B, C, S, S) in [0, 1]; mu, logvar
-    (B, *latent_shape) float32, logvar the natural log of the variance. With a quantised latent
-    (`quantiser` is not None) mu is not yet rounded, `decode` rounds it first; logvar is -inf,
-    sigma 0. See `quantise`.
+    (B, *latent_shape) float32, logvar the natural log of the variance. `forward`, `reparameterize`
+    and `reconstruct`, which join `encode` and `decode`, are in `linear.BaseVAE`. With a quantised
+    latent (`quantiser` is not None) mu is not yet rounded, `decode` rounds it first; logvar is
+    -inf, sigma 0. See `quantise`.
     """
 
     def __init__(self, cfg: Config):
@@ -354,11 +355,6 @@ class VAE(nn.Module):
         c = self.cfg.logvar_clamp or math.inf
         return mu, logvar.clamp(-c, c)
 
-    def reparameterize(self, mu: Tensor, logvar: Tensor, generator=None) -> Tensor:
-        """z = mu + sigma * eps, eps ~ N(0, I): a sample that lets gradients through."""
-        eps = torch.empty_like(mu).normal_(generator=generator)
-        return mu + (0.5 * logvar).exp() * eps
-
     def decode(self, z: Tensor) -> Tensor:
         """z (B, *latent_shape) -> images float32 (B, C, S, S) in [0, 1]. ValueError for others."""
         checks.check_shape("codes", z, self.latent_shape)
@@ -368,20 +364,6 @@ class VAE(nn.Module):
             if self.quantiser is not None:
                 z = self.quantiser(z.float())
         return self.decoder(z.to(next(self.parameters()).dtype))
-
-    def forward(self, x: Tensor, sample=True, decoder_only=False) -> tuple[Tensor, Tensor, Tensor]:
-        """x_hat, mu, logvar; without `sample` z is the mean. `decoder_only`: no gradient for the
-        encoder."""
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not decoder_only):
-            mu, logvar = self.encode(x)
-            z = self.reparameterize(mu, logvar) if sample else mu
-        return self.decode(z), mu, logvar
-
-    @torch.no_grad()
-    def reconstruct(self, x: Tensor) -> Tensor:
-        """decode(mean of q(z|x)): the reconstruction without sampling noise."""
-        mu, _ = self.encode(x)
-        return self.decode(mu)
 
     @torch.no_grad()
     def code_indices(self, x: Tensor) -> Tensor:

@@ -30,12 +30,12 @@ PROFILE_CHANGES = {
     | dict(lr_schedule_phase1="constant", lr_schedule_phase2="cosine"),
     "full": {},
 }
-# ... and for every data set but chest_xray: larger batches, longer epochs, and a limit on the
-# channels of each stage (`widths`).
+# ... and for every data set but chest_xray: larger batches, longer epochs, and the most channels
+# that a stage of the preset keeps (`max_width`).
 LARGE_SETS = {
-    "smoke": dict(widths=64),
+    "smoke": dict(max_width=64),
     "quick": dict(epoch_images=0, epochs_phase1=5, epochs_phase2=10, batch_size=32)
-    | dict(lr_phase1=1e-3, lr_phase2=1e-3, widths=64),
+    | dict(lr_phase1=1e-3, lr_phase2=1e-3, max_width=64),
     "full": {},
 }
 # ... and for single presets. chest_xray: half as wide. sharp: a third as wide and one stage fewer,

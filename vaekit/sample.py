@@ -96,7 +96,8 @@ def fit_sampler(
     "prior" needs no fit. "gaussian" has the full covariance, shrunk (Ledoit and Wolf 2004). "gmm"
     and "flow" replace it, in the leading principal directions, by a mixture or by flow matching. If
     that gains nothing on held-out codes, the Gaussian is returned. With labels (N,) a flow can
-    sample one class, see `FlowMatching`. ValueError for another kind, or N < 2.
+    sample one class, see `FlowMatching`, and is returned whether it gains or not. ValueError for
+    another kind, or N < 2.
     """
     checks.check_sampler(kind, SAMPLERS)
     if kind == "prior":
@@ -117,38 +118,41 @@ def fit_sampler(
 
 
 def principal_gaussian(mu: Tensor, logvar: Tensor, kind: str) -> tuple[Gaussian, np.ndarray]:
-    """The Gaussian of all codes, and the means' coordinates in its leading directions, (N, d).
+    """A Gaussian for `kind`, and the means' coordinates in its leading directions, (N, d).
 
-    "gaussian": the covariance is shrunk, (1 - a) S + a tr(S)/D I (Ledoit and Wolf 2004). "flow":
-    directions are ordered by variance over the encoder's noise. Variance alone would not do: with
-    `start="linear"` codes are white, and all variances are alike.
+    Directions are principal ones of the standardised means. Only for "gaussian" is their covariance
+    shrunk, (1 - a) S + a tr(S)/D I (Ledoit and Wolf 2004). For "flow" the unit of each number is
+    the encoder's noise, so that directions are ordered by variance over noise; else it is the
+    deviation of z in its channel. Variance alone would not do: with `start="linear"` codes are
+    white, and all variances are alike.
     """
     from sklearn.covariance import ledoit_wolf_shrinkage
     from sklearn.decomposition import PCA
 
     mu, logvar = mu.cpu().double(), logvar.cpu().double()
-    mean, scale = mu.mean(0), channel_scale(mu, logvar)
-    if kind == "flow":
-        scale = logvar.exp().mean(0).sqrt()
+    mean = mu.mean(0)
+    sigma2 = logvar.exp().mean(0)
+    # the unit of each number: for a flow the encoder's noise, else the deviation of z
+    scale = sigma2.sqrt() if kind == "flow" else channel_scale(mu, logvar)
     x = ((mu - mean) / scale).flatten(1).numpy()  # (N, D)
-    # E sigma^2
-    noise = (logvar.exp().mean(0) / scale**2).flatten().numpy()
+    sigma2 = (sigma2 / scale**2).flatten().numpy()
     n, d = x.shape
     solver = "covariance_eigh" if n > d else "full"
     pca = PCA(min(n - 1, d), svd_solver=solver).fit(x)
+    # between images, along each direction
     variance = pca.explained_variance_
     y = x @ pca.components_[: count_leading(variance, n)].T
     if kind == "gaussian":
         a = ledoit_wolf_shrinkage(x, assume_centered=True)
         variance = (1 - a) * variance
-        noise = noise + a * x.var(0).mean()
+        sigma2 = sigma2 + a * x.var(0).mean()
     gaussian = Gaussian(
         shape=tuple(mean.shape),
         mean=mean.flatten().numpy(),
         scale=scale.expand_as(mean).flatten().numpy(),
         basis=pca.components_,
         stds=np.sqrt(variance),
-        noise=np.sqrt(noise),
+        noise=np.sqrt(sigma2),
     )
     return gaussian, y
 

@@ -43,7 +43,7 @@ class Trainer:
     `raw` is the network that is trained; `model` is the same network, wrapped in DDP where there
     are several processes; `ema` has its averaged weights, is what validation measures, and is the
     result. `features` is `features.feature_loss(cfg)`; without it the feature terms are left out.
-    The best epoch, early stopping and samples on disk belong to `keep.run.fit`.
+    `fit` trains a `keep.guards.GuardedTrainer`, which adds the best epoch and early stopping.
     """
 
     def __init__(self, cfg: Config, data: Data, features: FeatureLoss | None = None):
@@ -77,7 +77,7 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
         self.plateau = Plateau(cfg.plateau_patience)
         self.band = BetaBand(cfg)
-        # of a batch; `keep.guards` splits it where memory runs out
+        # that a batch is split into; `keep.guards` takes more where memory runs out
         self.parts = 1
         self.epoch = 0
         self.num_steps = 0
@@ -98,7 +98,6 @@ class Trainer:
         self.beta = schedules.beta_at(self.cfg, epoch, self.band.level)
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate(epoch)
-        self.zero_grad()
         terms = self.gradients(x, epoch)
         self.scaler.unscale_(self.optimizer)
         longest = self.cfg.grad_clip or math.inf
@@ -114,36 +113,43 @@ class Trainer:
         if self.critic:
             self.critic.optimizer.zero_grad(set_to_none=True)
 
-    def gradients(self, x: Tensor, epoch: float, part: float = 1.0) -> dict[str, Tensor]:
-        """Forward, loss, backward: adds the gradient of x's mean loss times `part`, the share of
-        the batch that x is."""
-        with self.autocast():
-            # phase 1 decodes the mean: a plain autoencoder, without noise
-            sample = epoch >= self.cfg.epochs_phase1
-            rests = schedules.decoder_only(self.cfg, epoch)
-            x_hat, mu, logvar = self.model(x, sample, rests)
-            networks = self.features, self.raw.quantiser
-            loss = vae_loss(x_hat, x, mu, logvar, self.cfg, self.beta, *networks)
-        if self.critic:
-            loss.terms["critic"] = self.meet_critic(x, x_hat, epoch, part)
-        self.scaler.scale(self.objective(loss.total) * part).backward()
-        return loss.terms
+    def gradients(self, x: Tensor, epoch: float) -> dict[str, Tensor]:
+        """Forward, loss, backward, a part of the batch after the other; the terms' means."""
+        self.zero_grad()
+        # phase 1 decodes the mean: a plain autoencoder, without noise
+        sample = epoch >= self.cfg.epochs_phase1
+        rests = schedules.decoder_only(self.cfg, epoch)
+        means = {}
+        for images in x.tensor_split(self.parts):
+            part = len(images) / len(x)
+            with self.autocast():
+                x_hat, mu, logvar = self.model(images, sample, rests)
+                networks = self.features, self.raw.quantiser
+                loss = vae_loss(x_hat, images, mu, logvar, self.cfg, self.beta, *networks)
+            if self.critic:
+                loss.terms["critic"] = self.teach_critic(images, x_hat, rests, part)
+            self.backward(self.scaler.scale(self.objective(loss.total) * part), x_hat, epoch)
+            for name, value in loss.terms.items():
+                means[name] = means.get(name, 0) + value * part
+        return means
 
-    def meet_critic(self, x: Tensor, x_hat: Tensor, epoch: float, part: float) -> Tensor:
-        """One batch for the critic: adds to its .grad; returns its hinge loss, 0 while off.
-
-        Its pull is not part of the total loss: in the backward pass a hook adds it to the total's
-        gradient at x_hat. All of this in full precision.
-        """
-        if not schedules.decoder_only(self.cfg, epoch):
+    def teach_critic(self, x: Tensor, x_hat: Tensor, rests: bool, part: float) -> Tensor:
+        """Adds to the critic's own .grad; returns its hinge loss, 0 while it does not train."""
+        if not rests:
             return torch.zeros((), device=self.device)
-        pull = schedules.critic_share_at(self.cfg, epoch)
-        if pull:
-            other = self.critic.gradient(x_hat)
-            x_hat.register_hook(lambda gradient: add_share(gradient, other, pull))
         loss = self.critic.loss(x, x_hat)
         (loss * part).backward()
         return loss.detach()
+
+    def backward(self, total: Tensor, x_hat: Tensor, epoch: float) -> None:
+        """The gradient of `total`. A critic's pull is not part of it: it joins at x_hat."""
+        pull = schedules.critic_share_at(self.cfg, epoch)
+        if pull:
+            # the encoder rests, so that all weights get their gradient through x_hat
+            (gradient,) = torch.autograd.grad(total, x_hat)
+            x_hat.backward(add_share(gradient, self.critic.gradient(x_hat), pull))
+        else:
+            total.backward()
 
     def objective(self, total: Tensor) -> Tensor:
         """What is minimised: the total loss. `keep.guards` makes it NaN where it is not finite."""

@@ -35,7 +35,8 @@ class PixelCache:
 
     Two files: all images in the order of the files, so that another seed decodes nothing; and
     train, val and test one after the other. Where patients need not be told apart there is only the
-    second.
+    second. The first is named after the files (with bytes of a hundred) and PIXEL_FIELDS, the
+    second also after SPLIT_FIELDS and a CSV of patients; `flip` and `shift` come in training.
     """
 
     def __init__(self, root: Path, files: list[ImageFile], cfg: Config, verbose: bool = True):

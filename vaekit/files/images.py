@@ -282,7 +282,7 @@ def read_arrays(path: Path) -> dict[str, tuple[np.ndarray, list[str]]]:
     batches; or an .npz with train_images, train_labels, ... (MedMNIST), with x_train, y_train, ...
     or with x and y. Class names come from `classes`, else they are numbers. Parts are "train",
     "val" and "test" where the file has them, or "all". {} for any other path, BadImage for damaged
-    files. they come, or "all". {} for any other path, BadImage for damaged files.
+    files.
     """
     try:
         if path.suffix == ".npz":

@@ -172,8 +172,9 @@ def split_by_patient(
     """Row numbers of train, val and test, and {row: reason} of rows left out; no group in two.
 
     `own` is the split that the folder says, "" for none. The folder's test is kept; so is its val
-    if it is as large as OWN_VAL asks (Kermany's has 16 images, too few). Missing splits are taken
-    from train, by group, stratified by class.
+    if it is as large as OWN_VAL asks (Kermany's has 16 images, too few). A missing val
+    or test is `val_fraction` of train, by group, stratified by class. Then `max_images` limits each
+    split, val and test to 8 or more.
     """
     sides = [[i for i, side in enumerate(own) if (side or "train") == s] for s in SPLITS]
     train, val, test = sides

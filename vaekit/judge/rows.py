@@ -103,17 +103,17 @@ def distance_rows(
         return [frechet, excess, kernel, *distances.precision_recall(real, fake, k)]
 
     floors = measure(real, others, others)
-    values = [measure(real, fake, others) for fake in cut]
-    errors = [distances.jackknife_error(measure, real, fake, others, rng=rng) for fake in cut]
     pcs = f"{network}, {axes.shape[1]} PCs"
     judges = {"frechet": pcs, "frechet excess": pcs, "kernel": network}
     rows = []
-    for i, metric in enumerate(METRICS):
-        judge = judges.get(metric, f"{network}, k={k}")
-        for subject, value, error in zip(fakes, values, errors, strict=True):
-            low, high = _interval(metric, value[i], 1.96 * error[i], n)
-            rows.append(row(metric, subject, value[i], low, high, n, judge, floors[i]))
-    return rows
+    for subject, fake in zip(fakes, cut, strict=True):
+        values = measure(real, fake, others)
+        errors = distances.jackknife_error(measure, real, fake, others, rng=rng)
+        for metric, value, error, floor in zip(METRICS, values, errors, floors, strict=True):
+            low, high = _interval(metric, value, 1.96 * error, n)
+            judge = judges.get(metric, f"{network}, k={k}")
+            rows.append(row(metric, subject, value, low, high, n, judge, floor))
+    return sorted(rows, key=lambda found: METRICS.index(found["metric"]))
 
 
 def _interval(metric: str, value: float, error: float, n: int) -> list[float]:

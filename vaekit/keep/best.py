@@ -1,4 +1,4 @@
-"""The best epoch of a run, whose averaged weights the run returns."""
+"""Which epoch's averaged weights a run returns: the newest whose loss is close to the lowest."""
 
 import math
 
@@ -9,7 +9,7 @@ BROKEN = 0.25  # ... with a critic, which raises the loss to gain detail
 
 
 class Best:
-    """The newest epoch whose validation loss is close to the lowest.
+    """The epoch in best.pt: not that of the lowest validation loss, but the newest close to it.
 
     Only epochs with the final objective compete (`schedules.final_objective`): with a smaller beta,
     or without a term that comes later, the loss is lower because less is asked. Of these it takes

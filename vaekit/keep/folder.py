@@ -13,6 +13,7 @@ from typing import NamedTuple
 from filelock import FileLock, Timeout
 
 from vaekit.config import Config
+from vaekit.keep.checkpoint import write_json
 from vaekit.keep.resume import differences, in_words
 from vaekit.place.setup import attached
 from vaekit.presets import DURATIONS
@@ -120,7 +121,7 @@ def new_folder(out: Path, cfg: Config) -> Path:
         path = out / f"{stamp}-{cfg.preset}{number}"
         with contextlib.suppress(FileExistsError):
             path.mkdir()
-            cfg.save(path / "config.json")
+            write_json(path / "config.json", cfg.to_dict())
             return path
 
 

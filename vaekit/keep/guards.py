@@ -116,21 +116,14 @@ class GuardedTrainer(Trainer):
         self.streak = (self.streak + 1) * skipped
         return terms
 
-    def gradients(self, x: Tensor, epoch: float, part: float = 1.0) -> dict[str, Tensor]:
-        """As `Trainer.gradients`, in parts where memory runs out."""
-        return self.in_memory(self.gradients_in_parts, x, epoch)
+    def gradients(self, x: Tensor, epoch: float) -> dict[str, Tensor]:
+        """As `Trainer.gradients`, in more parts where memory runs out."""
+        return self.in_memory(super().gradients, x, epoch)
 
-    def gradients_in_parts(self, x: Tensor, epoch: float) -> dict[str, Tensor]:
-        self.zero_grad()  # from the attempt that ran out of memory
-        for now, before in self.buffers:
+    def zero_grad(self) -> None:
+        super().zero_grad()
+        for now, before in self.buffers:  # an attempt that ran out of memory may have changed them
             now.copy_(before)
-        means = {}
-        for images in x.tensor_split(self.parts):
-            part = len(images) / len(x)
-            terms = super().gradients(images, epoch, part)
-            for name, value in terms.items():
-                means[name] = means.get(name, 0) + value * part
-        return means
 
     def in_memory(self, work: Callable, *args):
         """work(*args); where memory runs out, again with batches in twice as many parts."""
@@ -152,11 +145,14 @@ class GuardedTrainer(Trainer):
     def update(self, terms: dict[str, Tensor]) -> None:
         """An optimiser step if the gradient is finite; else weights and statistics stay."""
         finite = terms["grad_norm"].isfinite()
-        if self.fused:  # decides on the device; an enabled scaler puts its own flag in its place
+        if self.fused:
+            # the flag by which a GradScaler tells a fused Adam to change nothing: no number comes
+            # back from the device. (An enabled scaler puts its own in its place.)
             self.optimizer.found_inf = (~finite).float()
             if self.critic:
                 self.critic.optimizer.found_inf = (~finite).float()
-        if self.fused or finite:  # the others (MPS) wait for the number
+        # other optimisers (MPS) know no flag: here the number is waited for
+        if self.fused or finite:
             super().update(terms)
         else:
             self.scaler.update()

@@ -1,4 +1,4 @@
-"""How a run resumes from its checkpoints, and goes back to them after NaN."""
+"""How a run resumes from its checkpoints, and goes back to them after NaN, at half the rate."""
 
 from collections.abc import Callable
 from functools import partial
@@ -48,15 +48,18 @@ def go_on_from(trainer: GuardedTrainer, path: Path, shorter: Config | None = Non
     CheckpointError for checkpoints that are damaged or of another config.
     """
     cfg = shorter or trainer.cfg
-    repair = trainer.accelerator.is_main_process and not shorter
-    newest_valid(path, "best.pt", partial(use_best, trainer, cfg), repair)
-    found = newest_valid(path, "last.pt", partial(use_last, trainer, cfg), repair)
+
+    def load(best: str, repair: bool) -> dict | None:
+        # last.pt comes second: the weights of both pass through `ema`, and its own have to stay
+        newest_valid(path, best, partial(use_best, trainer, cfg), repair)
+        return newest_valid(path, "last.pt", partial(use_last, trainer, cfg), repair)
+
+    found = load("best.pt", trainer.accelerator.is_main_process and not shorter)
     best = trainer.best
     if best.state and best.state.get("epoch", 0) > trainer.epoch:
         # killed between the two files: train that epoch again; the best is the one before
         best.state = None
-        newest_valid(path, "previous.best.pt", partial(use_best, trainer, cfg))
-        newest_valid(path, "last.pt", partial(use_last, trainer, cfg))
+        load("previous.best.pt", repair=False)
     # best.pt was lost, or is the one before: a worse epoch may become the best
     best.loss = max(best.loss, best.loss_at(trainer.final_beta))
     if shorter and best.state and not final_objective(trainer.cfg, best.state["epoch"] - 1):

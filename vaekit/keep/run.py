@@ -73,7 +73,8 @@ def fit(
     default is the session's end. on_epoch_end(run): called after every epoch with the run so far;
     `run.model` has the averaged weights. processes: default one per GPU where there are several
     (`keep.launch` says how, and what trains in one process all the same); 1 stays in this process.
-    FloatingPointError where the loss is no longer finite, ValueError where data and config
+    FloatingPointError where the loss is no longer finite, even after going back to the checkpoint
+    three times, each time with half the learning rate; ValueError where data and config
     disagree, ProcessFailed where one of several processes fails.
     """
     if resume not in ("auto", "never"):
@@ -123,7 +124,8 @@ def load_finished(path: Path, say: Callable) -> Run:
 
 
 def attempt(trainer: GuardedTrainer, run: Run, main: bool, on_epoch_end, say: Callable) -> bool:
-    """Train until the run is done or has to stop, saved in both cases; False if it went back."""
+    """Train until the run is done or has to stop, saved in both cases. False if it went back to a
+    checkpoint after NaN, to go on with half the learning rate."""
     cfg = run.cfg
     writer = RunWriter(run, trainer, main)
     bar = Progress(cfg.num_epochs, trainer.epoch, say is print)
