@@ -200,13 +200,21 @@ def measure(model: str, seed: int, work: Path, seconds: int) -> dict:
     return facts | {"copies": copies(samples["prior"], data), "scores": found}
 
 
+NAMES = {  # of the rows of the table
+    "pca": "PCA (linear VAE)",
+    "published": "published",
+    "monai": "MONAI, `AutoencoderKL`",
+    "sharp": "`sharp`",
+    "long": "`sharp`, three times as long (released)",
+    "true": "`sharp` without critic, bands, features",
+}
 COLUMNS = {  # of the table: (what `scores` calls it, decimals)
-    "PSNR": ("psnr reconstruction", 2),
+    "PSNR, dB": ("psnr reconstruction", 2),
     "SSIM": ("ssim reconstruction", 3),
     "LPIPS": ("lpips reconstruction squeezenet", 3),
     "sharpness": ("sharpness ratio reconstruction", 2),
     "octave 1/8-1/4": ("power 1/8-1/4 reconstruction", 2),
-    "octave 1/4-1/2": ("power 1/4-1/2 reconstruction", 2),
+    "finest octave": ("power 1/4-1/2 reconstruction", 2),
     "Fréchet, reconstructions": ("frechet reconstruction vgg19", 0),
     "prior samples": ("frechet prior vgg19", 0),
     "mixture samples": ("frechet gmm vgg19", 0),
@@ -216,16 +224,21 @@ COLUMNS = {  # of the table: (what `scores` calls it, decimals)
 
 
 def show(work: Path) -> None:
-    """Print the table of README.md; draw films128.webp from the samples in `work`."""
+    """Print the table of README.md, means over seeds; draw films128.webp from `work`."""
     done = json.loads(RESULTS.read_text())
-    print("| | core minutes | " + " | ".join(COLUMNS) + " | KL, nats |")
-    print("|---" * (len(COLUMNS) + 3) + "|")
-    for case, found in done.items():
-        cells = [f"{found['core_seconds'] / 60:.0f}"]
-        for name, decimals in COLUMNS.values():
-            cells.append(f"{found['scores'][name][0]:,.{decimals}f}")
-        cells.append(f"{found['kl']:,.0f}")
-        print(f"| {case} | " + " | ".join(cells) + " |")
+    print("| | seeds | minutes | images seen | " + " | ".join(COLUMNS) + " | KL, nats |")
+    print("|---" * (len(COLUMNS) + 5) + "|")
+    for model, name in NAMES.items():
+        runs = [run for case, run in done.items() if case.split("/")[0] == model]
+        if not runs:
+            continue
+        minutes = " and ".join(f"{run['core_seconds'] / 60:.0f}" for run in runs)
+        cells = [name, str(len(runs)), minutes, f"{runs[0]['images_seen']:,}"]
+        for column, decimals in COLUMNS.values():
+            mean = sum(run["scores"][column][0] for run in runs) / len(runs)
+            cells.append(f"{mean:,.{decimals}f}")
+        cells.append(f"{sum(run['kl'] for run in runs) / len(runs):,.0f}")
+        print("| " + " | ".join(cells) + " |")
     for network in ("squeezenet", "vgg19"):
         score = done["pca/0"]["scores"][f"frechet prior {network}"]
         print(f"{network}: N = {score[3]}, real images against each other {score[4]}")

@@ -108,7 +108,7 @@ def blank(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
             cell.metadata.pop("seconds", None)  # of the run whose outputs these were
         elif cell.cell_type == "markdown":
             cell.source = re.sub(
-                r"\[([^\]]+)\]\((?!https?:|#)([^)]+)\)",
+                r"(!?)\[([^\]]+)\]\((?!https?:|#)([^)]+)\)",
                 lambda link: _absolute(link, repo),
                 cell.source,
             )
@@ -116,9 +116,10 @@ def blank(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
 
 
 def _absolute(link: re.Match, repo: str) -> str:
-    text, target = link.groups()
+    picture, text, target = link.groups()
     inside = target.removeprefix("../") if target.startswith("../") else f"notebooks/{target}"
-    return f"[{text}](https://github.com/{repo}/blob/HEAD/{inside})" if repo else text
+    kind = "raw" if picture else "blob"
+    return f"{picture}[{text}](https://github.com/{repo}/{kind}/HEAD/{inside})" if repo else text
 
 
 def kernel_metadata(name: str, user: str, before: str | None) -> dict:

@@ -16,14 +16,17 @@ NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
 # The first code cell of every notebook: the places where vaekit may be. `vaekit.set_up` installs
 # everything else that is missing.
 SETUP = """\
-import glob, sys  # Set-up: vaekit lies in a folder above or beside this notebook, or is attached
-kaggle = "* */* datasets/*/* datasets/*/*/* notebooks/*/*".split()  # no deeper: sets are large
-for place in (".", "..", "../..", "../../..", "*", *(f"/kaggle/input/{{path}}" for path in kaggle)):
-    sys.path += glob.glob(f"{{place}}/vaekit/..")
+import glob, sys  # Set-up: vaekit lies above or beside this notebook, or is attached to it
+
+places = [".", "..", "../..", "../../..", "*", "/kaggle/input/*", "/kaggle/input/*/*"]
+for kind in ("datasets/*/*", "datasets/*/*/*", "notebooks/*/*"):
+    places.append("/kaggle/input/" + kind)
+for place in places:
+    sys.path += glob.glob(place + "/vaekit/..")
 {take}
 print(vaekit.set_up())"""
 WITHOUT_ADDRESS = """\
-import vaekit  # not found? Attach the repository on Kaggle, or take a file of `make bundle`"""
+import vaekit  # not found? On Kaggle attach the repository, or use a file of `make bundle`"""
 WITH_ADDRESS = """\
 try:
     import vaekit
@@ -31,10 +34,12 @@ except ModuleNotFoundError:  # no internet? Attach the repository, or see `make 
     %pip install -q --retries=1 --no-deps https://github.com/{repo}/archive/HEAD.zip
     import vaekit"""
 
-OPEN = {
-    "Colab": "https://colab.research.google.com/github/{repo}/blob/HEAD/notebooks/{name}",
-    "Kaggle": "https://kaggle.com/kernels/welcome?src=https://github.com/{repo}/blob/HEAD/notebooks/{name}",  # noqa: E501
-}
+SHIELD = "[![{host}](https://img.shields.io/badge/{host}-open-{colour})]({url})"
+BADGES = [  # where a notebook can be opened: host, colour, address
+    ("Colab", "orange", "https://colab.research.google.com/github/{file}"),
+    ("Kaggle", "blue", "https://kaggle.com/kernels/welcome?src=https://github.com/{file}"),
+]
+BADGE_LINE = re.compile(r"\s*^\[!\[.*$", re.M)
 
 
 def first_code(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
@@ -54,13 +59,18 @@ def stamped_repo(notebook: nbformat.NotebookNode) -> str:
 
 
 def stamp(notebook: nbformat.NotebookNode, name: str, repo: str) -> None:
-    """Set-up cell and badges of the notebook called `name`; a badge without address leads to #."""
+    """Set-up cell and badges of the notebook called `name`; no badges without an address."""
     first_code(notebook).source = setup_cell(repo)
     title = notebook.cells[0]
-    for badge, url in OPEN.items():
-        target = url.format(repo=repo, name=name) if repo else "#"
-        pattern = rf"(\[!\[{badge}\]\([^)]*\)\])\([^)]*\)"
-        title.source = re.sub(pattern, rf"\1({target})", title.source)
+    title.source = BADGE_LINE.sub("", title.source)
+    if repo:
+        title.source += "\n\n" + badges(repo, name)
+
+
+def badges(repo: str, name: str) -> str:
+    file = f"{repo}/blob/HEAD/notebooks/{name}"
+    found = [SHIELD.format(host=h, colour=c, url=u.format(file=file)) for h, c, u in BADGES]
+    return " ".join(found)
 
 
 def main(arguments: list[str]) -> None:

@@ -61,7 +61,7 @@ def test_stamping_writes_cell_and_badges_and_keeps_outputs():
     assert [c.get("outputs") for c in notebook.cells] == [c.get("outputs") for c in before.cells]
     assert bundle.bundle(notebook).cells  # a line for pip is no Python
     stamp.stamp(notebook, "01_data_and_clahe.ipynb", "")
-    assert notebook.cells[0].source.count("](#)") == 2 and stamp.stamped_repo(notebook) == ""
+    assert notebook.cells == before.cells and stamp.stamped_repo(notebook) == ""
 
 
 # ---- bundle --------------------------------------------------------------------------------------
@@ -132,13 +132,16 @@ def test_files_come_after_what_they_import(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("repo", ["", "someone/something"])
 def test_links_lead_somewhere_or_are_words(repo):
-    cell = nbformat.v4.new_markdown_cell("[next](02_model.ipynb), [back](../README.md), [x](#a)")
+    links = "[next](02_model.ipynb), [back](../README.md), [x](#a)![look](thumbnails/01.webp)"
+    cell = nbformat.v4.new_markdown_cell(links)
     notebook = nbformat.v4.new_notebook(cells=[cell, nbformat.v4.new_code_cell()])
     stamp.stamp(notebook, "01.ipynb", repo)
-    text = bundle.blank(notebook).cells[0].source
-    here = "https://github.com/someone/something/blob/HEAD"
+    text = bundle.blank(notebook).cells[0].source.split("\n\n[![")[0]
+    there = "https://github.com/someone/something"
+    here = f"{there}/blob/HEAD"
     wanted = f"[next]({here}/notebooks/02_model.ipynb), [back]({here}/README.md), [x](#a)"
-    assert text == (wanted if repo else "next, back, [x](#a)")
+    wanted += f"![look]({there}/raw/HEAD/notebooks/thumbnails/01.webp)"
+    assert text == (wanted if repo else "next, back, [x](#a)look")
 
 
 @pytest.fixture(scope="module")

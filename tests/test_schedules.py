@@ -19,6 +19,11 @@ def test_beta_is_zero_then_rises_then_stays(epoch, beta):
     assert beta_at(CFG, epoch) == pytest.approx(beta)
 
 
+def test_a_warm_up_never_falls():
+    cfg = CFG.replace(beta=1e-5)  # below beta_start
+    assert {beta_at(cfg, 50 + e) for e in range(0, 100, 10)} == {1e-5}
+
+
 def test_constant_beta_starts_at_once():
     assert beta_at(CFG.replace(beta_schedule="constant"), 50) == CFG.beta
 

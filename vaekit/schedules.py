@@ -10,17 +10,19 @@ def beta_at(cfg: Config, epoch: float, level: float | None = None) -> float:
     """The KL weight at `epoch` (counted from 0 over both phases, fractions allowed).
 
     0 in phase 1. In phase 2, by `beta_schedule`: "constant" is `beta`; "warmup" rises in a straight
-    line from `beta_start` to `beta` over `beta_warmup` epochs (Bowman et al. 2016); "cyclical" has
-    cycles of `cycle_epochs`, of which the first `cycle_cooldown` are at `cycle_reduction` times
-    beta, but not below a floor that grows from cycle to cycle (after Fu et al. 2019). With
-    "adaptive" and "adaptive_cyclical" beta is the `level` of a `BetaBand`, at first `cfg.beta`.
+    line from `beta_start`, or `beta` if that is smaller, to `beta` over `beta_warmup` epochs
+    (Bowman et al. 2016); "cyclical" has cycles of `cycle_epochs`, of which the first
+    `cycle_cooldown` are at `cycle_reduction` times beta, but not below a floor that grows from
+    cycle to cycle (after Fu et al. 2019). With "adaptive" and "adaptive_cyclical" beta is the
+    `level` of a `BetaBand`, at first `cfg.beta`.
     """
     since = epoch - cfg.epochs_phase1
     if since < 0:
         return 0.0
     beta = cfg.beta if level is None else level
     if cfg.beta_schedule == "warmup" and since < cfg.beta_warmup:
-        return cfg.beta_start + (beta - cfg.beta_start) * since / cfg.beta_warmup
+        start = min(cfg.beta_start, beta)
+        return start + (beta - start) * since / cfg.beta_warmup
     if "cyclical" in cfg.beta_schedule:
         cycle, within = divmod(since, cfg.cycle_epochs)
         if within < cfg.cycle_cooldown:
