@@ -56,7 +56,7 @@ stamp: $(STAMP)
 
 bundle: $(STAMP)
 	$(BIN)/python publish/bundle.py --out dist $(if $(KAGGLE_USER),--user $(KAGGLE_USER)) \
-	  $(if $(IMAGES),--images $(IMAGES))
+	  $(if $(IMAGES),--images "$(IMAGES)")
 
 editions: $(STAMP)
 	$(BIN)/python publish/editions.py --out dist

@@ -4,6 +4,7 @@
 
 DIR/<notebook>.ipynb        the notebook, with the whole package in extra cells
 DIR/vae_chest_xray.ipynb    the main line in one readable notebook (see onefile.py)
+DIR/vae_images.ipynb        the same for the images in the folder that --images names
 DIR/kaggle/<name>/          the same files, each with the kernel-metadata.json for
                             `kaggle kernels push -p DIR/kaggle/<name>`
 """
@@ -122,8 +123,11 @@ def _absolute(link: re.Match, repo: str) -> str:
     return f"{picture}[{text}](https://github.com/{repo}/{kind}/HEAD/{inside})" if repo else text
 
 
-def kernel_metadata(name: str, user: str, before: str | None) -> dict:
-    """The metadata for `kaggle kernels push`; `before`: the notebook whose output is attached."""
+def kernel_metadata(
+    name: str, user: str, before: str | None = None, data: tuple = (KERMANY,)
+) -> dict:
+    """The metadata for `kaggle kernels push`; `before`: the notebook whose output is attached;
+    `data`: the data sets that are."""
 
     def title(stem):
         return f"vaekit {stem.replace('_', ' ')}"
@@ -142,7 +146,7 @@ def kernel_metadata(name: str, user: str, before: str | None) -> dict:
         "enable_tpu": False,
         "machine_shape": "NvidiaTeslaT4",
         "enable_internet": True,
-        "dataset_sources": [KERMANY],
+        "dataset_sources": list(data),
         "competition_sources": [],
         "kernel_sources": [slug(before)] if before else [],
         "model_sources": [],
@@ -170,20 +174,25 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("dist"))
     parser.add_argument("--user", default="", help="on Kaggle; default: owner of the stamped REPO")
-    parser.add_argument("--images", type=Path, help="also write a one-file notebook for them")
+    parser.add_argument("--images", help="a folder: also write a one-file notebook for its images")
     args = parser.parse_args(arguments)
+    made = {onefile.NAME: (onefile.build(), (KERMANY,))}
+    if args.images:
+        try:
+            made[onefile.OWN] = onefile.build(Path(args.images).expanduser()), ()
+        except FileNotFoundError as error:
+            parser.error(f"--images: {error}")
     before = None
     for path in package.notebooks():
         notebook = nbformat.read(path, as_version=4)
         user = args.user or stamp.stamped_repo(notebook).split("/")[0] or NOBODY
         write(bundle(notebook), args.out, path.stem, kernel_metadata(path.stem, user, before))
         before = path.stem
-    one = onefile.build()
-    write(one, args.out, onefile.NAME, kernel_metadata(onefile.NAME, user, None))
-    if args.images:
-        save(onefile.build(args.images), args.out / f"{onefile.OWN}.ipynb")
+    for name, (notebook, data) in made.items():
+        write(notebook, args.out, name, kernel_metadata(name, user, data=data))
+    alone = " and ".join(f"{name}.ipynb" for name in made)
     print(
-        f"{len(package.notebooks())} bundles and {onefile.NAME}.ipynb in {args.out};"
+        f"{len(package.notebooks())} bundles, and {alone}, each in one file, in {args.out};"
         f" for Kaggle: kaggle kernels push -p {args.out}/kaggle/<name>"
     )
     if user == NOBODY:

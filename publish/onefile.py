@@ -29,8 +29,14 @@ REPLACED = {  # definitions that differ in a notebook without the package
     ("files.sources", "BUNDLE"): 'BUNDLE = Path("chest_xray_phantom")  # films drawn earlier',
     ("presets", "PRESETS"): f"PRESETS = {tuple(PRESETS)!r}  # the package's; this is one of them",
 }
+REPLACED_OWN = REPLACED | {  # nothing stands in for anyone's own images
+    ("files.sources", "bundled"): """\
+def bundled(profile):
+    raise FileNotFoundError("there are no images")"""
+}
 # fields in the configuration cell; all others keep Config's defaults
 SHOWN = (
+    "data_path",
     "image_size",
     "in_channels",
     "latent_channels",
@@ -52,8 +58,9 @@ SHOWN = (
     "flip",
     "seed",
 )
-HINTS = {  # added to Config's own comment on a field
-    "latent_channels": "numbers at each place of the code: more carry more detail",
+HINTS = {  # in place of Config's own comment on a field, or where it has none
+    "data_path": 'folder of the images; "": VAEKIT_DATA, or what is attached on Kaggle',
+    "latent_channels": "numbers of the code, or of each of its places: more carry more detail",
     "l1_weight": "pixel error",
     "mse_weight": "squared pixel error: tolerates blur",
     "ssim_weight": "local structure",
@@ -63,6 +70,7 @@ HINTS = {  # added to Config's own comment on a field
     "epochs_phase2": "with the KL",
     "batch_size": "images a step",
     "lr_phase1": "learning rates at the top of their schedules",
+    "start": 'from random weights, or ("linear") from the best linear VAE: PCA',
     "seed": "any whole number",
 }
 
@@ -76,8 +84,7 @@ file.*
 
 - **Latent space**, {shape}: {places}.
 - **Loss**: {loss}; and the KL, whose weight says how close the codes must be to the prior.
-- **Two phases**: first learn to copy (beta 0), then bring the codes to the prior (beta rises).
-{xray}
+{phases}{xray}
 **Run all.** {data} The environment variable `VAEKIT_PROFILE`, or the first line of the cell to
 change, decides how long it takes: `smoke` (seconds, to check that everything runs), `quick` (a
 laptop), `full` (a GPU; the default where one works). A second run continues
@@ -95,13 +102,22 @@ XRAY_DATA = """\
 On Kaggle attach *Chest X-Ray Images (Pneumonia)* and choose a T4; without it the notebook draws
 synthetic films.\
 """
-OWN_DATA = "The images are read from `data_path` in the configuration, or from `VAEKIT_DATA`."
+OWN_DATA = """\
+On Kaggle upload the images as a data set, attach it and choose a T4. Elsewhere write their folder
+into `data_path`, in the cell to change.\
+"""
+PHASES = """\
+- **Two phases**: first learn to copy (beta 0), then bring the codes to the prior (beta rises).
+"""
+LINEAR = """\
+- **Start**: the best linear VAE, which is PCA. The network learns what its images lack.
+"""
 WORDS = {
     "Configuration": "Every value that shapes a run is a field of `Config` (folded), checked when"
     " set. The second cell is **the one to change**.",
-    "Data set": "Folded: what is drawn if there are no images, where images are looked for, which"
-    " belong together, the split, the cache and the batches. Open: what happens to an image between"
-    " its file and the network. Then look at some images: training cannot repair a fault here.",
+    "Data set": "Folded: where images are looked for, which belong together, the split, the cache"
+    " and the batches. Open: what happens to an image between its file and the network. Then look"
+    " at some images: training cannot repair a fault here.",
     "Model architecture": "Every halving of the resolution widens the network; the decoder mirrors"
     " the encoder. Attention connects distant places of an image.",
     "Loss functions": "First the pretrained network for the feature terms, then every term, per"
@@ -114,12 +130,18 @@ WORDS = {
     "Generate": "From the prior, from a Gaussian fitted to the codes of the training images, and"
     " from a mixture: one decoder.",
 }
+OTHER_WORDS = {  # start="linear", in one phase
+    "Model architecture": "The encoder adds to the code that PCA gives. The decoder (`Refiner`, a"
+    " small U-Net) adds detail to the image that PCA makes of the code.",
+    "Training": "At first the network reconstructs as PCA does. In the last 40% of the epochs the"
+    " encoder rests, and a critic, which tells images from reconstructions, joins the losses.",
+}
 END = """\
 ## What to take away
 
 - **Blur** is an average over all images that fit the code. With a small KL weight the code carries
   more, L1 tolerates less blur than a squared error, and SSIM and features ask for structure. The
-  sharpness ratio measures the result.
+  sharpness ratio measures the result; PCA, with as many numbers, is what a network has to beat.
 - **Samples** fail for another reason: the codes of images are not distributed as the prior. Compare
   the three rows of new images.
 - **If it is blurry**, lower `beta`. **If samples fall apart**, raise it, or fit more than a
@@ -169,8 +191,11 @@ TRAIN = """
 
 
 # ---- this notebook's own: a run in a folder, saved as it goes ----
-RUN = Path("runs") / f"one-file-{data.hash[:8]}"
+key = hashlib.sha256(repr(cfg.replace(data_path="")).encode()).hexdigest()
+RUN = Path("runs") / f"one-file-{data.hash[:8]}-{key[:6]}"
 RUN.mkdir(parents=True, exist_ok=True)
+cfg.save(RUN / "config.json")
+(RUN / "run.json").write_text(json.dumps({"data": {"source": data.source, "hash": data.hash}}))
 trainer = GuardedTrainer(cfg, data, features)
 # attached: the output of an earlier version of this notebook
 for folder in (RUN, *(place / RUN for place in attached())):
@@ -212,7 +237,7 @@ print(f"phase 1 ends: PSNR {row['val_psnr']:.1f} dB, KL {row['val_kl']:.0f} nats
 """
 
 PHASE2 = """\
-# ---- phase 2: beta rises, z is sampled ----
+# ---- beta rises, z is sampled ----
 train_until(cfg.num_epochs)
 print(f"{trainer.epoch} of {cfg.num_epochs} epochs are done")\
 """
@@ -220,7 +245,7 @@ print(f"{trainer.epoch} of {cfg.num_epochs} epochs are done")\
 CURVES = """
 
 
-# ---- curves: solid is validation, dotted training, phase 1 is shaded ----
+# ---- curves: solid is validation, dotted training; phase 1, if there is one, is shaded ----
 display(plot_history(trainer.history))\
 """
 
@@ -229,9 +254,9 @@ model = trainer.result().eval()  # averaged weights of the best epoch
 mu, logvar = encode_all(model, data.train)
 rebuilt = decode_all(model, encode_all(model, data.test)[0])
 rows = {"test image": data.test.images, "reconstruction": rebuilt}
-for kind in ("prior", "gaussian", "gmm"):
+for name, kind in {"prior": "prior", "Gaussian": "gaussian", "mixture": "gmm"}.items():
     z = fit_sampler(mu, logvar, kind, cfg.seed).sample(16, seed=cfg.seed)
-    rows[kind] = decode_all(model, z)
+    rows[name] = decode_all(model, z)
 figure = show_rows(rows, columns=8, title="Test images, reconstructions, new images")
 figure.savefig(RUN / "generated.png")
 display(figure)\
@@ -241,14 +266,17 @@ SUMMARY = """
 
 
 # ---- summary: reconstructions of test images, which the network has never seen ----
-x, x_hat = as_float(data.test.images), rebuilt
-found = {"PSNR, dB": psnr(x_hat, x), "SSIM": ssim(x_hat, x),
-         "sharpness ratio (1 is best)": sharpness_ratio(x_hat, x)}
-print(f"{data.source}; profile {cfg.profile}; mean and deviation over {len(x)} test images")
-for name, values in found.items():
-    values = torch.as_tensor(values, dtype=torch.float32)
-    spread = f" +- {values.std():.2f}" if values.numel() > 1 else ""
-    print(f"{name:28} {values.mean():6.2f}{spread}")
+x = as_float(data.test.images)
+k = min(math.prod(model.latent_shape), len(data.train) - 1)
+pca = linear_vae(data.train, k).reconstruct(x)
+print(f"{data.source}, {data.path}; profile {cfg.profile}; means over {len(x)} test images")
+print(f"{'':28} {'network':>8} {f'PCA, {k}':>10}")
+scores = {"PSNR, dB": psnr, "SSIM": ssim, "sharpness ratio (1 is best)": sharpness_ratio}
+for name, score in scores.items():
+    network, linear = (torch.as_tensor(score(y, x)).mean() for y in (rebuilt, pca))
+    print(f"{name:28} {network:8.2f} {linear:10.2f}")
+if psnr(rebuilt, x).mean() < psnr(pca, x).mean() - 1:
+    print("PCA is ahead by more than 1 dB: train longer (epochs_phase2), or take preset sharp")
 print(f"saved in {RUN}: {', '.join(sorted(file.name for file in RUN.iterdir()))}")\
 """
 
@@ -268,7 +296,7 @@ def configuration(make: Callable[[str], Config]) -> str:
 
     make: profile -> Config.
     """
-    full, base, notes = make("full"), Config(), HINTS | comments()
+    full, base, notes = make("full"), Config(), comments() | HINTS
     values = {name: getattr(full, name) for name in SHOWN}
     hidden = differences({k: getattr(full, k) for k in full.to_dict() if k not in SHOWN}, base)
     lines = [
@@ -289,8 +317,7 @@ def configuration(make: Callable[[str], Config]) -> str:
     lines += [
         "}",
         "cfg = cfg.replace(profile=profile(), **PROFILES_CHANGE[profile()])",
-        'print(f"profile {cfg.profile}: {cfg.image_size} px, {cfg.epochs_phase1} +'
-        ' {cfg.epochs_phase2} epochs")',
+        'print(f"profile {cfg.profile}: {cfg.image_size} px, {cfg.num_epochs} epochs")',
     ]
     return "\n".join(lines)
 
@@ -305,6 +332,7 @@ def header(cfg: Config) -> str:
         "the features of a pretrained network": cfg.perceptual_weight + cfg.lpips_weight,
         "the spectrum": cfg.spectral_weight,
         "bands of detail": cfg.band_weight,
+        "a critic": cfg.critic_share,
     }
     with torch.device("meta"):  # shapes without memory
         shape = VAE(cfg).latent_shape
@@ -313,6 +341,7 @@ def header(cfg: Config) -> str:
         shape="×".join(map(str, shape)),
         places="the code of an image keeps its places" if spatial else "one flat code an image",
         loss=", ".join(name for name, weight in terms.items() if weight),
+        phases=(PHASES if cfg.epochs_phase1 else "") + (LINEAR if cfg.start == "linear" else ""),
         xray="" if own else XRAY,
         data=OWN_DATA if own else XRAY_DATA,
         packages="torch torchvision opencv-python scikit-learn accelerate matplotlib tqdm",
@@ -322,16 +351,21 @@ def header(cfg: Config) -> str:
 def build(images: Path | None = None) -> nbformat.NotebookNode:
     """The notebook, in the order of the table of contents, without outputs.
 
-    images: a folder of anyone's images, for which size and channels are chosen; default X-rays.
+    images: a folder of anyone's images, for which size and channels are chosen; default X-rays. Its
+    path is not written into the notebook.
     """
 
     def make(name: str) -> Config:
-        return preset_for(images, profile=name) if images else preset("chest_xray", profile=name)
+        if not images:
+            return preset("chest_xray", profile=name)
+        return preset_for(images, profile=name).replace(data_path="")
 
-    cut = extract.Extract(REPLACED)
+    cut = extract.Extract(REPLACED_OWN if images else REPLACED)
+    full = make("full")
+    words = WORDS | OTHER_WORDS if full.start == "linear" else WORDS
 
     def text(heading: str):
-        return new_markdown_cell(f"## {heading}\n\n{WORDS[heading]}")
+        return new_markdown_cell(f"## {heading}\n\n{words[heading]}")
 
     def code(*roots: str, then: str = "", folded: bool = False):
         return new_code_cell(
@@ -350,7 +384,7 @@ def build(images: Path | None = None) -> nbformat.NotebookNode:
         ),
         new_code_cell(configuration(make)),
         text("Data set"),
-        code("files.phantom.write_bundle", folded=True),
+        *([] if images else [code("files.phantom.write_bundle", folded=True)]),
         code(
             "files.sources.find_dataset",
             "files.sources.list_images",
@@ -385,20 +419,26 @@ def build(images: Path | None = None) -> nbformat.NotebookNode:
         ),
         code(then=TRAIN),
         text("Training"),
-        code(then=PHASE1),
+        *([code(then=PHASE1)] if full.epochs_phase1 else []),
         code(then=PHASE2),
         code("lessons.curves.plot_history", then=CURVES),
         text("Generate"),
         code("sample.fit_sampler", "sample.encode_all", "sample.decode_all", folded=True),
         code(then=GENERATE),
         code(
-            "metrics.psnr", "metrics.ssim", "metrics.sharpness_ratio", "data.as_float", then=SUMMARY
+            "metrics.psnr",
+            "metrics.ssim",
+            "metrics.sharpness_ratio",
+            "linear.linear_vae",
+            "data.as_float",
+            then=SUMMARY,
         ),
         new_markdown_cell(END),
     ]
-    cut.imports |= {"from IPython.display import display", "import time", "import math"}
+    cut.imports |= {"from IPython.display import display"}
+    cut.imports |= {f"import {name}" for name in ("hashlib", "json", "math", "time")}
     imports = IMPORTS.format(imports=extract.grouped(cut.imports))
-    cells = [new_markdown_cell(header(make("full"))), new_code_cell(imports), *cells]
+    cells = [new_markdown_cell(header(full)), new_code_cell(imports), *cells]
     notebook = new_notebook(cells=cells)
     for i, cell in enumerate(notebook.cells):
         cell.id = f"one-{i:02}"

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -148,29 +149,38 @@ def test_links_lead_somewhere_or_are_words(repo):
 def dist(tmp_path_factory):
     """Everything that is uploaded: what `make bundle` and `make editions` write."""
     out = tmp_path_factory.mktemp("dist")
-    bundle.main(["--out", str(out), "--user", "me"])
+    photos = tmp_path_factory.mktemp("my photos")
+    Image.new("RGB", (70, 64), (250, 20, 0)).save(photos / "a.png")
+    bundle.main(["--out", str(out), "--user", "me", "--images", str(photos)])
     editions.main(["--out", str(out)])
     return out
 
 
 def test_kaggle_takes_whatever_is_uploaded(dist):
     sizes = {str(p.relative_to(dist)): p.stat().st_size for p in dist.rglob("*.ipynb")}
-    assert len(sizes) == 4 * len(NOTEBOOKS) + 2
+    assert len(sizes) == 4 * len(NOTEBOOKS) + 4
     assert {name: size for name, size in sizes.items() if size >= bundle.MAX_BYTES} == {}
 
 
 def test_a_push_to_kaggle_says_all_that_matters(dist):
     folders = sorted((dist / "kaggle").iterdir())
-    assert [f.name for f in folders] == [*(p.stem for p in NOTEBOOKS), onefile.NAME]
+    assert [f.name for f in folders] == [*(p.stem for p in NOTEBOOKS), onefile.NAME, onefile.OWN]
     found = [json.loads((folder / "kernel-metadata.json").read_text()) for folder in folders]
     for folder, metadata in zip(folders, found, strict=True):
         assert (folder / metadata["code_file"]).is_file()
         assert metadata["id"] == "me/" + re.sub(r"\W+", "-", metadata["title"].lower())
         assert metadata["machine_shape"] == "NvidiaTeslaT4" and metadata["enable_gpu"] is True
         assert metadata["enable_internet"] is True and metadata["is_private"] is True
-        assert metadata["dataset_sources"] == ["paultimothymooney/chest-xray-pneumonia"]
-    chain = [metadata["kernel_sources"] for metadata in found[:-1]]
-    assert chain == [[], *([metadata["id"]] for metadata in found[:-2])]
+        films = [] if folder.name == onefile.OWN else ["paultimothymooney/chest-xray-pneumonia"]
+        assert metadata["dataset_sources"] == films
+    chain = [metadata["kernel_sources"] for metadata in found[:-2]]
+    assert chain == [[], *([metadata["id"]] for metadata in found[:-3])]
+
+
+def test_a_wrong_folder_of_images_is_said_before_anything_is_written(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        bundle.main(["--out", str(tmp_path / "dist"), "--images", "~/no such folder"])
+    assert "no such folder" in capsys.readouterr().err and not (tmp_path / "dist").exists()
 
 
 # ---- one file ------------------------------------------------------------------------------------
@@ -232,16 +242,43 @@ def test_one_file_has_no_formula_of_its_own(one):
     assert theirs - ours - renamed == {"save", "train_until"}
 
 
-def test_one_file_for_other_images_does_not_talk_of_lungs(tmp_path):
-    for i in range(3):
-        Image.new("RGB", (70, 64), (250, 20 * i, 0)).save(tmp_path / f"{i}.png")
-    made = onefile.build(tmp_path)
+def play(cells, folder: Path, **environment) -> str:
+    """What the notebook's code prints in `folder`, where its Kaggle inputs are in input/."""
+    code = cells.replace('Path("/kaggle/input")', 'Path("input")')
+    (folder / "own.py").write_text(f"from IPython.display import display\n{code}")
+    given = {"VAEKIT_PROFILE": "smoke", "VAEKIT_PROGRESS": "lines", "MPLBACKEND": "Agg",
+             "VAEKIT_CACHE": str(folder / "cache"), "VAEKIT_DATA": ""}  # fmt: skip
+    done = subprocess.run([sys.executable, "own.py"], cwd=folder, capture_output=True, text=True,
+                          env=os.environ | given | environment)  # fmt: skip
+    assert done.returncode == 0, done.stdout[-500:] + done.stderr[-2000:]
+    return done.stdout
+
+
+@pytest.mark.parametrize("mode, mount", [("RGB", "input/datasets/me/my photos"), ("L", "mine")])
+def test_one_file_for_anyones_images_finds_them_and_trains(tmp_path, mode, mount):
+    """It is made where the images lie elsewhere, holds no path, and does not talk of lungs."""
+    rng = np.random.default_rng(0)
+    for i in range(20):
+        file = tmp_path / mount / "ab"[i % 2] / f"{i}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        small = Image.fromarray(rng.integers(0, 255, (6, 8, 3), np.uint8))
+        small.resize((320, 240)).convert(mode).save(file)
+    made = onefile.build(tmp_path / mount)
     words = "\n".join(c.source for c in made.cells if c.cell_type == "markdown")
     (config,) = [c.source for c in made.cells if "\ncfg = Config(" in c.source]
-    assert not re.search(r"film|lung|patient|X-ray|chest|clinical|CLAHE", words)
+    code = code_of(made)
+    assert not re.search(r"film|lung|patients|X-ray|chest|clinical|CLAHE|[Pp]hase", words)
     assert not re.search(r"film|lung|heart", config)
-    assert "in_channels=3" in config and "image_size=64" in config and str(tmp_path) in config
-    ast.parse(code_of(made))
+    assert str(tmp_path) not in code + words and "thymus" not in code
+    assert f"in_channels={len(mode)}" in config and "image_size=128" in config
+    place = {} if mount.startswith("input") else {"VAEKIT_DATA": mount}
+    text = play(code, tmp_path, **place)
+    assert f"{'VAEKIT_DATA' if place else 'kaggle input'}, {mount}" in text
+    assert "epoch   2/2" in text and re.search(r"network +PCA, \d+\nPSNR, dB +\d", text)
+    if place:
+        return
+    code = code.replace("beta=0.001,", "beta=0.002,")  # a changed value keeps the first run
+    assert "going on" not in play(code, tmp_path) and len(list(tmp_path.glob("runs/*"))) == 2
 
 
 def test_extract_follows_imports_into_the_wings_and_renames_what_two_files_share(

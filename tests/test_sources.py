@@ -37,9 +37,9 @@ def test_the_order_of_places(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("VAEKIT_DATA", str(make(tmp_path / "mine")))
     assert sources.find_dataset(config()) == sources.Found(tmp_path / "mine", "VAEKIT_DATA")
     given = make(tmp_path / "given")
-    assert sources.find_dataset(config(given)) == sources.Found(given, "given")
+    assert sources.find_dataset(config(given)) == sources.Found(given, "data_path")
     load_data(config(given))
-    assert capsys.readouterr().out.splitlines() == [f"data: given, {given}"]
+    assert capsys.readouterr().out.splitlines() == [f"data: data_path, {given}"]
 
 
 @pytest.mark.parametrize("mount", ["chest-xray-pneumonia", "datasets/someone/chest-xray-pneumonia"])
@@ -48,6 +48,27 @@ def test_both_kaggle_mounts(tmp_path, mount):
     make(root / "chest_xray", train=2)  # the zip's second copy
     make(tmp_path / "input/another-set")
     assert sources.find_dataset(config()) == sources.Found(root, "kaggle input")
+
+
+@pytest.mark.parametrize("mount", ["input", "input/datasets/someone"])
+def test_the_only_attached_images_are_taken_and_of_several_none(tmp_path, monkeypatch, mount):
+    cfg = config(dataset="images")
+    (tmp_path / mount / "weights").mkdir(parents=True)
+    with pytest.raises(FileNotFoundError, match="Looked at /kaggle/input$"):
+        sources.find_dataset(cfg)
+    write(tmp_path / mount / "my-photos/Family/a.png", film(0))
+    write(tmp_path / mount / "my-photos/Holiday 2023/b.png", film(1))
+    output = tmp_path / mount / "earlier/runs/one-file-1"  # of this notebook
+    write(output / "generated.png", film(2))
+    for name in ("config.json", "run.json"):
+        (output / name).write_text("{}")
+    found = sources.Found(tmp_path / mount / "my-photos", "kaggle input")
+    assert sources.find_dataset(cfg) == found
+    write(tmp_path / mount / "more/c.png", film(3))
+    with pytest.raises(FileNotFoundError, match="set data_path to one of .*more, .*my-photos$"):
+        sources.find_dataset(cfg)
+    path = str(tmp_path / mount / "more")
+    assert sources.find_dataset(cfg.replace(data_path=path)).source == "data_path"
 
 
 def test_kaggle_is_not_searched_deeper_than_five(tmp_path, monkeypatch):
@@ -271,7 +292,7 @@ def test_what_is_there_instead_of_images_is_said(tmp_path, name, reason):
     if name:
         (place / name).write_bytes(b"x")
     for path, why in ((place, reason), (place / "typo/set", f"{place} does")):
-        with pytest.raises(FileNotFoundError, match="expected train/<class>") as error:
+        with pytest.raises(FileNotFoundError, match="expected images, <class>") as error:
             sources.find_dataset(config(path))
         assert why in str(error.value)
     (tmp_path / "a.tar").write_bytes(b"x")

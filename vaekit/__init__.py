@@ -30,6 +30,10 @@ _WHERE = {
 __all__ = ["PRESETS", "Config", "preset", "profile", *_WHERE]
 
 
+def __dir__() -> list[str]:
+    return __all__
+
+
 def __getattr__(name: str):
     if name not in _WHERE:
         raise AttributeError(f"module 'vaekit' has no attribute {name!r}")

@@ -91,8 +91,7 @@ class Data:
         """
         images = [torch.as_tensor(x).cpu().contiguous() for x in (train, val, test)]
         lengths = [len(x) for x in images]
-        if labels is None:
-            labels = [[0] * n for n in lengths]
+        labels = [[0] * n for n in lengths] if labels is None else labels
         labels = [torch.as_tensor(values, dtype=torch.int64) for values in labels]
         flat = torch.cat(labels).tolist()
         classes = list(classes or map(str, range(max(flat, default=0) + 1)))
@@ -179,9 +178,8 @@ def batches(
 
 def moved(x: Tensor, shift: Tensor) -> Tensor:
     """Each image (B, C, S, S) moved by its own (down, right) in `shift` (B, 2), in pixels."""
-    last = x.shape[-1] - 1
-    at = torch.arange(last + 1, device=x.device)
-    rows, columns = ((at - by[:, None]).clamp(0, last) for by in shift.T)
+    at = torch.arange(x.shape[-1], device=x.device)
+    rows, columns = ((at - by[:, None]).clamp(0, len(at) - 1) for by in shift.T)
     image = torch.arange(len(x), device=x.device)[:, None, None]
     # (B, S, S, C)
     picked = x.permute(0, 2, 3, 1)[image, rows[:, :, None], columns[:, None, :]]

@@ -44,7 +44,7 @@ PRESET_CHANGES = {
     ("sharp", "smoke"): dict(latent_channels=16, widths=(8, 16, 16)),
     ("chest_xray", "quick"): dict(widths=(16, 32, 64, 128, 256)),
     ("sharp", "quick"): dict(latent_channels=256, widths=(16, 32, 64), epochs_phase2=20)
-    | dict(lr_phase2=1e-3),
+    | dict(lr_phase2=1e-3, epoch_images=320),
 }
 # A profile never raises these above the preset's value.
 AT_MOST = {"image_size", "batch_size", "epochs_phase1", "epochs_phase2"}

@@ -20,6 +20,7 @@ from vaekit.config import Config
 from vaekit.data import SPLITS, Data, Split, content_hash
 from vaekit.files import patients
 from vaekit.files.images import BadImage, Reader, prepare
+from vaekit.files.own_images import say_what_is_lost
 from vaekit.files.sources import EXPECTED, ImageFile, cache_dir
 
 CACHE_VERSION = 5  # raise it when the same files and Config would give other pixels or splits
@@ -105,6 +106,8 @@ class PixelCache:
             for what, detail in found.get(name, {}).get("remarks", {}).items():
                 remarks.setdefault(what, {})[name] = detail
         facts = images.shape, index["labels"], index["lengths"], index["classes"]
+        if self.verbose:
+            say_what_is_lost(self.cfg)
         digest = content_hash((images[part] for part in _parts(images)), facts)
         return _keep(images, index | {"remarks": remarks, "hash": digest}, self.split_file)
 

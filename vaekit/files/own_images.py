@@ -1,5 +1,6 @@
 """The user's own images: a preset that suits them, their channels, files as model input."""
 
+import random
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -7,32 +8,38 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from vaekit.config import Config, preset
+from vaekit import config
+from vaekit.config import Config
 from vaekit.data import as_float
 from vaekit.files.images import BadImage, Reader, decode, fit_square, prepare
 from vaekit.files.sources import find_dataset, list_images
 
-LOOKED_AT = 64  # images, spread over the folder
-BY_SIZE = {  # smallest side at least, in pixels -> preset for one channel, for three
-    200: ("medical256", "celeba256"),
-    112: ("chest_xray", "chest_xray"),
-    48: ("celeba64", "celeba64"),
-    0: ("fashion_mnist", "cifar10"),
-}
+# images
+LOOKED_AT = 64
+# longer side over shorter; of films it is 1.3
+FAR_FROM_SQUARE = 1.4
 # no CLAHE, no patients, the centre of each image
 PLAIN = {"dataset": "images", "fit": "crop", "crop": 1.0, "clahe_clip": 0.0, "patient_key": "none"}
 
 
-def preset_for(folder: str | Path, **changes) -> Config:
-    """The preset whose image size and channels are nearest to the images in `folder`.
+def preset_for(folder: str | Path = "", preset: str = "sharp", **changes) -> Config:
+    """A preset for the images in `folder`; "": those in `VAEKIT_DATA`, or attached on Kaggle.
 
-    The median smaller side and the majority (colour or grey) decide. No CLAHE, no patients, the
-    centre of each image; `changes` override all of it. FileNotFoundError where there are no images.
+    Grey or RGB, as most images are. No CLAHE, no patients, the centre of each image. For `sharp`
+    also the size, that of the median smaller side, but at most the profile's; and a number of the
+    code for 16 pixels, but no more than there are training images, about. `changes` override all
+    of it. FileNotFoundError where there are no images.
     """
-    side, channels = _look(preset("chest_xray", dataset="images", data_path=str(folder)))
-    grey, colour = next(names for least, names in BY_SIZE.items() if side >= least)
-    values = {**PLAIN, "data_path": str(folder), "in_channels": channels}
-    return preset(colour if channels == 3 else grey, **values | changes)
+    values = PLAIN | {"preset": preset, "data_path": str(folder)} | changes
+    cfg = config.preset(**values)
+    side, _, channels, count = _look(cfg)
+    if preset == "sharp":
+        size = changes.get("image_size") or min(cfg.image_size, 8 * round(side / 8))
+        # of N training images, 80% of the files, a linear model has N - 1 directions
+        count = 0.8 * min(count, cfg.max_images or count)
+        numbers = max(1, round(min(size**2 / 16, count)))
+        values = {"image_size": size, "latent_channels": numbers} | values
+    return config.preset(**{"in_channels": channels} | values)
 
 
 def count_channels(folder: str | Path = "") -> int:
@@ -41,7 +48,7 @@ def count_channels(folder: str | Path = "") -> int:
     Without `folder`: the images that such a preset would read, from `VAEKIT_DATA` or the bundle.
     FileNotFoundError where there are none.
     """
-    return _look(preset("chest_xray", data_path=str(folder)))[1]
+    return _look(config.preset("chest_xray", data_path=str(folder)))[2]
 
 
 def load_images(paths: str | Path | Sequence[str | Path], cfg: Config) -> torch.Tensor:
@@ -59,17 +66,26 @@ def load_images(paths: str | Path | Sequence[str | Path], cfg: Config) -> torch.
     return as_float(torch.from_numpy(np.stack(images)))
 
 
-def _look(cfg: Config) -> tuple[float, int]:
-    """(median smaller side of some images that `cfg` reads, 3 if most are in colour, else 1)."""
+def say_what_is_lost(cfg: Config) -> None:
+    """A line where `cfg` reads colour images in grey, and one where it distorts them."""
+    _, aspect, channels, _ = _look(cfg)
+    if channels > cfg.in_channels:
+        print("the images are in colour: in_channels=1 reads them in grey")
+    if cfg.fit == "squash" and aspect > FAR_FROM_SQUARE:
+        print(f"sides are {aspect:.1f} to 1: fit='squash' distorts them, 'crop' does not")
+
+
+def _look(cfg: Config) -> tuple[float, float, int, int]:
+    """(smaller side, longer over smaller, channels, files): medians of some images; channels is 3
+    if most are in colour, else 1."""
     root = find_dataset(cfg).path
     files, _ = list_images(root)
     reader = Reader(root, channels=3)
     sides, colours = [], []
-    step = max(1, len(files) // LOOKED_AT)
-    for file in (file for start in range(step) for file in files[start::step]):
+    for file in random.Random(0).sample(files, len(files)):
         with suppress(BadImage):  # load_data lists it
             pixels = reader.read(file.name).pixels
-            sides.append(min(pixels.shape[:2]))
+            sides.append(sorted(pixels.shape[:2]))
             # from the pixels: many grey images are saved as RGB
             small = fit_square(pixels, 32).astype(int)
             colours.append(np.ptp(small, axis=-1).mean() > 4)
@@ -77,4 +93,5 @@ def _look(cfg: Config) -> tuple[float, int]:
             break
     if not sides:
         raise FileNotFoundError(f"{root}: not one of {len(files)} files can be read as an image")
-    return np.median(sides), 3 if np.mean(colours) > 0.5 else 1
+    side, longer = np.median(sides, axis=0)
+    return side, longer / side, 3 if np.mean(colours) > 0.5 else 1, len(files)

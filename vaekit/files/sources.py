@@ -13,16 +13,16 @@ from vaekit.data import SPLITS
 from vaekit.files.images import read_arrays
 from vaekit.files.phantom import FILMS, SAMPLE, write_bundle
 from vaekit.files.weights import downloads_allowed
-from vaekit.place.setup import attached
+from vaekit.place import setup
 
 SUFFIXES = (".jpeg", ".jpg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".pgm", ".ppm")
 SUFFIXES += (".npy", ".dcm")
-EXPECTED = "train/<class>/*.jpeg with test/ beside it, <class>/*.jpeg, images, or one .npz"
+EXPECTED = "images, <class>/*.jpeg, train/<class>/*.jpeg with test/ beside it, or one .npz"
 # What a folder's name can mean: a split, not a class, no images.
 SPLIT = re.compile(r"(train|val|test)(ing|id|idation)?([ _-]?(set|data|images?))?", re.I)
 NO_CLASS = re.compile(r"(images?|imgs?|files|jpe?gs?|pngs?)([ _-]?\d+)?|p1\d", re.I)
 NO_IMAGES = r"(.*[ _-])?masks|mask|labels?|segs?|segmentations?|annotations?|ground[ _-]?truth"
-NO_IMAGES = re.compile(rf"__MACOSX|{NO_IMAGES}", re.I)
+NO_IMAGES = re.compile(rf"__MACOSX|__results___files|{NO_IMAGES}", re.I)
 ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar")
 READ_ALREADY = "read already under another name"
 BUNDLE = Path(__file__).parents[2] / "data" / "chest_xray_phantom"  # a sample
@@ -55,7 +55,8 @@ class Found(NamedTuple):
     """The folder of the images, and the rule that found it; `str()` of it is one line."""
 
     path: Path
-    source: str  # "given", "VAEKIT_DATA", "kaggle input", "bundled phantoms, 2,180 films", ...
+    # "data_path", "VAEKIT_DATA", "kaggle input", "bundled phantoms, 2,180 films", ...
+    source: str
 
     def __str__(self) -> str:
         if "bundled phantoms" in self.source:  # without the path: notebooks store this line
@@ -72,13 +73,12 @@ def find_dataset(cfg: Config, download: bool = False) -> Found:
     FileNotFoundError.
     """
     name = cfg.dataset
-    orders = {"data_path": cfg.data_path, "VAEKIT_DATA": _env("VAEKIT_DATA")}
-    for asked, place in orders.items():
+    for asked, place in (("data_path", cfg.data_path), ("VAEKIT_DATA", _env("VAEKIT_DATA"))):
         if place:
             folder = Path(place).expanduser()
             path = os.path.exists(folder) and _enter(folder, name)
             if path:
-                return Found(path, "given" if asked == "data_path" else asked)
+                return Found(path, asked)
             what = f"{asked}={place} has no images for dataset={name}: {_what_is(folder)}"
             raise FileNotFoundError(f"{what}; expected {_expected(name)}")
     found = _search(name)
@@ -91,10 +91,10 @@ def find_dataset(cfg: Config, download: bool = False) -> Found:
 
 
 def _search(name: str) -> Found | None:
-    if name not in KAGGLE:
-        return None
+    if name == "images":
+        return _only_attached()
     slug = KAGGLE[name].split("/")[1]
-    inputs = [folder for folder in attached() if _marked(folder, name)]
+    inputs = [folder for folder in setup.attached() if _marked(folder, name)]
     inputs.sort(key=lambda folder: slug not in folder.parts)  # the usual name first, then nearest
     hub = Path(_env("KAGGLEHUB_CACHE") or "~/.cache/kagglehub").expanduser()
     hub = hub / "datasets" / KAGGLE[name]
@@ -109,6 +109,16 @@ def _search(name: str) -> Found | None:
             if path:
                 return Found(path, source)
     return None
+
+
+def _only_attached() -> Found | None:
+    """The one attached data set that holds images; FileNotFoundError names them if several do."""
+    old, new = (setup.KAGGLE_INPUT.glob(mount) for mount in ("*/", "datasets/*/*/"))
+    paths = [_enter(folder, "images") for folder in (*old, *new) if folder.name != "datasets"]
+    found = sorted(filter(None, paths))
+    if len(found) > 1:
+        raise FileNotFoundError(f"set data_path to one of {', '.join(map(str, found))}")
+    return Found(found[0], "kaggle input") if found else None
 
 
 def cache_dir() -> Path:
@@ -139,9 +149,10 @@ def _expected(name: str) -> str:
 def _nowhere(name: str, *more: Path | str) -> str:
     """The message for a missing data set: how to get it, and where it was looked for."""
     ways = "set VAEKIT_DATA or data_path to its folder"
+    places = ["/kaggle/input", *map(str, more)]
     if name in KAGGLE:
         ways += f"; attach {KAGGLE[name]} on Kaggle; or vaekit.load_data(cfg, download=True)"
-    places = ["/kaggle/input", "the caches of kagglehub and torchvision", *map(str, more)]
+        places.append("the caches of kagglehub and torchvision")
     what = f"no images for dataset={name}; expected {_expected(name)}"
     return f"{what}.\nTo get them: {ways}.\nLooked at " + ", ".join(places)
 

@@ -50,8 +50,8 @@ def choose_processes(
         say(f"one process trains, not {number}: {reason}")
         return 1
     share = batch // number
-    where = f"{number} GPUs train" if gpus else f"{number} processes train"
-    say(f"{where} together, with {share} images of each batch (processes=1: just one)")
+    who = "GPUs" if gpus else "processes"
+    say(f"{number} {who} train together, with {share} images of each batch (processes=1: just one)")
     if share * number < batch:
         say(f"a batch of {batch} does not divide by {number}: it has {share * number} images here")
     return number

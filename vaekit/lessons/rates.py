@@ -38,12 +38,8 @@ def measure(model, images, seed: int = 0) -> Point:
             x_hat = model.decode(mu + (0.5 * logvar).exp() * eps.to(device))
             quantiser = getattr(model, "quantiser", None)
             kl = kl_per_image(mu, logvar) if quantiser is None else quantiser.kl(mu)
-            numbers = [
-                kl,
-                mse_per_image(x_hat, x),
-                ssim_per_image(x_hat, x),
-                mse_per_image(model.decode(mu), x),
-            ]
+            of_mean = mse_per_image(model.decode(mu), x)
+            numbers = [kl, mse_per_image(x_hat, x), ssim_per_image(x_hat, x), of_mean]
             rows.append(torch.stack(numbers, 1).cpu())
     return Point(*torch.cat(rows).mean(0).tolist())
 
