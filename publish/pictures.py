@@ -35,8 +35,8 @@ from vaekit.sample import decode_all, encode_all, sample_latents
 ROOT = Path(__file__).resolve().parents[1]
 OUT, NOTEBOOKS = ROOT / "out" / "pictures", ROOT / "notebooks"
 SIZE, NUMBERS, SHOWN = 128, 1024, 5
-SHARP = {"widths": (24, 48, 96, 96), "latent_channels": NUMBERS, "epochs_phase2": 60}
-PUBLISHED = {"widths": (32, 64, 128, 256, 512), "epochs_phase1": 20, "epochs_phase2": 60}
+SHARP = {"widths": (24, 48, 96, 96), "latent_channels": NUMBERS, "epochs_phase2": 40}
+PUBLISHED = {"widths": (32, 64, 128, 256, 512), "epochs_phase1": 10, "epochs_phase2": 30}
 SYSTEMS = {"published": ("chest_xray", PUBLISHED), "sharp": ("sharp", SHARP)}
 CROP = (slice(40, 72), slice(28, 60))  # ribs and the border of the heart, four times enlarged
 BETAS = np.logspace(-3, 2, 11)

@@ -128,15 +128,15 @@ def _interval(metric: str, value: float, error: float, n: int) -> list[float]:
     return np.clip([low, high], least, most).tolist()
 
 
-def format_table(rows: list[dict]) -> str:
+def format_table(rows: list[dict], columns=COLUMNS) -> str:
     """The rows as aligned text that is also a Markdown table; None becomes blank."""
-    table = [COLUMNS] + [[_text(row[c]) for c in COLUMNS] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    table.insert(1, ["-" * width for width in widths])
+    table = [columns] + [[_text(row[c]) for c in columns] for row in rows]
+    widths = [max(map(len, cells)) for cells in zip(*table, strict=True)]
+    table.insert(1, ["-" * w for w in widths])
     lines = []
     for cells in table:
-        padded = map(str.ljust, cells, widths)
-        lines.append(f"| {' | '.join(padded)} |")
+        cells = map(str.ljust, cells, widths)
+        lines.append(f"| {' | '.join(cells)} |")
     lines[1] = lines[1].replace(" ", "-")
     return "\n".join(lines)
 

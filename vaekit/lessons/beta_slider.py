@@ -181,14 +181,17 @@ class BetaSlider:
         axis.set(xlabel="KL (nats)", ylabel="PSNR (dB)")
 
     def strip(self) -> Figure:
-        """All models without a slider, one row per beta: reconstructions, then samples."""
+        """All models without a slider: two films, and one row per beta."""
         third = COLUMNS // 3
-        rows = {"film": self.films}
+        first = self.films[:third]
+        blank = torch.ones_like(first)
+        rows = {"image": torch.cat([first, blank, blank])}
+        heads = np.repeat([*self.portraits[0].pictures], len(first)).tolist()
         for p in self.portraits:
             parts = [images[:third] for images in p.pictures.values()]
-            rows[f"β {p.beta:g}\n{p.verdict}"] = torch.cat(parts)
-        title = "reconstructions · prior samples · Gaussian samples"
-        return plots.show_rows(rows, title, size=1.3)
+            found = "{kl:.0f} nats, {psnr:.1f} dB".format(**p.numbers)
+            rows[f"β {p.beta:g}\n{found}"] = torch.cat(parts)
+        return plots.show_rows(rows, titles=heads, size=1.3)
 
     def _ipython_display_(self) -> None:
         display(self.strip(), self.box)  # the figure first: it needs no kernel to be seen

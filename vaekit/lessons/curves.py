@@ -6,8 +6,8 @@ from matplotlib.figure import Figure
 from vaekit.data import chunks, pixels_of
 from vaekit.plots import COLOURS, label, panels
 
-TERMS = ("l1", "mse", "ssim", "perceptual", "lpips", "spectral", "nll")
-LABELS = ("L1", "MSE", "1 - SSIM", "perceptual", "LPIPS", "spectral", "NLL")
+TERMS = ("l1", "mse", "ssim", "perceptual", "lpips", "spectral")
+LABELS = ("L1", "MSE", "1 - SSIM", "perceptual", "LPIPS", "spectral")
 
 
 def plot_history(history: list[dict], title: str = "") -> Figure:
@@ -20,9 +20,11 @@ def plot_history(history: list[dict], title: str = "") -> Figure:
     loss, terms, kl, psnr = axes.flat
     _draw(loss, history, "val_loss", label="validation, final beta")
     _draw(loss, history, "train_loss", label="training, current beta", ls=":")
-    for term, name, colour in zip(TERMS, LABELS, COLOURS, strict=True):
-        _draw(terms, history, f"val_{term}", label=name, color=colour)
-        _draw(terms, history, f"train_{term}", color=colour, ls=":")
+    for term, name, colour in zip(TERMS, LABELS, COLOURS, strict=False):
+        first = history[0].get(f"val_{term}")
+        if first:
+            shares = [row | {term: row[f"val_{term}"] / first} for row in history]
+            _draw(terms, shares, term, label=name, color=colour)
     _draw(kl, history, "val_kl")
     _draw(psnr, history, "val_psnr")
     start = history[0]["epoch"] - 0.5
@@ -31,15 +33,11 @@ def plot_history(history: list[dict], title: str = "") -> Figure:
         axis.set_xlim(start, start + len(history))
         axis.axvspan(start, start + phase1, color="0.93", zorder=0, lw=0)
     label(loss, "loss", loc="upper right")
-    label(terms, "reconstruction terms, unweighted (dotted: training)", loc="upper right", ncols=2)
+    label(terms, "each term of the reconstruction, over its first epoch", loc="upper right")
     label(kl, "KL and beta", "epoch", "KL of an image, nats")
     label(psnr, "PSNR (z sampled) and learning rate", "epoch", "PSNR, dB")
     _draw_right(kl, history, "beta", "beta")
     _draw_right(psnr, history, "lr", "learning rate").set_yscale("log")
-    values = [line.get_ydata() for line in terms.lines]
-    if values and np.nanmin(values) > 0:  # they differ in size; calibrated may be negative
-        terms.set_yscale("log")
-        terms.set_ylim(top=8 * terms.get_ylim()[1])  # room for the legend
     return figure
 
 
