@@ -94,7 +94,7 @@ class Diagnosis:
         label(kl, "KL of each unit", "rank", "nats")
         variance, noise = found["variance"], found["noise"]
         units.loglog(variance.clamp(min=1e-6), noise, ".", color=blue, ms=4)
-        curve = torch.logspace(-6, -1e-6, 200)
+        curve = torch.logspace(-3, -1e-6, 200)
         units.plot(curve, 1 - curve, color="0.4", label="sum 1, as the prior")
         units.axvline(ACTIVE, color=red, ls="--", label="active from here")
         label(units, "each unit", "variance of mu", "mean sigma squared")

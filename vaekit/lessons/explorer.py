@@ -77,7 +77,7 @@ class LatentView:
         for i in range(min(STRIP_ROWS, len(self.stds))):
             walk = traverse(self.model, self.mean, self.directions[i], self.stds[i], steps)
             # an overview: the sliders show every pixel
-            walks[f"{i + 1}"] = shrink(walk, min(walk.shape[-1], 64))
+            walks[f"direction {i + 1}"] = shrink(walk, min(walk.shape[-1], 64))
         title = "The largest directions, in standard deviations from the mean code"
         return show_rows(walks, title, len(steps), 1.28, [f"{step:+g}" for step in steps])
 
