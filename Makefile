@@ -6,7 +6,8 @@
 # make notebooks  execute the notebooks and store them with their outputs
 # make data       redraw the sample of the bundled films in data/
 # make stamp REPO=owner/name    write the repository's address into the notebooks and their badges
-# make bundle     every notebook as one file, vae_chest_xray.ipynb, folders for `kaggle kernels push`
+# make bundle     every notebook as one file, vae_chest_xray.ipynb, folders for `kaggle kernels push`;
+#                 IMAGES=folder: also vae_images.ipynb, which trains on your own
 # make editions   a student edition without solutions, a teacher edition with them
 # make report RUN=runs/...      one run as HTML and PDF
 # make rehearse   play Kaggle and Colab here (Linux, root, Python 3.11 to 3.13, 32 GB), run it all

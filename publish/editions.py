@@ -27,7 +27,7 @@ POINTS = {  # by the kind of exercise
     "fill in": (
         (2, "the function returns the expected value"),
         (1, "it uses its arguments only: no number of this run is typed in"),
-        (1, "a sentence says why it is right"),
+        (1, "a sentence says why it is right; other questions of the exercise are answered"),
     ),
     "predict": (
         (1, "a prediction is written down, right or wrong"),
@@ -40,18 +40,26 @@ POINTS = {  # by the kind of exercise
         (1, "a sentence says what the result means here"),
     ),
     "find": (
-        (2, "the mistake is named, and what it does to the result"),
+        (
+            2,
+            "each mistake asked for is named (1 if one is missing), and what it does to the result",
+        ),
         (1, "a formula, a figure or a printed line of the notebook shows it"),
         (1, "the answer says how to do it right"),
     ),
 }
 ANSWER = {
-    "fill in": "*why the function is right:* ...",
+    "fill in": "*why the function is right, and what else is asked:* ...",
     "predict": "*prediction:* ... *run:* ... *explanation:* ...",
     "derive": "*derivation:* ... *what it means:* ...",
-    "find": "*mistake:* ... *what shows it:* ... *better:* ...",
+    "find": "*each mistake:* ... *what shows it:* ... *better:* ...",
 }
-KINDS = {"**Derive": "derive", "**Find the mistake": "find"}  # the others are predicted
+KINDS = {  # by an exercise's first words; the others are predicted
+    "Derive": "derive",
+    "By hand": "derive",
+    "Find the mistake": "find",
+    "Fill in": "fill in",
+}
 ANSWERS = """\
 ### Your answers
 
@@ -77,10 +85,11 @@ def exercises(notebook: nbformat.NotebookNode) -> list[tuple[str, str]]:
 
 
 def kinds(notebook: nbformat.NotebookNode) -> dict[str, str]:
-    """{number of an exercise: its kind, a key of POINTS}; the last one is filled in."""
-    *first, (last, _) = exercises(notebook)
-    found = {number: KINDS.get(text.partition(".**")[0], "predict") for number, text in first}
-    return found | {last: "fill in"}
+    """{number of an exercise: its kind, a key of POINTS}."""
+    return {
+        number: KINDS.get(re.match(r"\*\*(.+?)\.?\*\*", text)[1], "predict")
+        for number, text in exercises(notebook)
+    }
 
 
 def student(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:

@@ -204,7 +204,7 @@ def test_memory_does_not_grow_with_the_set(tmp_path, monkeypatch, key, room):
     cfg = vaekit.preset("celeba256", image_size=160, max_images=0, patient_key=key)
     Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here
     before = peak()
-    pixels, index = cache.PixelCache(tmp_path, files, cfg).load()
+    pixels, index = cache.PixelCache(tmp_path, files, cfg, verbose=False).load()
     assert pixels.nbytes > 300e6 and index["lengths"] == [3240, 360, 400]
     assert peak() - before < room
     assert len(list((tmp_path / "cache").iterdir())) == (1 if key == "none" else 2)

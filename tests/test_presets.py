@@ -71,9 +71,10 @@ def test_a_profile_only_ever_takes_away(name, profile):
 
 @pytest.mark.parametrize("dataset", ["images", "chest_xray", "celeba"])
 def test_quick_is_quick_for_a_folder_of_any_size(dataset):
-    cfg = vaekit.preset("chest_xray", profile="quick", dataset=dataset, data_path="/nih/images")
-    assert 0 < cfg.max_images <= 4000
-    assert cfg.num_epochs * (cfg.epoch_images or cfg.max_images) <= 60_000
+    for name in ("chest_xray", "sharp"):
+        cfg = vaekit.preset(name, profile="quick", dataset=dataset, data_path="/nih/images")
+        assert 0 < cfg.max_images <= 4000
+        assert cfg.num_epochs * (cfg.epoch_images or cfg.max_images) <= 60_000
 
 
 @pytest.fixture(scope="module")

@@ -275,10 +275,6 @@ def test_one_file_for_anyones_images_finds_them_and_trains(tmp_path, mode, mount
     text = play(code, tmp_path, **place)
     assert f"{'VAEKIT_DATA' if place else 'kaggle input'}, {mount}" in text
     assert "epoch   2/2" in text and re.search(r"network +PCA, \d+\nPSNR, dB +\d", text)
-    if place:
-        return
-    code = code.replace("beta=0.001,", "beta=0.002,")  # a changed value keeps the first run
-    assert "going on" not in play(code, tmp_path) and len(list(tmp_path.glob("runs/*"))) == 2
 
 
 def test_extract_follows_imports_into_the_wings_and_renames_what_two_files_share(

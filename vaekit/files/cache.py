@@ -107,7 +107,7 @@ class PixelCache:
                 remarks.setdefault(what, {})[name] = detail
         facts = images.shape, index["labels"], index["lengths"], index["classes"]
         if self.verbose:
-            say_what_is_lost(self.cfg)
+            say_what_is_lost(self.root, self.cfg)
         digest = content_hash((images[part] for part in _parts(images)), facts)
         return _keep(images, index | {"remarks": remarks, "hash": digest}, self.split_file)
 

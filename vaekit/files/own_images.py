@@ -32,7 +32,7 @@ def preset_for(folder: str | Path = "", preset: str = "sharp", **changes) -> Con
     """
     values = PLAIN | {"preset": preset, "data_path": str(folder)} | changes
     cfg = config.preset(**values)
-    side, _, channels, count = _look(cfg)
+    side, _, channels, count = _look(find_dataset(cfg).path)
     if preset == "sharp":
         size = changes.get("image_size") or min(cfg.image_size, 8 * round(side / 8))
         # of N training images, 80% of the files, a linear model has N - 1 directions
@@ -48,7 +48,7 @@ def count_channels(folder: str | Path = "") -> int:
     Without `folder`: the images that such a preset would read, from `VAEKIT_DATA` or the bundle.
     FileNotFoundError where there are none.
     """
-    return _look(config.preset("chest_xray", data_path=str(folder)))[2]
+    return _look(find_dataset(config.preset(data_path=str(folder))).path)[2]
 
 
 def load_images(paths: str | Path | Sequence[str | Path], cfg: Config) -> torch.Tensor:
@@ -66,19 +66,18 @@ def load_images(paths: str | Path | Sequence[str | Path], cfg: Config) -> torch.
     return as_float(torch.from_numpy(np.stack(images)))
 
 
-def say_what_is_lost(cfg: Config) -> None:
+def say_what_is_lost(root: Path, cfg: Config) -> None:
     """A line where `cfg` reads colour images in grey, and one where it distorts them."""
-    _, aspect, channels, _ = _look(cfg)
+    _, aspect, channels, _ = _look(root)
     if channels > cfg.in_channels:
         print("the images are in colour: in_channels=1 reads them in grey")
     if cfg.fit == "squash" and aspect > FAR_FROM_SQUARE:
         print(f"sides are {aspect:.1f} to 1: fit='squash' distorts them, 'crop' does not")
 
 
-def _look(cfg: Config) -> tuple[float, float, int, int]:
+def _look(root: Path) -> tuple[float, float, int, int]:
     """(smaller side, longer over smaller, channels, files): medians of some images; channels is 3
     if most are in colour, else 1."""
-    root = find_dataset(cfg).path
     files, _ = list_images(root)
     reader = Reader(root, channels=3)
     sides, colours = [], []
