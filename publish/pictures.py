@@ -8,7 +8,7 @@ social        notebooks/social.jpg, 1280x640: samples of the released model, for
               settings (GitHub: Settings, Social preview)
 thumbnails    notebooks/thumbnails/NN.webp: the figure of the cell that is tagged `thumbnail`
 
-Nothing is selected: the first test films, and the first codes of seed 0. About half an hour of two
+Nothing is selected: the first test films, and the first codes of seed 0. About ten minutes of two
 cores; finished trainings are kept in out/pictures. Prints what the README says about them.
 """
 
@@ -35,8 +35,8 @@ from vaekit.sample import decode_all, encode_all, sample_latents
 ROOT = Path(__file__).resolve().parents[1]
 OUT, NOTEBOOKS = ROOT / "out" / "pictures", ROOT / "notebooks"
 SIZE, NUMBERS, SHOWN = 128, 1024, 5
-SHARP = {"widths": (24, 48, 96, 96), "latent_channels": NUMBERS, "epochs_phase2": 40}
-PUBLISHED = {"widths": (32, 64, 128, 256, 512), "epochs_phase1": 10, "epochs_phase2": 30}
+SHARP = {"widths": (24, 48, 96, 96), "latent_channels": NUMBERS, "epochs_phase2": 20}
+PUBLISHED = {"widths": (32, 64, 128, 256, 512), "epochs_phase1": 5, "epochs_phase2": 15}
 SYSTEMS = {"published": ("chest_xray", PUBLISHED), "sharp": ("sharp", SHARP)}
 CROP = (slice(40, 72), slice(28, 60))  # ribs and the border of the heart, four times enlarged
 BETAS = np.logspace(-3, 2, 11)
@@ -59,7 +59,7 @@ def before_after() -> None:
     models = {"PCA": pca}
     for name, (preset, values) in SYSTEMS.items():
         cfg = vaekit.preset(preset, profile="quick", image_size=SIZE, data_path="bundled", **values)
-        run = vaekit.fit(cfg, data, out=OUT, on_epoch_end=print)
+        run = vaekit.fit(cfg, data, out=OUT)
         models[name] = run.model
     rows = {"X-ray": with_crop(films[:SHOWN])}
     for name, model in models.items():
