@@ -19,7 +19,6 @@ from pathlib import Path
 
 import matplotlib
 import nbformat
-import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
@@ -39,7 +38,7 @@ SHARP = {"widths": (24, 48, 96, 96), "latent_channels": NUMBERS, "epochs_phase2"
 PUBLISHED = {"widths": (32, 64, 128, 256, 512), "epochs_phase1": 5, "epochs_phase2": 15}
 SYSTEMS = {"published": ("chest_xray", PUBLISHED), "sharp": ("sharp", SHARP)}
 CROP = (slice(40, 72), slice(28, 60))  # ribs and the border of the heart, four times enlarged
-BETAS = np.logspace(-3, 2, 11)
+BETAS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 MILLISECONDS = 700  # a picture of the loop
 THUMBNAIL = (280, 180)  # pixels, at most; README shows half
 TITLE = "Why are my VAE's images blurry?"
@@ -88,7 +87,7 @@ def as_picture(figure, dpi: int = 100) -> Image.Image:
 def beta() -> None:
     data = bundled_data()
     small = SliderModels(data)
-    slider = BetaSlider([small.train(float(b)) for b in BETAS], data)
+    slider = BetaSlider([small.train(b) for b in BETAS], data)
     frames = [as_picture(slider.figure(portrait), 80) for portrait in slider.portraits]
     first, *others = frames + frames[-2:0:-1]  # up, and down again
     path = NOTEBOOKS / "beta.webp"
