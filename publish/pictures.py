@@ -34,8 +34,8 @@ from vaekit.sample import decode_all, encode_all, sample_latents
 ROOT = Path(__file__).resolve().parents[1]
 OUT, NOTEBOOKS = ROOT / "out" / "pictures", ROOT / "notebooks"
 SIZE, NUMBERS, SHOWN = 128, 1024, 5
-SHARP = {"widths": (24, 48, 96, 96), "latent_channels": NUMBERS, "epochs_phase2": 20}
-PUBLISHED = {"widths": (32, 64, 128, 256, 512), "epochs_phase1": 5, "epochs_phase2": 15}
+SHARP = {"widths": (16, 32, 64, 64), "latent_channels": NUMBERS}
+PUBLISHED = {"epochs_phase1": 6}
 SYSTEMS = {"published": ("chest_xray", PUBLISHED), "sharp": ("sharp", SHARP)}
 CROP = (slice(40, 72), slice(28, 60))  # ribs and the border of the heart, four times enlarged
 BETAS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
