@@ -66,10 +66,10 @@ def before_after() -> None:
         psnr, ssim = (f(x_hat, films).mean() for f in (metrics.psnr, metrics.ssim))
         sharpness = metrics.sharpness_ratio(x_hat, films)
         print(f"{name}: {psnr:.2f} dB, SSIM {ssim:.3f}, sharpness {sharpness:.2f}, N {len(films)}")
-        rows[f"{name},\n{psnr:.1f} dB"] = with_crop(x_hat[:SHOWN])
+        rows[f"{name} {psnr:.1f} dB"] = with_crop(x_hat[:SHOWN])
     for name, model in models.items():
         samples = decode_all(model, sample_latents(model, SHOWN, seed=0))
-        rows[f"{name},\nnew"] = with_crop(samples)
+        rows[f"{name}, new"] = with_crop(samples)
     save(plots.show_rows(rows, size=SIZE / 100), NOTEBOOKS / "before_after.webp")
 
 
