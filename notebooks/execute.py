@@ -10,7 +10,6 @@ included, after checking size, private paths, errors and figures. The profile is
 import argparse
 import os
 import re
-import shutil
 import sys
 import time
 from base64 import b64decode, b64encode
@@ -154,9 +153,6 @@ def main() -> int:
             nbformat.write(notebook, path)
             keep_figures(notebook)
     report(done, out / "report.html")
-    galleries = sorted(Path(os.environ["VAEKIT_RUNS"]).glob("*/samples/gallery.png"))
-    if args.store and galleries:  # the README's picture
-        shutil.copyfile(galleries[-1], HERE / "gallery.png")
     minutes = (time.perf_counter() - start) / 60
     print(f"{len(done)} notebooks in {minutes:.1f} minutes; executed notebooks: {out}")
     print(f"report with every figure: {out / 'report.html'}")
