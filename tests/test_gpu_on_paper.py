@@ -32,7 +32,7 @@ TRAINED = {
 }
 
 
-def backward(loss: torch.Tensor) -> None:
+def backward(loss: torch.Tensor, gradient: torch.Tensor | None = None) -> None:
     """Gradients of zeros for all that `loss` depends on: without a GPU there is no pass back."""
     nodes, seen = [loss.grad_fn], set()
     while nodes:
