@@ -7,6 +7,7 @@ import pytest
 from tiny import shapes, small
 
 import vaekit
+from vaekit.keep import forecast as room
 from vaekit.keep import guards
 from vaekit.keep.forecast import forecast
 
@@ -21,13 +22,15 @@ def test_it_says_when_the_run_ends_and_whether_that_fits():
     assert forecast(LONG, row, 4 * 3600, NOON) == f"{ends}, within the 4.0 hours that are left"
 
 
-def test_it_says_what_to_change_and_that_would_fit():
+def test_it_says_what_to_change_and_that_would_fit(monkeypatch):
     row = {"epoch": 2, "seconds": 300.0}  # 12.3 hours
     text = forecast(LONG, row, 5 * 3600, NOON)
     assert "later than the 5.0 hours that are left" in text and "after about epoch 62" in text
     assert "epochs_phase1=20, epochs_phase2=40; or image_size=64" in text
-    assert 300 * (20 + 40) <= 5 * 3600
+    assert 300 * (20 + 40) <= 5 * 3600 and "week" not in text
     row = {"epoch": 2, "seconds": 900.0}
+    monkeypatch.setattr(room, "host", lambda: "kaggle")
+    assert "more than the 30 GPU hours of a week" in forecast(LONG, row, 5 * 3600, NOON)
     one_phase = LONG.replace(epochs_phase1=0)
     assert "one: epochs_phase2=20; or" in forecast(one_phase, row, 5 * 3600, NOON)
     assert "after about epoch 2, saved" in forecast(LONG, row, -5.0, NOON)

@@ -176,6 +176,8 @@ def ink(shade, ground=0):
         (ink(255), "transparent", "black"),
         (np.zeros((9, 9, 4), "u1"), "constant", "0"),
         (np.full((9, 9), 7, "u1"), "constant", "7"),
+        (film(3) > 120, "fewer than 32 grey levels", "2"),
+        (np.dstack([film(3) // 200] * 3), "fewer than 32 grey levels", "2"),
         (film(3), "", ""),
         (np.dstack([film(3)] * 3 + [np.full_like(film(3), 255)]), "", ""),  # nothing shines through
     ],

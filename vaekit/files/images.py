@@ -15,6 +15,7 @@ MAX_PIXELS = 100_000_000  # a file that claims more is refused before it is deco
 MIN_SIDE = 8  # pixels
 # Where values have more than 8 bits, these percentiles of a file become 0 and 255.
 PERCENTILES = 0.1, 99.9
+FEW_LEVELS = 32  # fewer grey levels than this are worth a remark
 DARK = 64  # of 255; transparent images whose visible part is darker are laid over white
 SCALED, PAGES = "scaled from more than 8 bits", "later pages not read"
 
@@ -43,7 +44,7 @@ def decode(path: str | Path, channels: int = 1) -> np.ndarray:
 
 
 def read_image(path: str | Path, channels: int = 1) -> Decoded:
-    """As `decode`, with remarks: the range of values, later pages, constant, transparent."""
+    """As `decode`, with remarks: the range of values, later pages, few grey levels."""
     # Pillow, not cv2.imdecode: the same pixels in 1.1 times the time for a full-size film, but only
     # Pillow refuses truncated files in every version, and reads palettes, alpha and CMYK.
     try:
@@ -181,8 +182,11 @@ def _finish(image: Image.Image, channels: int, remarks: dict) -> Decoded:
     if image.mode not in ("L", "RGB"):  # palette, CMYK, 1 bit, YCbCr, ...
         image = image.convert("RGB")
     grey = np.asarray(image.convert("L"))
-    if grey.min() == grey.max():
+    levels = np.count_nonzero(cv2.calcHist([grey], [0], None, [256], [0, 256]))
+    if levels == 1:
         remarks["constant"] = f"{grey[0, 0]} everywhere"
+    elif levels < FEW_LEVELS:
+        remarks[f"fewer than {FEW_LEVELS} grey levels"] = f"{levels}"
     return Decoded(grey if channels == 1 else np.asarray(image.convert("RGB")), remarks)
 
 

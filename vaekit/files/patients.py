@@ -194,7 +194,7 @@ def split_by_patient(
     rows = {"train": train, "val": val, "test": test}
     for split in SPLITS:
         if not rows[split]:
-            raise ValueError(f"{split} is empty: {_why_empty(names, groups, cfg)}")
+            raise ValueError(f"{split} is empty: {_why_empty(names, own, groups, cfg)}")
         if cfg.max_images:
             most = cfg.max_images if split == "train" else max(cfg.max_images, 8)
             rows[split], rest = _cap(rows[split], most, labels, names, cfg.seed)
@@ -202,13 +202,15 @@ def split_by_patient(
     return rows, dropped
 
 
-def _why_empty(names: list, groups: list, cfg: Config) -> str:
+def _why_empty(names: list, own: list, groups: list, cfg: Config) -> str:
     """Why these images cannot be split, and what the user can do."""
     count = len(set(groups))
     by_name = len(set(group_patients(names, how=cfg.patient_key)))
     text = f"{len(names)} images of {count} patients; three of one class are needed"
     if by_name > count:
         text += f"; by name they are {by_name}: near-duplicates (frames of a video?) joined them"
+    if any(own):
+        text += f"; the folders' own splits have {dict(Counter(own))} images"
     return f'{text}. With patient_key="none" the split is by image, whatever their likeness'
 
 

@@ -4,6 +4,7 @@ from datetime import datetime, timedelta
 from math import inf
 
 from vaekit.config import Config
+from vaekit.place.setup import KAGGLE_WEEK, host
 
 
 def is_due(cfg: Config, row: dict, shown: int) -> bool:
@@ -33,8 +34,11 @@ def forecast(cfg: Config, row: dict, left: float, now: datetime) -> str:
     text += (
         f", later than the {in_hours(left)} that are left. It stops after about epoch {stops},"
         " saved, and the same call goes on in the next session. To begin anew and end in this"
-        f" one: {', '.join(shorter)}; or image_size={cfg.image_size // 2}"
+        f" one: {', '.join(shorter)}; or image_size={cfg.image_size // 2}, about a quarter of the"
+        " time"
     )
+    if host() == "kaggle" and cfg.num_epochs * pace > 3600 * KAGGLE_WEEK:
+        text += f". All of it takes more than the {KAGGLE_WEEK} GPU hours of a week"
     return text
 
 
@@ -45,4 +49,6 @@ def phases(cfg: Config) -> dict[str, int]:
 
 
 def in_hours(seconds: float) -> str:
+    if seconds < 5400:
+        return f"{max(0, seconds) / 60:.0f} minutes"
     return f"{seconds / 3600:.1f} hours"

@@ -13,6 +13,7 @@ from pathlib import Path
 KAGGLE_INPUT = Path("/kaggle/input")  # where Kaggle mounts what is attached
 FEW_FOLDERS = 100  # folders with more entries are not searched
 KAGGLE_HOURS = 12.0  # then Kaggle ends a session; unsaved files are lost
+KAGGLE_WEEK = 30  # hours of GPU that it gives in a week
 STARTED = time.monotonic()  # start of the session, roughly: every notebook imports vaekit first
 
 MACHINES_OWN = ["torch", "torchvision", "numpy", "cv2"]  # never installed, never replaced
