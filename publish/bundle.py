@@ -27,7 +27,7 @@ FOLDER = "bundled"  # where a bundle writes the package; never `vaekit`: that ma
 MAX_BYTES = 900_000  # Kaggle refuses a notebook of 1,000,000
 KERMANY = "paultimothymooney/chest-xray-pneumonia"
 NOBODY = "INSERT_KAGGLE_USERNAME_HERE"
-FOLDED = {"jupyter": {"source_hidden": True}, "_kg_hide-input": True, "tags": ["package"]}
+FOLDED = stamp.FOLDED | {"tags": ["package"]}
 
 ABOUT = """\
 ## The package

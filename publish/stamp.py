@@ -16,15 +16,15 @@ NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
 # The first code cell of every notebook: the places where vaekit may be. `vaekit.set_up` installs
 # everything else that is missing.
 SETUP = """\
-import glob, sys  # Set-up: vaekit lies above or beside this notebook, or is attached to it
+import glob, sys  # Set-up: vaekit lies near this notebook, or is attached to it on Kaggle
 
-places = [".", "..", "../..", "../../..", "*", "/kaggle/input/*", "/kaggle/input/*/*"]
-for kind in ("datasets/*/*", "datasets/*/*/*", "notebooks/*/*"):
-    places.append("/kaggle/input/" + kind)
-for place in places:
+near = [".", "..", "../..", "*"]
+attached = ["*", "*/*", "datasets/*/*", "datasets/*/*/*", "notebooks/*/*"]
+for place in near + ["/kaggle/input/" + kind for kind in attached]:
     sys.path += glob.glob(place + "/vaekit/..")
 {take}
 print(vaekit.set_up())"""
+FOLDED = {"jupyter": {"source_hidden": True}, "_kg_hide-input": True, "cellView": "form"}
 WITHOUT_ADDRESS = """\
 import vaekit  # not found? On Kaggle attach the repository, or use a file of `make bundle`"""
 WITH_ADDRESS = """\
@@ -60,7 +60,9 @@ def stamped_repo(notebook: nbformat.NotebookNode) -> str:
 
 def stamp(notebook: nbformat.NotebookNode, name: str, repo: str) -> None:
     """Set-up cell and badges of the notebook called `name`; no badges without an address."""
-    first_code(notebook).source = setup_cell(repo)
+    cell = first_code(notebook)
+    cell.source = setup_cell(repo)
+    cell.metadata |= FOLDED
     title = notebook.cells[0]
     title.source = BADGE_LINE.sub("", title.source)
     if repo:
