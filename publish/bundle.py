@@ -176,12 +176,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--user", default="", help="on Kaggle; default: owner of the stamped REPO")
     parser.add_argument("--images", help="a folder: also write a one-file notebook for its images")
     args = parser.parse_args(arguments)
-    made = {onefile.NAME: (onefile.build(), (KERMANY,))}
+    own = {}
     if args.images:
         try:
-            made[onefile.OWN] = onefile.build(Path(args.images).expanduser()), ()
+            own[onefile.OWN] = onefile.build(Path(args.images).expanduser()), ()
         except FileNotFoundError as error:
             parser.error(f"--images: {error}")
+    made = {onefile.NAME: (onefile.build(), (KERMANY,)), **own}
     before = None
     for path in package.notebooks():
         notebook = nbformat.read(path, as_version=4)

@@ -26,7 +26,7 @@ class File:
     @classmethod
     def read(cls, name: str) -> "File":
         file = cls(name, package.source(name))
-        for node in ast.parse(file.text).body:
+        for node in package.parsed(file.text).body:
             if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
                 for inner in node.body:  # annotations are evaluated in a notebook
                     file._add_import(inner)
@@ -181,17 +181,18 @@ class Extract:
     def _text(self, file: File, node: ast.stmt) -> str:
         """The definition as written, with names as they are in the notebook."""
         start, end = file.segment(node)
+        lines = [line.encode() for line in file.text.splitlines()]  # columns count bytes
         edits = []  # line, first column, last column, new text
         for inner, use in self._uses(file, node):
             if isinstance(use, tuple):
-                old, new = ast.get_source_segment(file.text, inner), self._called(use)
+                at, first, last = inner.lineno - 1, inner.col_offset, inner.end_col_offset
+                old, new = lines[at][first:last].decode(), self._called(use)
                 if old != new:
-                    edits.append((inner.lineno, inner.col_offset, inner.end_col_offset, new))
+                    edits.append((inner.lineno, first, last, new))
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
             at = len("class " if isinstance(node, ast.ClassDef) else "def ")
             called = self._called((file.name, node.name))
             edits.append((node.lineno, at, at + len(node.name), called))
-        lines = [line.encode() for line in file.text.splitlines()]  # columns count bytes
         for line, first, last, new in sorted(set(edits), reverse=True):
             lines[line - 1] = lines[line - 1][:first] + new.encode() + lines[line - 1][last:]
         for inner in ast.walk(node):

@@ -7,6 +7,7 @@ makes a folder a package is its `__init__`: "__init__", "files.__init__".
 import ast
 import json
 import re
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -29,9 +30,14 @@ def source(name: str) -> str:
     return (PACKAGE / path_of(name)).read_text()
 
 
+@cache
+def parsed(text: str) -> ast.Module:
+    return ast.parse(text)
+
+
 def summary(name: str) -> str:
     """The first sentence of a file's docstring."""
-    text = ast.get_docstring(ast.parse(source(name))) or ""
+    text = ast.get_docstring(parsed(source(name))) or ""
     return text.split("\n\n")[0].replace("\n", " ").split(". ")[0].rstrip(".")
 
 
@@ -66,7 +72,7 @@ def reading_order() -> list[str]:
     """Every file of the package, each after the files that it imports when loaded; the core before
     the wings where possible, the package's `__init__` last."""
     left = sorted(set(file_names()) - {"__init__"}, key=lambda name: ("." in name, name))
-    needs = {name: files_imported(ast.parse(source(name)).body) & set(left) for name in left}
+    needs = {name: files_imported(parsed(source(name)).body) & set(left) for name in left}
     order = []
     while left:
         ready = [name for name in left if needs[name] <= set(order)]
