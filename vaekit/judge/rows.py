@@ -1,6 +1,7 @@
 """Rows of a results table: a number with its interval, N, network and floor."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from math import inf, nan
 
 import numpy as np
@@ -19,19 +20,21 @@ METRICS = ("frechet", "frechet excess", "kernel", "precision", "recall", "densit
 
 def row(metric, subject, value, low=None, high=None, n=0, network="", floor=None) -> dict:
     """One row of the evaluation, keys as in COLUMNS; None where there is no such number."""
-    values = metric, subject, value, low, high, n, network, floor
-    return dict(zip(COLUMNS, values, strict=True))
+    return dict(zip(COLUMNS, (metric, subject, value, low, high, n, network, floor), strict=True))
 
 
 def mapped(function: Callable, images, batch_size: int = 64, device="cpu") -> list:
     """`function` applied to float batches of images, a Split or (N, C, H, W), on `device`, in
     order. Batches have `batch_size` images, or as many as fit into memory."""
 
-    @find_executable_batch_size(starting_batch_size=batch_size)
     def run(size: int) -> list:
         return [function(x) for x in chunks(images, size, device)]
 
-    return run()
+    with suppress(RuntimeError):
+        return run(batch_size)
+    # Again, with less where memory was short. Not at once: accelerate begins with a collection of
+    # garbage, which can take longer than `run`.
+    return find_executable_batch_size(run, batch_size)()
 
 
 def collect(function: Callable, images, batch_size: int = 64, device="cpu") -> dict[str, Tensor]:
@@ -124,8 +127,7 @@ def _interval(metric: str, value: float, error: float, n: int) -> list[float]:
         share = binomtest(round(value * n), n).proportion_ci(method="wilson")
         low, high = min(low, share.low), max(high, share.high)
     least = -inf if metric in ("frechet excess", "kernel") else 0
-    most = 1 if metric in SHARES else inf
-    return np.clip([low, high], least, most).tolist()
+    return np.clip([low, high], least, 1 if metric in SHARES else inf).tolist()
 
 
 def format_table(rows: list[dict], columns=COLUMNS) -> str:
