@@ -10,7 +10,8 @@ import vaekit
 
 
 class Part(nn.Module):
-    """encode, decode, or the whole model without its noise, as a module of one tensor."""
+    """decode, or the whole model without its noise, as a module of one tensor. The whole also
+    answers with what encode does: mu and logvar."""
 
     def __init__(self, model: vaekit.VAE, part: str):
         super().__init__()
@@ -18,9 +19,8 @@ class Part(nn.Module):
         self.part = part
 
     def forward(self, x):
-        if self.part == "whole":
-            return self.model(x, sample=False)
-        return self.model.encode(x) if self.part == "encode" else (self.model.decode(x),)
+        whole = self.part == "whole"
+        return self.model(x, sample=False) if whole else (self.model.decode(x),)
 
 
 def script(module, x):
@@ -72,7 +72,9 @@ def test_an_export_computes_the_same(name, way):
     changes = dict(MODELS[name])
     model = vaekit.VAE(vaekit.preset(changes.pop("preset", "chest_xray"), **changes))
     model = model.to(memory_format=torch.channels_last).eval()
-    for part in ("encode", "decode", "whole"):
+    # ONNX is made of the graphs of torch.export, and slowly: one decoder alone
+    parts = ("whole",) if way == "ONNX" and name != "vq" else ("decode", "whole")
+    for part in parts:
         shape = model.latent_shape if part == "decode" else model.image_shape
         module = Part(model, part).eval()
         leaves = WAYS[way](module, torch.rand(2, *shape))

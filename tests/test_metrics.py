@@ -247,7 +247,8 @@ def test_evaluate_halves_the_test_films_when_there_are_no_others(model, monkeypa
 
 def test_evaluate_goes_on_in_smaller_batches_where_memory_runs_out(model, monkeypatch, tmp_path):
     no_weights(monkeypatch, tmp_path)
-    expected = evaluation.evaluate(model, films(20), model.cfg)
+    cfg = model.cfg.replace(batch_size=5)
+    expected = evaluation.evaluate(model, films(20), cfg)
     encode = VAE.encode
 
     def small(self, x):
@@ -256,7 +257,7 @@ def test_evaluate_goes_on_in_smaller_batches_where_memory_runs_out(model, monkey
         return encode(self, x)
 
     monkeypatch.setattr(VAE, "encode", small)
-    found = evaluation.evaluate(model, films(20), model.cfg)
+    found = evaluation.evaluate(model, films(20), cfg)
     for a, b in zip(expected, found, strict=True):
         assert a["value"] == pytest.approx(b["value"], rel=1e-3, abs=1e-5)
     monkeypatch.setattr(VAE, "encode", lambda self, x: torch.ones(2) @ torch.ones(3))
