@@ -210,11 +210,12 @@ def discs(n: int, seed: int) -> torch.Tensor:
 
 def test_it_learns_what_the_linear_picture_lacks():
     data = Data.from_tensors(discs(160, 1), discs(40, 2), discs(40, 3))
-    run = vaekit.fit(starting(epochs_phase2=30, lr_phase2=3e-3), data, resume="never")
+    cfg = starting(epochs_phase2=10, lr_phase2=5e-3, batch_size=16)
+    run = vaekit.fit(cfg, data, resume="never")
     x = data.test.images / 255
     alone = linear.linear_vae(data.train, 6)
     before, after = (losses.l1_per_image(m.reconstruct(x), x).mean() for m in (alone, run.model))
-    assert after < 0.6 * before
+    assert after < 0.4 * before
 
 
 def test_directions_without_data_are_idle():
