@@ -1,7 +1,7 @@
 """Many short runs, one value changed at a time, for the notebooks 07 to 09.
 
     python benchmarks/sweep.py clinic|sharp
-    VAEKIT_DATA=ROOT python benchmarks/sweep.py beta|cifar|faces
+    VAEKIT_DATA=ROOT python benchmarks/sweep.py beta|cifar|faces|films
 
 Continues where lessons/results/NAME.json ends, so it can be stopped. Several may run side by side,
 each on other cases (--only). Results do not depend on that; the seconds do.
