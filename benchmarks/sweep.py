@@ -143,6 +143,8 @@ def main() -> None:
                 data = load(cfg, spec.get("judged"))
                 about |= {"train": len(data.train), "test": len(data.test), "data": data.source}
             row, pictures = one(sweep, case, seed, data)
+            if spec.get("brief"):
+                row = {k: v for k, v in row.items() if not isinstance(v, list)}
             write(sweep, row, pictures)
             shown = {k: rounded(row.get(k)) for k in ("psnr", "sharpness", "kl", "verdict")}
             print(f"seed {seed}  {case:28} {shown}", flush=True)

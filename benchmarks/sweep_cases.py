@@ -4,7 +4,7 @@ A case is a change of config values on top of those. "select": "recon" keeps the
 epoch with the best reconstruction; the default is the best ELBO. "judged": most validation and
 test images, where a data set has thousands. "five": cases with five seeds instead of `seeds`.
 "pictured": cases whose pictures are stored because a notebook shows them; each makes the file
-larger.
+larger. "brief": no curves and no spectra.
 """
 
 # The system of the preset `medical256` at a quarter of its side, with three halvings instead of
@@ -214,7 +214,7 @@ SWEEPS = {
     "sharp": {"preset": "chest_xray", "base": OPTIMISED, "seeds": 3, "cases": SHARP, "five": FIVE,
               "pictured": SHARP_PICTURED},
     "films": {"preset": "chest_xray", "base": OPTIMISED | {"epoch_images": 272}, "seeds": 3,
-              "cases": {case: SHARP[case] for case in ON_FILMS}, "judged": 205},
+              "cases": {case: SHARP[case] for case in ON_FILMS}, "judged": 205, "brief": True},
     "beta": {"preset": "fashion_mnist", "base": FASHION, "seeds": 5, "cases": BETA, "judged": 500,
              "pictured": [case for case in BETA if case.startswith("beta ")]},
     "cifar": {"preset": "cifar10", "base": CIFAR, "seeds": 3, "cases": CIFAR_CASES, "judged": 500,
