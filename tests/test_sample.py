@@ -174,8 +174,8 @@ def test_flow_matching_learns_a_bent_density_that_a_gaussian_cannot():
     assert max(gains) > 0.05  # of the squared error
     x = FlowMatching(**vars(normal(2)), velocity=velocity).sample(1000, seed=2).numpy()
     assert np.corrcoef(x[:, 0] ** 2, x[:, 1])[0, 1] > 0.75
-    again, _ = train_velocity(torch.from_numpy(banana(400)).float(), steps=250)
-    assert again == gains
+    again, _ = train_velocity(torch.from_numpy(banana(400)).float(), steps=50)
+    assert again == gains[:2]
 
 
 def test_flow_matching_that_has_nothing_to_learn_stays_near_the_gaussian():
