@@ -66,5 +66,5 @@ def plot_histogram(sets: dict, title: str = "Grey levels") -> Figure:
         counts = sum(np.histogram(x.detach(), edges)[0] for x in chunks(images))
         density = counts / counts.sum() * 64
         axes[0, 0].stairs(density, edges, color=COLOURS[i % 7], lw=1.4, label=name)
-    label(axes[0, 0], x="grey level", y="density", loc="center left", bbox_to_anchor=(1, 0.5))
+    label(axes[0, 0], x="grey level", y="density", loc="upper left", bbox_to_anchor=(1, 1))
     return figure
