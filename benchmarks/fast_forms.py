@@ -5,8 +5,8 @@
 Each row is one speed-up: most of `vaekit.fast`, the Gaussian blur of SSIM, attention without
 PyTorch's fused kernel. `plain` and `fast` are medians over rounds of seconds per step. `gain` is
 the median of 1 - fast / plain, the share of the step that is saved, with the lowest and the highest
-round. Images are noise and the trunk's weights random, since speed does not depend on them. Takes
-two to five minutes on two cores, which should do nothing else.
+round. Images are noise and the trunk's weights random, since speed does not depend on them. On a
+CPU it is the processor's time of one thread, which other jobs disturb least. Ten minutes a preset.
 """
 
 import argparse
@@ -80,11 +80,13 @@ PLAIN = {
 # ---- in a separate process -----------------------------------------------------------------------
 
 
-def start(size: int, batch: int, shortcut: str, keep_memory: bool) -> str:
+def start(given: dict, shortcut: str, keep_memory: bool) -> str:
     """Build the step in this process; returns its precision."""
     global STEP
-    cfg = preset("chest_xray", profile="full", image_size=size, batch_size=batch, shortcut=shortcut)
-    images = torch.randint(0, 256, (batch, 1, size, size), dtype=torch.uint8)
+    torch.set_num_threads(1)
+    cfg = preset(profile="full", shortcut=shortcut, **given)
+    shape = cfg.batch_size, 1, cfg.image_size, cfg.image_size
+    images = torch.randint(0, 256, shape, dtype=torch.uint8)
     data = Data.from_tensors(images, images, images)
     if not keep_memory:
         fast.keep_freed_memory = lambda: False
@@ -103,9 +105,12 @@ def random_features() -> FeatureLoss:
     return FeatureLoss(Trunk("squeezenet", layers, TRUNKS["squeezenet"].perceptual_taps))
 
 
-def synchronize() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+def now() -> float:
+    """Seconds of this process on a CPU, of the clock on a GPU."""
+    if not torch.cuda.is_available():
+        return time.process_time()
+    torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def seconds(plain: str, steps: int) -> float:
@@ -114,12 +119,10 @@ def seconds(plain: str, steps: int) -> float:
         for owner, name, twin in PLAIN.get(plain, []):
             stack.enter_context(mock.patch.object(owner, name, twin))
         STEP()
-        synchronize()
-        begin = time.perf_counter()
+        begin = now()
         for _ in range(steps):
             STEP()
-        synchronize()
-        return (time.perf_counter() - begin) / steps
+        return (now() - begin) / steps
 
 
 # ---- rounds in turns -----------------------------------------------------------------------------
@@ -132,8 +135,10 @@ def measure(size: int, given: argparse.Namespace) -> list[dict]:
     kinds = {"usual": ("free", True), "memory": ("free", False), "conv": ("conv", True)}
     pools = {kind: ProcessPoolExecutor(1, spawn) for kind in kinds}
     batch = given.batch or BATCH[size]
+    values = {"name": given.preset, "image_size": size, "batch_size": batch}
+    values |= {"precision": given.precision}
     for kind, pool in pools.items():
-        precision = pool.submit(start, size, batch, *kinds[kind]).result()
+        precision = pool.submit(start, values, *kinds[kind]).result()
     found = {form: {"plain": [], "fast": []} for form in PLAIN}
     if size >= 128:
         del found["pointwise convolution"]  # its twin writes beyond its memory there
@@ -174,6 +179,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sizes", type=int, nargs="+", default=list(BATCH))
     parser.add_argument("--batch", type=int, help="default: 32 at 64 pixels, 16 at 128")
+    parser.add_argument("--preset", default="chest_xray")
+    parser.add_argument("--precision", default="auto")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--out", type=Path)
@@ -191,7 +198,7 @@ def main() -> None:
         "processor": processor(),
         "device": choose_device().type,
         "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
+        "threads": 1,
         "rounds": given.rounds,
         "steps": given.steps,
         "rows": rows,

@@ -7,8 +7,9 @@ VAE. Then, for each N and seed, it fits priors to the codes of N training images
 samples as there are test images. Scores: Fréchet excess over real against real, precision and
 coverage, by a CNN trained here to tell the classes apart, which no model was trained with;
 sharpness; and `memorisation` of those N images. "flow, 500 steps" is the flow without early
-stopping. "half way" has no prior: the codes half way between neighbours. Rows that are already in
-the file are not made again.
+stopping. "map flow" is a transformer over the latent map, where there is one, in place of the
+package's flow along leading directions. "half way" has no prior: the codes half way between
+neighbours. Rows that are already in the file are not made again.
 """
 
 import argparse
@@ -17,22 +18,27 @@ import os
 import platform
 import sys
 import time
+from functools import partial
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import torch
+from torch import nn
 
 import vaekit
 from vaekit import metrics, sample
 from vaekit.data import as_float
 from vaekit.judge import distances, networks
 from vaekit.judge.rows import distance_rows
+from vaekit.priors import flow
 from vaekit.priors.directions import between_neighbours
 from vaekit.priors.flow import FlowMatching, train_velocity
 
 KINDS = ("prior", "gaussian", "gmm", "flow", "half way")
 STEPS = (100, 300, 1000, 3000)  # of training, without early stopping
 COUNTS = (100, 300, 1000, 4000)
+MAP_STEPS = 3000  # of training, at most
 LOOKED_AT = ("frechet excess", "precision", "coverage")
 
 
@@ -74,6 +80,66 @@ class Bench:
         return {key: rounded(value) for key, value in (result | seconds).items()}
 
 
+class MapBlock(nn.Module):
+    """Attention between the places of a map, then the flow's own block at each: (B, places, C)."""
+
+    def __init__(self, width: int, heads: int = 4):
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.attention = nn.MultiheadAttention(width, heads, batch_first=True)
+        self.block = flow.Block(width)
+
+    def forward(self, h, told):
+        seen = self.norm(h)
+        h = h + self.attention(seen, seen, seen, need_weights=False)[0]
+        return self.block(h, told[:, None])
+
+
+class MapVelocity(nn.Module):
+    """`flow.Velocity` as a transformer (Peebles and Xie 2023): a token a place of the map `shape`,
+    (C, H, W). Points are flat, (N, C * H * W)."""
+
+    def __init__(self, shape, dims: int, classes: int = 0, width: int = 128, depth: int = 4):
+        super().__init__()
+        self.shape, self.dims, self.classes = shape, dims, classes
+        self.enter = nn.Linear(shape[0], width)
+        self.position = nn.Parameter(0.02 * torch.randn(shape[1] * shape[2], width))
+        self.time = flow.two_layers(flow.WAVES, width)
+        self.label = nn.Embedding(classes + 1, width)
+        self.blocks = nn.ModuleList(MapBlock(width) for _ in range(depth))
+        self.leave = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, shape[0]))
+        nn.init.zeros_(self.leave[1].weight)
+        nn.init.zeros_(self.leave[1].bias)
+
+    def forward(self, x, t, labels):
+        waves = torch.cos(torch.pi * t * torch.arange(flow.WAVES))
+        told = nn.functional.silu(self.time(waves) + self.label(labels))
+        spread = t.square() + (1 - t).square()
+        places = (x / spread.sqrt()).unflatten(1, self.shape).flatten(2).transpose(1, 2)
+        h = self.enter(places) + self.position
+        for block in self.blocks:
+            h = block(h, told)
+        return (2 * t - 1) / spread * x + self.leave(h).transpose(1, 2).flatten(1)
+
+
+def fit_map_flow(mu, logvar, seed: int) -> FlowMatching:
+    """Flow matching over the whole map, its numbers only standardised."""
+    mean = mu.mean(0)
+    x = (mu - mean).flatten(1).double()
+    stds = x.std(0)
+    gaussian = sample.Gaussian(
+        shape=tuple(mean.shape),
+        mean=mean.flatten().numpy(),
+        scale=np.ones(len(stds)),
+        basis=np.eye(len(stds)),
+        stds=stds.numpy(),
+        noise=logvar.exp().mean(0).sqrt().flatten().numpy(),
+    )
+    with mock.patch.object(flow, "Velocity", partial(MapVelocity, gaussian.shape)):
+        _, velocity = train_velocity((x / stds).float(), None, seed, MAP_STEPS)
+    return FlowMatching(**vars(gaussian), velocity=velocity)
+
+
 def draw(kind: str, mu, logvar, n: int, seed: int) -> tuple[torch.Tensor, dict]:
     """n codes of one kind, and the processor seconds they took."""
     began = time.process_time()
@@ -82,6 +148,8 @@ def draw(kind: str, mu, logvar, n: int, seed: int) -> tuple[torch.Tensor, dict]:
         return z, {}
     if kind in sample.SAMPLERS:
         sampler = sample.fit_sampler(mu, logvar, kind, seed)
+    elif kind == "map flow":
+        sampler = fit_map_flow(mu, logvar, seed)
     else:  # "flow, 500 steps"
         gaussian, y = sample.principal_gaussian(mu, logvar, "flow")
         x = torch.from_numpy(y / gaussian.stds[: y.shape[1]]).float()
@@ -144,6 +212,8 @@ def main() -> None:
     done = {(r["prior"], r["n"], r["seed"]) for r in rows["rows"]}
     bench = Bench(model, data, judge, given.test)
     kinds = [*KINDS, *(f"flow, {steps} steps" for steps in given.steps)]
+    if len(bench.mu.shape) == 4:
+        kinds.append("map flow")
     counts = sorted({min(n, len(data.train)) for n in given.counts})
     for seed in range(given.seeds):
         for n in counts:

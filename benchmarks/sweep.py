@@ -1,7 +1,7 @@
 """Many short runs, one value changed at a time, for the notebooks 07 to 09.
 
     python benchmarks/sweep.py clinic|sharp
-    VAEKIT_DATA=ROOT python benchmarks/sweep.py beta|cifar|faces
+    VAEKIT_DATA=ROOT python benchmarks/sweep.py beta|cifar|faces|films
 
 Continues where lessons/results/NAME.json ends, so it can be stopped. Several may run side by side,
 each on other cases (--only). Results do not depend on that; the seconds do.
@@ -143,6 +143,8 @@ def main() -> None:
                 data = load(cfg, spec.get("judged"))
                 about |= {"train": len(data.train), "test": len(data.test), "data": data.source}
             row, pictures = one(sweep, case, seed, data)
+            if spec.get("brief"):
+                row = {k: v for k, v in row.items() if not isinstance(v, list)}
             write(sweep, row, pictures)
             shown = {k: rounded(row.get(k)) for k in ("psnr", "sharpness", "kl", "verdict")}
             print(f"seed {seed}  {case:28} {shown}", flush=True)

@@ -4,7 +4,7 @@ A case is a change of config values on top of those. "select": "recon" keeps the
 epoch with the best reconstruction; the default is the best ELBO. "judged": most validation and
 test images, where a data set has thousands. "five": cases with five seeds instead of `seeds`.
 "pictured": cases whose pictures are stored because a notebook shows them; each makes the file
-larger.
+larger. "brief": no curves and no spectra.
 """
 
 # The system of the preset `medical256` at a quarter of its side, with three halvings instead of
@@ -77,6 +77,14 @@ SHARP = {
     "optimised, beta 0.0005": {"beta": 0.0005},
     "optimised, beta 0.01": {"beta": 0.01},
 }  # fmt: skip
+# what the claims of notebook 09 compare, on real films: as many steps as on the drawn ones
+ON_FILMS = (
+    "original", "low beta", "low beta, L1", "low beta, twice the channels",
+    "low beta, twice as long", "low beta, CLAHE off", "low beta, batch 2",
+    "low beta, batch 2, new both", "optimised", "optimised, old phases",
+    "optimised, old upsampling", "optimised, old attention", "optimised, old beta",
+    "optimised, flat 1024", "optimised, no features", "optimised, beta 0.0005",
+)  # fmt: skip
 # the two tables of eight rows that answer the question have five seeds, all else three
 FIVE = ["original", "low beta", *(f"low beta, new {row}" for row in AFTER if row != "beta"),
         "optimised", *(f"optimised, old {row}" for row in BEFORE)]  # fmt: skip
@@ -205,6 +213,8 @@ SWEEPS = {
     },
     "sharp": {"preset": "chest_xray", "base": OPTIMISED, "seeds": 3, "cases": SHARP, "five": FIVE,
               "pictured": SHARP_PICTURED},
+    "films": {"preset": "chest_xray", "base": OPTIMISED | {"epoch_images": 272}, "seeds": 3,
+              "cases": {case: SHARP[case] for case in ON_FILMS}, "judged": 205, "brief": True},
     "beta": {"preset": "fashion_mnist", "base": FASHION, "seeds": 5, "cases": BETA, "judged": 500,
              "pictured": [case for case in BETA if case.startswith("beta ")]},
     "cifar": {"preset": "cifar10", "base": CIFAR, "seeds": 3, "cases": CIFAR_CASES, "judged": 500,

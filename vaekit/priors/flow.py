@@ -45,7 +45,7 @@ class Block(nn.Module):
         self.adapt = nn.Linear(width, 3 * width)
 
     def forward(self, h: Tensor, told: Tensor) -> Tensor:
-        shift, scale, gate = self.adapt(told).chunk(3, dim=1)
+        shift, scale, gate = self.adapt(told).chunk(3, dim=-1)
         return h + gate * self.mlp((1 + scale) * self.norm(h) + shift)
 
 
