@@ -92,12 +92,12 @@ class Diagnosis:
         found = self.arrays
         kl.plot(found["kl"].flatten().sort(descending=True).values, color=blue)
         label(kl, "KL of each unit", "rank", "nats")
-        variance, noise = found["variance"], found["noise"]
-        units.loglog(variance.clamp(min=1e-6), noise, ".", color=blue, ms=4)
-        curve = torch.logspace(-3, -1e-6, 200)
-        units.plot(curve, 1 - curve, color="0.4", label="sum 1, as the prior")
+        units.semilogy(found["variance"], found["noise"], ".", color=blue, ms=4)
+        rest = torch.logspace(-4, 0, 200)
+        units.plot(1 - rest, rest, color="0.4", label="sum 1 (prior)")
         units.axvline(ACTIVE, color=red, ls="--", label="active from here")
-        label(units, "each unit", "variance of mu", "mean sigma squared")
+        at = dict(loc="upper left", bbox_to_anchor=(0, -0.2), ncols=2)
+        label(units, "each unit", "variance of mu", "mean sigma²", **at)
         sigma.hist(found["sigma"].flatten().log10(), bins=50, color=blue)
         label(sigma, "sigma (the prior's is 1)", "log10 sigma", "count")
         spectrum.semilogy(found["eigenvalues"], color=blue, label="codes")

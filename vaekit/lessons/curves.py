@@ -59,12 +59,12 @@ def _draw_right(axis, history, column, name):
 
 def plot_histogram(sets: dict, title: str = "Grey levels") -> Figure:
     """Histograms of all pixel values of {name: images}, as densities over [0, 1], overlaid."""
-    figure, axes = panels(1, 1, (4.5, 3), title)
+    figure, axes = panels(1, 1, (6, 3), title)
     edges = np.linspace(0, 1, 65)
     for i, (name, images) in enumerate(sets.items()):
         name = f"{name}, N={len(pixels_of(images))}"
         counts = sum(np.histogram(x.detach(), edges)[0] for x in chunks(images))
         density = counts / counts.sum() * 64
         axes[0, 0].stairs(density, edges, color=COLOURS[i % 7], lw=1.4, label=name)
-    label(axes[0, 0], x="grey level", y="density")
+    label(axes[0, 0], x="grey level", y="density", loc="upper left", bbox_to_anchor=(1, 1))
     return figure
