@@ -6,7 +6,7 @@ from math import inf, nan
 
 import numpy as np
 import torch
-from accelerate.utils import find_executable_batch_size
+from accelerate.utils import memory
 from torch import Tensor
 
 from vaekit.data import chunks
@@ -34,7 +34,7 @@ def mapped(function: Callable, images, batch_size: int = 64, device="cpu") -> li
         return run(batch_size)
     # Again, with less where memory was short. Not at once: accelerate begins with a collection of
     # garbage, which can take longer than `run`.
-    return find_executable_batch_size(run, batch_size)()
+    return memory.find_executable_batch_size(run, batch_size)()
 
 
 def collect(function: Callable, images, batch_size: int = 64, device="cpu") -> dict[str, Tensor]:
@@ -43,7 +43,7 @@ def collect(function: Callable, images, batch_size: int = 64, device="cpu") -> d
     def numbers(x: Tensor) -> dict[str, list]:
         # not tensors: thousands of small ones between large temporary ones fragment the heap, 25 kB
         # per image at 64 px
-        return {name: values.float().tolist() for name, values in function(x).items()}
+        return {name: v.float().tolist() for name, v in function(x).items()}
 
     parts = mapped(numbers, images, batch_size, device)
     return {name: torch.tensor(sum((part[name] for part in parts), [])) for name in parts[0]}
@@ -69,10 +69,10 @@ def ratio_row(metric: str, subject: str, top: Tensor, bottom: Tensor, paired: bo
     if min(len(a), len(b)) < 2:
         return row(metric, subject, ratio, n=len(a))
     if paired:
-        variance = (a - ratio * b).var() / len(a)
+        var = (a - ratio * b).var() / len(a)
     else:
-        variance = a.var() / len(a) + ratio**2 * b.var() / len(b)
-    error = 1.96 * (variance.sqrt() / b.mean()).item()
+        var = a.var() / len(a) + ratio**2 * b.var() / len(b)
+    error = 1.96 * (var.sqrt() / b.mean()).item()
     return row(metric, subject, ratio, ratio - error, ratio + error, len(a))
 
 
