@@ -193,7 +193,7 @@ def main() -> None:
             times = f"{1e3 * r['plain']:.1f} | {1e3 * r['fast']:.1f}"
             print(f"| {r['form']} | {size} | {times} | {gain} |", flush=True)
             rows.append(r)
-    found = {
+    run = {
         "command": " ".join(["python", *sys.argv]),
         "processor": processor(),
         "device": choose_device().type,
@@ -203,8 +203,9 @@ def main() -> None:
         "steps": given.steps,
         "rows": rows,
     }
-    if given.out:
-        given.out.write_text(json.dumps(found, indent=1) + "\n")
+    if given.out:  # beside the runs of other processors and precisions
+        runs = json.loads(given.out.read_text()) if given.out.exists() else []
+        given.out.write_text(json.dumps([*runs, run], indent=1) + "\n")
 
 
 if __name__ == "__main__":
