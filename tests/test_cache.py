@@ -32,11 +32,12 @@ def test_the_cache_knows_what_made_it(tmp_path):
     root = make(tmp_path / "set")
     base = load(root)
     hashes = {base.hash}
-    for change in ({"clahe_clip": 0.0}, {"fit": "crop"}, {"image_size": 24}, {"clahe_tiles": 2}):
+    changes = [{"clahe_clip": 0.0}, {"fit": "crop"}, {"image_size": 24}, {"clahe_tiles": 2}]
+    for change in (*changes, {"fit": "crop", "crop": 0.5}):
         hashes.add(load(root, **change).hash)
     write(root / "train/NORMAL/IM-0000-0000.jpeg", film(12345))
     hashes.add(load(root).hash)
-    assert len(hashes) == 6
+    assert len(hashes) == 7
 
 
 @pytest.mark.parametrize("change", [{"seed": 1}, {"val_fraction": 0.4}, {"max_images": 9}], ids=str)

@@ -84,6 +84,7 @@ def test_band_energy_is_how_much_detail_and_not_where():
     energy = losses.band_energy_per_image(grey, board).item()
     assert energy == pytest.approx(0.5, abs=1e-3)  # an rms of 1/2, and nothing in two bands
     assert losses.band_energy_per_image(1 - board, board).item() < 1e-6  # moved by a pixel
+    assert losses.rms_in_windows(board).shape[2:] == (7, 7)  # of 8 pixels, 4 apart
     weaker = 0.5 + 0.6 * (board - 0.5)
     assert losses.band_energy_per_image(weaker, board).item() == pytest.approx(0.2, abs=1e-3)
 
@@ -155,9 +156,9 @@ def test_free_bits_of_both_kinds():
     torch.testing.assert_close(element, torch.tensor([2.25, 2.25]))
     element.sum().backward()
     assert mu.grad[:, 0].abs().max() == 0  # below the floor: no gradient
-    mu2 = torch.tensor([[0.0, 2.0], [1.0, 2.0]], requires_grad=True)
-    batch = losses.kl_with_free_bits(mu2, logvar, 0.2, "batch")  # column means: 0.25 and 2
-    torch.testing.assert_close(batch, torch.tensor([2.25, 2.25]))
+    mu2 = torch.tensor([[0.0, 2.0, 0.0], [1.0, 2.0, 0.0]], requires_grad=True)
+    batch = losses.kl_with_free_bits(mu2, torch.zeros(2, 3), 0.2, "batch")  # means: 0.25, 2 and 0
+    torch.testing.assert_close(batch, torch.tensor([2.45, 2.45]))
     batch.sum().backward()
     assert mu2.grad[1, 0] > 0  # the batch average is above the floor
     none = losses.kl_with_free_bits(mu, logvar, 0.0, "element")

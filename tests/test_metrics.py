@@ -54,6 +54,8 @@ def test_sharpness_agrees_with_cv2():
     by_cv2 = [cv2.Laplacian(f[0].numpy(), cv2.CV_64F)[1:-1, 1:-1].var() for f in x]
     ours = metrics.sharpness(x.float() / 255) * 255**2
     assert ours.tolist() == pytest.approx(by_cv2, rel=1e-4)
+    red_green_blue = metrics.to_grey(torch.eye(3)[..., None, None]).flatten()
+    assert red_green_blue.tolist() == pytest.approx([0.299, 0.587, 0.114])
 
 
 def test_appearance_by_hand():
@@ -187,7 +189,8 @@ def test_mean_and_ratio_rows():
     assert found["value"] == 2 and found["high"] == pytest.approx(2 + 1.96 / 3**0.5)
     ratio = tables.ratio_row("m", "s", 2 * values, values, paired=True)
     assert (ratio["value"], ratio["low"], ratio["high"]) == pytest.approx((2, 2, 2))
-    assert tables.ratio_row("m", "s", 2 * values, values, paired=False)["high"] > 2.5
+    apart = tables.ratio_row("m", "s", 2 * values, values, paired=False)
+    assert apart["high"] == pytest.approx(2 + 1.96 * (4 / 3 + 2**2 / 3) ** 0.5 / 2)
 
 
 def test_one_image_has_no_interval(model):
@@ -331,6 +334,10 @@ def test_identical_reconstructions_have_all_the_power_and_no_interval(model, mon
         assert len(ratios) == 4
         for r in ratios:
             assert (r["value"], r["low"], r["high"]) == pytest.approx((1, 1, 1), abs=1e-6)
+    # distances are from other images: such reconstructions are no nearer than the floor
+    pair = films(8), films(8, seed=1)
+    for r in evaluation._judged_rows(model, {}, *pair, None, model.cfg):
+        assert r["value"] == pytest.approx(r["floor"], abs=1e-9)
 
 
 def test_every_judge_gives_its_own_rows(model):

@@ -42,6 +42,8 @@ def test_reconstruct_uses_the_mean_and_forward_samples():
     torch.testing.assert_close(model.reconstruct(x), model.reconstruct(x))
     torch.testing.assert_close(model(x, sample=False)[0], model.reconstruct(x))
     assert not torch.equal(model(x)[0], model(x)[0])
+    with torch.no_grad():
+        assert not any(part.requires_grad for part in model(x))
 
 
 def takers() -> list:
@@ -250,6 +252,8 @@ def test_clamp():
     model.encoder.logvar.bias.data.fill_(100.0)
     x = torch.rand(1, 1, 32, 32)
     assert model.encode(x)[1].max() == 2
+    model.encoder.logvar.bias.data.fill_(-100.0)
+    assert model.encode(x)[1].min() == -2
     free = make(logvar_clamp=0.0)
     free.encoder.logvar.bias.data.fill_(100.0)
     assert free.encode(x)[1].min() > 50

@@ -115,6 +115,11 @@ def test_a_chain_of_near_duplicates_is_one_and_never_n_by_n_pairs():
     alone = film(3, 32, 32)
     pairs = patients.near_duplicates(np.stack([alone, *frames[::2], *frames[1::2]]))
     assert pairs == [(1, i) for i in range(2, 2001)]
+    # also where each is like its neighbours alone, and the links come in an awkward order
+    turns = np.radians(15) * np.array([0, 4, 3, 2, 1])[:, None, None]
+    steps = 128 + np.cos(turns) * (start - 128) + np.sin(turns) * (end.astype(float) - 128)
+    pairs = patients.near_duplicates(steps.clip(0, 255).astype(np.uint8))
+    assert pairs == [(0, i) for i in (1, 2, 3, 4)]
 
 
 def test_near_duplicates_in_blocks_and_beyond_the_cap(monkeypatch):

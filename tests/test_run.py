@@ -108,13 +108,16 @@ def test_what_a_run_leaves_on_disk(whole, data):
         assert text in shown
 
 
-def test_load_run_gives_the_same_model(whole):
+def test_load_run_gives_the_same_model(whole, unfinished):
     again = vaekit.load_run(whole.path)
     x = torch.rand(2, 1, 16, 16)
     torch.testing.assert_close(again.model.reconstruct(x), whole.model.reconstruct(x))
     assert again.cfg == whole.cfg and again.history == whole.history
     with pytest.raises(CheckpointError, match="no readable run"):
         vaekit.load_run(whole.path / "nowhere")
+    early = vaekit.load_run(unfinished).model.state_dict()  # before any epoch can be the best
+    averages = torch.load(unfinished / "last.pt", weights_only=True)["ema"]
+    assert all(torch.equal(early[name], averages[name]) for name in averages)
 
 
 def test_finished_is_loaded_changed_is_new_and_says_what_differs(data, capsys):
@@ -368,12 +371,14 @@ def test_a_checkpoint_of_the_flat_package_is_read(data, whole):
     kept = {"model", "ema", "optimizer", "scaler", "plateau", "band", "epoch", "step", "history"}
     kept |= {"best_loss", "bad_epochs", "setbacks", "parts", "config", "critic"}
     assert state.keys() == kept | {"format"}
+    trainer = guards.GuardedTrainer(whole.cfg, data)
+    trainer.load_state_dict(state | {"setbacks": 2, "parts": 4})
+    assert (trainer.setbacks, trainer.parts) == (2, 4)
     for name in ("setbacks", "parts"):  # the first ones had none of these
         del state[name]
     state |= {"streak": 0, "partial": None}  # later ones had these
-    trainer = guards.GuardedTrainer(whole.cfg, data)
     trainer.load_state_dict(state)
-    assert (trainer.epoch, trainer.parts) == (6, 1)
+    assert (trainer.epoch, trainer.setbacks, trainer.parts) == (6, 0, 1)
 
 
 # ---- torn, foreign, hostile ------------------------------------------------------------------

@@ -105,6 +105,7 @@ def test_a_collapsed_kl_does_not_drive_beta_through_the_ceiling():
 
 def test_the_band_remembers():
     band, again = BetaBand(CFG), BetaBand(CFG)
+    assert band.step(0.4) == CFG.beta / 2 and band.share == pytest.approx(0.2)  # half the level
     for _ in range(3):
         band.step(0.5)
     again.load_state_dict(band.state_dict())

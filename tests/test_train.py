@@ -9,8 +9,9 @@ from tiny import shapes, small, weights
 import vaekit
 from vaekit import train
 from vaekit.data import Data, batches
-from vaekit.losses import vae_loss
+from vaekit.losses import kl_share, vae_loss
 from vaekit.place import device
+from vaekit.schedules import BetaBand
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +78,16 @@ def test_cycles_are_trained_and_logged(data):
     assert [r["beta"] for r in run.history[2:]] == [quarter, run.cfg.beta, run.cfg.beta] * 2
 
 
+def test_a_cooldown_does_not_move_the_band(data):
+    trainer = train.Trainer(small(beta_schedule="adaptive_cyclical", epochs_phase1=0), data)
+    trainer.beta = 0.25 * trainer.band.level  # of the cooldown
+    row = dict(train_recon=0.1, train_kl=100.0, train_l1=0.1, train_mse=0.02, val_loss=0.1)
+    share = kl_share(trainer.cfg, trainer.band.level, 0.1, 100.0, *trainer.sizes)
+    expected = BetaBand(trainer.cfg).step(share)
+    trainer.adapt(row)
+    assert trainer.band.level == pytest.approx(expected) != trainer.cfg.beta
+
+
 def test_phase_2_begins_with_codes_as_wide_as_the_prior(data):
     spreads, pictures = [], []
     for rescale in (False, True):
@@ -98,12 +109,22 @@ def test_phase_2_begins_with_a_fresh_optimizer_and_plateau(data):
     assert trainer.optimizer is before and trainer.phase == 2 and trainer.plateau.scale == 1
     trainer.run_epoch()
     assert trainer.optimizer is not before
+    trainer.begin_phase2()
+    assert not trainer.ema.encoder.logvar.weight.any()  # the averages change their units too
 
 
 def test_same_seed_same_weights_other_seed_other_weights(data):
     a, b = (vaekit.fit(small(), data, resume="never") for _ in range(2))
     assert torch.equal(weights(a), weights(b)) and a.path != b.path
     assert not torch.equal(weights(a), weights(vaekit.fit(small(seed=1), data)))
+
+
+def test_every_epoch_has_its_own_noise(data, monkeypatch):
+    monkeypatch.setattr(train.Trainer, "step", lambda *_: {"loss": torch.rand(())})
+    trainer = train.Trainer(small(), data)
+    first, again = (trainer.train_epoch() for _ in range(2))
+    trainer.epoch = 1
+    assert first == again != trainer.train_epoch()
 
 
 def test_fit_leaves_the_callers_random_numbers_alone(data):
@@ -150,6 +171,8 @@ def test_validation_is_of_the_averaged_weights_at_the_final_beta_without_free_bi
     for name, value in loss.terms.items():
         assert row[f"val_{name}"] == pytest.approx(value.item(), rel=1e-4), name
     assert row["val_psnr"] == pytest.approx(-10 * math.log10(row["val_mse"]))
+    again = trainer.validate()  # with the noise of every epoch
+    assert {f"val_{name}": value for name, value in again.items()}.items() <= row.items()
 
 
 def test_validation_takes_no_more_images_than_it_says(data, monkeypatch):
@@ -159,6 +182,9 @@ def test_validation_takes_no_more_images_than_it_says(data, monkeypatch):
     trainer = train.Trainer(small(), data)
     values = trainer.validate()
     assert seen[0][3].tolist() == [0, 6, 11] and math.isfinite(values["loss"])
+    x = data.val.images[[0, 6, 11]] / 255  # in phase 1 from the mean
+    mse = (trainer.ema.reconstruct(x) - x).square().mean().item()
+    assert values["mse"] == pytest.approx(mse, rel=1e-4)
 
 
 def test_epoch_order_is_shared_out_without_overlap():
