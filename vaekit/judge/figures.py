@@ -86,7 +86,7 @@ def plot_octaves(rows: list[dict], title: str = "") -> Figure:
     axis.set_xticks(range(len(octaves)), [name.removeprefix("power ") for name in octaves])
     axis.invert_xaxis()  # rows begin with the highest octave
     axis.set_ylim(0, max(1.5, axis.get_ylim()[1]))
-    title = title or "Power by octave: less than 1 is blur, more is noise"
+    title = title or "Power by octave: blur below the band, noise above"
     label(axis, title, "cycles per pixel", "power over that of real images")
     return figure
 
