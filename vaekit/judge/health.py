@@ -52,9 +52,9 @@ error that is best for the ELBO: codes are points, of {kl_active:.2g} nats a uni
 beta_elbo is near 1.""",
     "untrained": """
 a sampled code costs {sample_to_mean:.3g} times the error of the mean: the decoder was never
-trained on this noise. Train phase 2.""",
+trained on this noise. Train phase 2, where z is sampled.""",
     "off the prior": """
-units are active, but the codes lie {prior_gap:.2g} nats a unit from
+units are active and their noise is real, but the codes lie {prior_gap:.2g} nats a unit from
 N(0, I), {gap_share:.0%} of the KL (MMD {mmd:.2g}, from the prior to itself {mmd_null:.2g}): prior
 draws land where no image is. Sample with sampler="gaussian" or "gmm", or raise beta.""",
     "healthy": """
