@@ -69,7 +69,7 @@ MODELS = {  # what is added to `sharp`
 FEW = ["pca", "published", "sharp", "sharp, random start"]
 COMPARED = {  # everything on real films; elsewhere what the claims need
     "films": list(MODELS),
-    "bundled": ["pca", "published", "sharp"],
+    "bundled": [*FEW, "sharp, adds only", "sharp, no critic"],
     "cifar10": [model for model in FEW if model != "published"],
     "faces": FEW,
     "fashion": FEW,

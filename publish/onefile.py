@@ -271,7 +271,7 @@ k = min(math.prod(model.latent_shape), len(data.train) - 1)
 pca = linear_vae(data.train, k).reconstruct(x)
 print(f"{data.source}, {data.path}; profile {cfg.profile}; means over {len(x)} test images")
 print(f"{'':28} {'network':>8} {f'PCA, {k}':>10}")
-scores = {"PSNR, dB": psnr, "SSIM": ssim, "sharpness ratio (1 is best)": sharpness_ratio}
+scores = {"PSNR, dB": psnr, "SSIM": ssim_per_image, "sharpness ratio (1 is best)": sharpness_ratio}
 for name, score in scores.items():
     network, linear = (torch.as_tensor(score(y, x)).mean() for y in (rebuilt, pca))
     print(f"{name:28} {network:8.2f} {linear:10.2f}")
@@ -427,7 +427,7 @@ def build(images: Path | None = None) -> nbformat.NotebookNode:
         code(then=GENERATE),
         code(
             "metrics.psnr",
-            "metrics.ssim",
+            "losses.ssim_per_image",
             "metrics.sharpness_ratio",
             "linear.linear_vae",
             "data.as_float",

@@ -18,7 +18,7 @@ CORE = (
 )
 CORE = tuple(CORE.split())
 # Lines of code and characters a line, as they are: what is added has to be made room for.
-BUDGET = {"core": (1809, 40.9), "package": (6424, 43.0)}
+BUDGET = {"core": (1803, 41.0), "package": (6428, 43.1)}
 
 # What the core may open besides itself: these at any time,
 STANDS_ON = {"place.device", "fast", "checks", "published"}

@@ -90,10 +90,10 @@ def test_show_cases():
 def test_differences_share_one_scale_which_is_named():
     a = torch.full((2, 3, 4, 4), 0.5)
     b = a + torch.tensor([0.1, 0.2]).view(2, 1, 1, 1)
-    ((name, row),) = plots.difference(a, b, "gap").items()
+    ((name, row),) = figures.difference(a, b, "gap").items()
     assert name == "gap\n0 to 0.2" and row.shape == a.shape
     torch.testing.assert_close(row[:, 0, 0, 0], torch.tensor([0.5, 1.0]))
-    assert plots.difference(a, a, "gap").popitem()[1].max() == 0
+    assert figures.difference(a, a, "gap").popitem()[1].max() == 0
 
 
 def test_plot_history():

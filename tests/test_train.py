@@ -175,6 +175,12 @@ def test_validation_is_of_the_averaged_weights_at_the_final_beta_without_free_bi
     assert {f"val_{name}": value for name, value in again.items()}.items() <= row.items()
 
 
+def test_psnr_of_validation_is_that_of_whole_images(data):
+    one, two = (train.Trainer(small(num_scales=scales), data).validate() for scales in (1, 2))
+    assert two["psnr"] == one["psnr"] and two["mse"] == one["mse"]
+    assert two["l1"] < one["l1"]  # a mean over the resolutions
+
+
 def test_validation_takes_no_more_images_than_it_says(data, monkeypatch):
     monkeypatch.setattr(train, "VALIDATED", 3)
     seen = []

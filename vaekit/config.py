@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from vaekit import checks
 from vaekit.place.device import usable_gpu
-from vaekit.presets import AT_MOST, DURATIONS, LARGE_SETS, PRESET_CHANGES, PRESETS, PROFILE_CHANGES
+from vaekit.presets import AT_MOST, DURATIONS, OTHER_SETS, PRESET_CHANGES, PRESETS, PROFILE_CHANGES
 
 Profile = Literal["smoke", "quick", "full"]
 Activation = Literal["silu", "leaky_relu", "relu"]
@@ -51,7 +51,7 @@ class Config:
     flip: bool = True  # mirror half of the training images
     shift: Annotated[int, 0, 64] = 0  # move each at random, by up to this many pixels
     max_images: int = 0  # limit on the images of each split (val, test: 8 or more); 0: all
-    # of the training patients, for a missing val; as many again for a missing test
+    # of the training patients, for a val that is missing or small; as many for a missing test
     val_fraction: Annotated[float, 0.01, 0.5] = 0.1
     # What counts as one patient. "number": the number in the file name, whatever the subtype (the
     # cautious choice); "folder": a folder; "none": an image, and copies are not looked for. Or a
@@ -97,7 +97,7 @@ class Config:
     # with a critic: after this share of all epochs the encoder is frozen and the critic starts
     critic_from: Share = 0.6
     num_scales: Annotated[int, 1, 5] = 1  # resolutions of the pixel terms: 1x, 1/2x, ...
-    features: TrunkName = "auto"  # "auto": the profile's, or none with a notice
+    features: TrunkName = "auto"  # "auto": the profile's, or none with a notice; stored
     recon_weight: float = 1.0
     recon_reduction: Reduction = "mean"
     kl_reduction: Reduction = "mean"
@@ -222,45 +222,45 @@ def profile() -> str:
 def preset(name: str = "chest_xray", **changes) -> Config:
     """The named preset under the current profile; `changes` override both.
 
-    `None` means "not given". Durations in epochs (the beta warm-up, the sample interval) keep
-    their share of the run when only the number of epochs changes. ValueError for an unknown
+    `None` means "not given". Durations in epochs (the beta warm-up, the sample interval) scale
+    with `epochs_phase2`. ValueError for an unknown
     preset, field or value; it lists the choices.
     """
     checks.check_fields(changes, RULES)
     given = {"preset": name} | {k: v for k, v in changes.items() if v is not None}
     # checked here, so that an error names what the caller gave and not what follows from it
     given = {field: RULES[field].checked(field, value) for field, value in given.items()}
-    published = Config(preset=given["preset"], **PRESETS[given["preset"]])
+    base = Config(preset=given["preset"], **PRESETS[given["preset"]])
     chosen = given.get("profile") or profile()
     # the preset, then what the profile changes, then the caller: the later one wins
-    values = {"profile": chosen} | cost_limits(published, chosen, given) | given
+    values = {"profile": chosen} | profile_changes(base, chosen, given) | given
     if "widths" not in given:
         # one for each halving of the side; a single pixel is not halved
-        size = values.get("image_size", published.image_size)
+        size = values.get("image_size", base.image_size)
         values["widths"] = values["widths"][: max(1, size.bit_length() - 1)]
     # what follows from the number of epochs, where nobody has said otherwise
-    values = durations(published, values) | values
-    return published.replace(**values)
+    values = durations(base, values) | values
+    return base.replace(**values)
 
 
-def cost_limits(published: Config, profile_name: str, given: dict) -> dict:
+def profile_changes(base: Config, profile_name: str, given: dict) -> dict:
     """The fields that the profile changes to make a run shorter, with rates to match.
 
     Every profile's own, those for large data sets, limits that only lower the preset's values, and
     last what suits this preset: the later one wins.
     """
     limits = dict(PROFILE_CHANGES[profile_name])
-    if given.get("dataset", published.dataset) != "chest_xray":
-        limits |= LARGE_SETS[profile_name]
+    if given.get("dataset", base.dataset) != "chest_xray":
+        limits |= OTHER_SETS[profile_name]
     # never more than the preset has
     for field in AT_MOST & limits.keys():
-        limits[field] = min(limits[field], getattr(published, field))
+        limits[field] = min(limits[field], getattr(base, field))
     max_width = limits.pop("max_width", math.inf)
-    limits["widths"] = tuple(min(width, max_width) for width in published.widths)
-    return limits | PRESET_CHANGES.get((published.preset, profile_name), {})
+    limits["widths"] = tuple(min(width, max_width) for width in base.widths)
+    return limits | PRESET_CHANGES.get((base.preset, profile_name), {})
 
 
-def durations(published: Config, values: dict) -> dict:
-    """Durations in epochs; each keeps its share of the published phase 2."""
-    share = values.get("epochs_phase2", published.epochs_phase2) / max(published.epochs_phase2, 1)
-    return {k: max(least, round(getattr(published, k) * share)) for k, least in DURATIONS.items()}
+def durations(base: Config, values: dict) -> dict:
+    """Durations in epochs; each keeps its share of the preset's phase 2."""
+    share = values.get("epochs_phase2", base.epochs_phase2) / max(base.epochs_phase2, 1)
+    return {k: max(least, round(getattr(base, k) * share)) for k, least in DURATIONS.items()}

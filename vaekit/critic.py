@@ -68,10 +68,10 @@ class Critic(nn.Module):
         self.optimizer.load_state_dict(state["optimizer"])
 
 
-def add_share(gradient: Tensor, other: Tensor, share: float) -> Tensor:
-    """`gradient` plus `other`, scaled to `share` times the length of `gradient`.
+def add_share(gradient: Tensor, pull: Tensor, share: float) -> Tensor:
+    """`gradient` plus a step along `pull`, `share` times as long as `gradient`.
 
     A fixed weight would not do: an untrained critic's gradient is as long as a trained one's, and
     its length changes by orders of magnitude while both learn.
     """
-    return gradient + share * gradient.norm() / other.norm().clamp(min=1e-12) * other
+    return gradient + share * gradient.norm() / pull.norm().clamp(min=1e-12) * pull

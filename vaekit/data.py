@@ -58,15 +58,15 @@ class Data:
     path: str
     # of pixels, labels and splits: the same for the same files on another machine
     hash: str
-    # (name, why it cannot be used)
+    # (name, why the file cannot be read or used)
     skipped: list[tuple[str, str]] = field(default_factory=list)
-    # (name, why it is in no split)
+    # (name, why a usable image is in no split)
     dropped: list[tuple[str, str]] = field(default_factory=list)
-    # {what: {name: detail}}
+    # {remark: {image: detail}}
     remarks: dict[str, dict[str, str]] = field(default_factory=dict)
-    # what the splits keep apart: "patients" where file names identify them
+    # what the splits keep apart: "patients" where names or files identify them
     who: str = "groups"
-    # remarks for the summary
+    # lines of the summary
     notes: list[str] = field(default_factory=list)
     # the cache file that holds the three splits, which other processes read (`keep.launch`); ""
     # where they are only in memory
@@ -114,8 +114,8 @@ def content_hash(parts: Iterable, facts: tuple) -> str:
 
 
 def load_data(cfg: Config, verbose: bool = True, download: bool = False) -> Data:
-    """Find, decode, prepare (CLAHE, square, size), group by patient and split the images of `cfg`;
-    the second time they come from the cache.
+    """Find, decode, prepare (CLAHE, square, size) images; group them by patient (near-duplicates
+    together) and split them. The second time they come from the cache.
 
     Prints what it found. `download` fetches a known data set that is not on this machine.
     FileNotFoundError where there are no images, ValueError for too few patients for three splits.
@@ -186,16 +186,13 @@ def moved(x: Tensor, shift: Tensor) -> Tensor:
     return picked.permute(0, 3, 1, 2)
 
 
-def pixels_of(images, look: bool = False) -> Tensor:
+def pixels_of(images) -> Tensor:
     """The (N, C, H, W) tensor of a Split, or the tensor itself.
 
-    ValueError for another shape or N = 0; with `look`, for pixels that are neither uint8 nor
-    between 0 and 1.
+    ValueError for another shape or N = 0.
     """
     images = getattr(images, "images", images)
     checks.check_shape("images", images, ("C", "H", "W"))
-    if look:
-        checks.check_range(images)
     return images
 
 

@@ -232,7 +232,7 @@ def vae_loss(
             recon = recon + weight * terms[name]
     num_pixels = x[0].numel()
     k_rec, k_kl = reduction_factors(num_pixels, mu[0].numel(), cfg)
-    # recon is a mean over pixels; times num_pixels it is the sum that k_rec multiplies
+    # k_rec is for the sum over pixels, recon is their mean
     scale = cfg.recon_weight * k_rec * num_pixels
     total = (scale * recon + beta * k_kl * charged).mean()
 
@@ -253,11 +253,12 @@ def beta_elbo(
 ) -> float:
     """This beta as a multiple of the KL's weight in the ELBO, at the current error.
 
-    beta * k_kl / (recon_weight * k_rec * tau), tau = l1_weight * l1 + 2 * mse_weight * mse. In the
-    true log-likelihood, pixel errors of scale b = mean|e| (Laplace) or sigma^2 = mean e^2
-    (Gaussian) are divided by b or 2 sigma^2, each at its optimum. 1 is the ELBO; far below 1 the
-    model is an autoencoder, far above 1 it collapses. SSIM and feature terms also resist the KL but
-    are left out here, so the figure overstates the KL's pressure.
+    The ELBO divides a summed |e| by b = mean |e| (Laplace), and e^2 by 2 sigma^2 = 2 mean e^2
+    (Gaussian). This loss multiplies them by recon_weight * k_rec * l1_weight (or mse_weight). So
+    its own ELBO has beta * k_kl = recon_weight * k_rec * tau, tau = l1_weight * l1 + 2 * mse_weight
+    * mse; the result is the ratio. 1 is the ELBO; far below 1 the model is an autoencoder, far
+    above 1 it collapses. SSIM and features resist the KL too but are left out, so the figure
+    overstates the KL's pressure.
     """
     k_rec, k_kl = reduction_factors(num_pixels, num_latents, cfg)
     tau = cfg.l1_weight * l1 + cfg.mse_weight * (2 * mse)

@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vaekit.data import chunks, pixels_of
-from vaekit.losses import mse_per_image, ssim_per_image
+from vaekit.losses import mse_per_image
+from vaekit.losses import ssim_per_image as ssim
 
 LPIPS = "squeezenet, LPIPS v0.1"
 
@@ -14,11 +15,6 @@ LPIPS = "squeezenet, LPIPS v0.1"
 def psnr(x_hat: Tensor, x: Tensor) -> Tensor:
     """Peak signal-to-noise ratio of each image in dB, (B,): -10 log10(MSE), at most 100."""
     return -10 * mse_per_image(x_hat, x).clamp(min=1e-10).log10()
-
-
-def ssim(x_hat: Tensor, x: Tensor) -> Tensor:
-    """Structural similarity, (B,), 1 for identical images: `losses.ssim_per_image`."""
-    return ssim_per_image(x_hat, x)
 
 
 @torch.no_grad()

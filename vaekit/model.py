@@ -269,7 +269,7 @@ class Refiner(nn.Module):
     """Adds detail to a linear reconstruction: (B, C, S, S) -> the same shape, in [0, 1].
 
     A U-Net (Ronneberger et al. 2015) that starts at half the resolution: every 2x2 pixels become
-    four channels. It sees the code only through the linear reconstruction, which holds all of it.
+    four channels. It sees the code only through the linear reconstruction, after clipping.
     """
 
     def __init__(self, cfg: Config):
@@ -387,8 +387,8 @@ class VAE(BaseVAE):
     def start_at(self, linear: LinearVAE) -> None:
         """start="linear": begin with the encoding and reconstruction of `linear`."""
         self.linear.load_state_dict(linear.state_dict())
-        nothing = torch.zeros(1, *linear.mean.shape[:1], *[linear.size] * 2)
-        self.encoder.logvar.value.copy_(linear.encode(nothing)[1][0])
+        black = torch.zeros(1, *linear.image_shape)  # any image: all have the same logvar
+        self.encoder.logvar.value.copy_(linear.encode(black)[1][0])
         for layer in (self.encoder.mu, self.decoder.to_image[-1]):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)

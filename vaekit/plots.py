@@ -101,11 +101,3 @@ def show_rows(
     if titles:
         titles = [*titles] + [""] * (len(x) - columns)
     return show_images(x, titles, columns, title, list(rows), size)
-
-
-def difference(a: Tensor, b: Tensor, name: str) -> dict[str, Tensor]:
-    """A row for `show_rows`: |a - b|, mean over channels, all images on one scale from 0 to the
-    largest difference, which the row's label gives."""
-    gap = (a - b).abs().mean(1, keepdim=True)
-    top = gap.max().clamp(min=1e-6)
-    return {f"{name}\n0 to {top:.2g}": (gap / top).expand_as(a)}

@@ -1,6 +1,7 @@
 """The systems as values, and what each profile changes.
 
-`chest_xray` is the defaults of `Config`; the other presets list where they differ from it.
+`chest_xray`, a published system, is the defaults of `Config`; the other presets list where they
+differ from it.
 """
 
 from vaekit.published import PUBLISHED
@@ -30,9 +31,9 @@ PROFILE_CHANGES = {
     | dict(lr_schedule_phase1="constant", lr_schedule_phase2="cosine"),
     "full": {},
 }
-# ... and for every data set but chest_xray: larger batches, longer epochs, and the most channels
-# that a stage of the preset keeps (`max_width`).
-LARGE_SETS = {
+# ... and for every data set but chest_xray: larger batches, longer epochs (not for sharp, see
+# below), and the most channels that a stage of the preset keeps (`max_width`).
+OTHER_SETS = {
     "smoke": dict(max_width=64),
     "quick": dict(epoch_images=0, epochs_phase1=5, epochs_phase2=10, batch_size=32)
     | dict(lr_phase1=1e-3, lr_phase2=1e-3, max_width=64),

@@ -117,8 +117,8 @@ class VQ(Quantiser):
 
     @torch.no_grad()
     def learn(self, vectors: Tensor) -> None:
-        """Update the averages once, from vectors (N, C)."""
-        share = len(vectors) / self.num_codes
+        """A step: dead codes are placed on vectors (N, C) of the batch, then all averages move."""
+        share = len(vectors) / self.num_codes  # vectors a code, were all used alike
         dead = self.use < DEAD * share
         drawn = vectors[torch.randint(len(vectors), dead.shape, device=vectors.device)]
         self.use.copy_(self.use.where(~dead, share))

@@ -94,10 +94,9 @@ def fit_sampler(
     """A sampler fitted to the aggregated posterior: mu, logvar (N, *latent_shape) as encoded.
 
     "prior" needs no fit. "gaussian" has the full covariance, shrunk (Ledoit and Wolf 2004). "gmm"
-    and "flow" replace it, in the leading principal directions, by a mixture or by flow matching. If
-    that gains nothing on held-out codes, the Gaussian is returned. With labels (N,) a flow can
-    sample one class, see `FlowMatching`, and is returned whether it gains or not. ValueError for
-    another kind, or N < 2.
+    and "flow" replace it, in the leading principal directions, by a mixture or by flow matching. A
+    flow that gains nothing on held-out codes gives way to the Gaussian, unless labels (N,) are
+    given: it can then sample one class, see `FlowMatching`. ValueError for another kind, or N < 2.
     """
     checks.check_sampler(kind, SAMPLERS)
     if kind == "prior":
@@ -120,11 +119,10 @@ def fit_sampler(
 def principal_gaussian(mu: Tensor, logvar: Tensor, kind: str) -> tuple[Gaussian, np.ndarray]:
     """A Gaussian for `kind`, and the means' coordinates in its leading directions, (N, d).
 
-    Directions are principal ones of the standardised means. Only for "gaussian" is their covariance
-    shrunk, (1 - a) S + a tr(S)/D I (Ledoit and Wolf 2004). For "flow" the unit of each number is
-    the encoder's noise, so that directions are ordered by variance over noise; else it is the
-    deviation of z in its channel. Variance alone would not do: with `start="linear"` codes are
-    white, and all variances are alike.
+    The means are divided by a scale; their principal directions are PCA's. For "flow" the scale is
+    the encoder's noise, so that directions are ordered by signal over noise (with `start="linear"`
+    variances alone are alike); else it is the deviation of z in its channel. Only for "gaussian" is
+    the covariance shrunk, (1 - a) S + a tr(S)/D I.
     """
     from sklearn.covariance import ledoit_wolf_shrinkage
     from sklearn.decomposition import PCA
@@ -132,7 +130,6 @@ def principal_gaussian(mu: Tensor, logvar: Tensor, kind: str) -> tuple[Gaussian,
     mu, logvar = mu.cpu().double(), logvar.cpu().double()
     mean = mu.mean(0)
     sigma2 = logvar.exp().mean(0)
-    # the unit of each number: for a flow the encoder's noise, else the deviation of z
     scale = sigma2.sqrt() if kind == "flow" else channel_scale(mu, logvar)
     x = ((mu - mean) / scale).flatten(1).numpy()  # (N, D)
     sigma2 = (sigma2 / scale**2).flatten().numpy()

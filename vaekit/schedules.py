@@ -37,8 +37,8 @@ def decoder_only(cfg: Config, epoch: float) -> bool:
 
 
 def critic_share_at(cfg: Config, epoch: float) -> float:
-    """The critic's pull on the decoder. Of the critic's time: 0 for the first quarter, in which it
-    learns alone; a straight rise in the second; then `critic_share`."""
+    """The critic's pull on the decoder. Of the epochs with a critic: 0 in the first quarter, where
+    it learns and the decoder trains without it; a straight rise in the second; then the whole."""
     if not decoder_only(cfg, epoch):
         return 0.0
     start = cfg.critic_from * cfg.num_epochs
@@ -61,8 +61,8 @@ class BetaBand:
 
     `step(share, ceiling)` once an epoch: share is the KL's part of the loss at `level`; it is
     smoothed. Outside the band, `level` moves towards the band's geometric middle, by a factor of 2
-    at most. It stays at or below `ceiling`: a collapsed KL has a small share too, and more beta
-    would not bring it back.
+    at most. It stays at or below `ceiling`, the ELBO's beta: a collapsed KL has a small share too,
+    and more beta would not bring it back.
     """
 
     def __init__(self, cfg: Config):

@@ -18,7 +18,7 @@ from vaekit.critic import Critic, add_share
 from vaekit.data import Data, batches
 from vaekit.features import FeatureLoss
 from vaekit.linear import SMALL, linear_vae
-from vaekit.losses import beta_elbo, kl_share, vae_loss
+from vaekit.losses import beta_elbo, kl_share, mse_per_image, vae_loss
 from vaekit.model import VAE
 from vaekit.place.device import choose_device, choose_precision
 from vaekit.quantise import code_use
@@ -42,8 +42,9 @@ class Trainer:
 
     `raw` is the network that is trained; `model` is the same network, wrapped in DDP where there
     are several processes; `ema` has its averaged weights, is what validation measures, and is the
-    result. `features` is `features.feature_loss(cfg)`; without it the feature terms are left out.
-    `fit` trains a `keep.guards.GuardedTrainer`, which adds the best epoch and early stopping.
+    result of `train`. `features` is `features.feature_loss(cfg)`; without it the feature terms are
+    left out. `fit` trains a `keep.guards.GuardedTrainer`, which stops early and returns the newest
+    epoch whose loss is close to the lowest.
     """
 
     def __init__(self, cfg: Config, data: Data, features: FeatureLoss | None = None):
@@ -118,34 +119,34 @@ class Trainer:
         self.zero_grad()
         # phase 1 decodes the mean: a plain autoencoder, without noise
         sample = epoch >= self.cfg.epochs_phase1
-        rests = schedules.decoder_only(self.cfg, epoch)
+        frozen = schedules.decoder_only(self.cfg, epoch)
         means = {}
         for images in x.tensor_split(self.parts):
             part = len(images) / len(x)
             with self.autocast():
-                x_hat, mu, logvar = self.model(images, sample, rests)
+                x_hat, mu, logvar = self.model(images, sample, frozen)
                 networks = self.features, self.raw.quantiser
                 loss = vae_loss(x_hat, images, mu, logvar, self.cfg, self.beta, *networks)
             if self.critic:
-                loss.terms["critic"] = self.teach_critic(images, x_hat, rests, part)
+                loss.terms["critic"] = self.teach_critic(images, x_hat, frozen, part)
             self.backward(self.scaler.scale(self.objective(loss.total) * part), x_hat, epoch)
             for name, value in loss.terms.items():
                 means[name] = means.get(name, 0) + value * part
         return means
 
-    def teach_critic(self, x: Tensor, x_hat: Tensor, rests: bool, part: float) -> Tensor:
+    def teach_critic(self, x: Tensor, x_hat: Tensor, frozen: bool, part: float) -> Tensor:
         """Adds to the critic's own .grad; returns its hinge loss, 0 while it does not train."""
-        if not rests:
+        if not frozen:
             return torch.zeros((), device=self.device)
         loss = self.critic.loss(x, x_hat)
         (loss * part).backward()
         return loss.detach()
 
     def backward(self, total: Tensor, x_hat: Tensor, epoch: float) -> None:
-        """The gradient of `total`. A critic's pull is not part of it: it joins at x_hat."""
+        """The gradient of `total`; a critic's pull is added to it at x_hat."""
         pull = schedules.critic_share_at(self.cfg, epoch)
         if pull:
-            # the encoder rests, so that all weights get their gradient through x_hat
+            # only the decoder trains: every gradient passes through x_hat
             (gradient,) = torch.autograd.grad(total, x_hat)
             x_hat.backward(add_share(gradient, self.critic.gradient(x_hat), pull))
         else:
@@ -156,7 +157,7 @@ class Trainer:
         return total
 
     def update(self, terms: dict[str, Tensor]) -> None:
-        """The optimiser's step. `keep.guards` skips it where the gradient is not finite."""
+        """The optimisers' steps. `keep.guards` skips them where the gradient is not finite."""
         self.scaler.step(self.optimizer)
         if self.critic:
             self.critic.step(self.accelerator)
@@ -228,9 +229,9 @@ class Trainer:
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
         """Loss terms on at most `VALIDATED` validation images: averaged weights, z sampled with
-        fixed noise (in phase 1 the mean, as in training). `loss` is the objective at `final_beta`
-        in every epoch, without free bits: one yardstick, although only the later epochs are trained
-        for it (`schedules.final_objective`). For quantised codes also `quantise.code_use`."""
+        fixed noise (none in phase 1). `loss` weighs the KL by `final_beta` in every epoch, without
+        free bits and critic; compare only epochs that train for it (`schedules.final_objective`).
+        For quantised codes also `quantise.code_use`."""
         cfg = self.cfg.replace(free_bits=0.0)
         split = self.data.val
         order = torch.linspace(0, len(split) - 1, min(len(split), VALIDATED)).round().long()
@@ -247,6 +248,7 @@ class Trainer:
                 x_hat = self.ema.decode(mu + (0.5 * logvar).exp() * eps.to(self.device))
                 networks = self.features, quantiser
                 loss = vae_loss(x_hat, x, mu, logvar, cfg, self.final_beta, *networks)
+            loss.terms["mse"] = mse_per_image(x_hat, x).mean()  # for PSNR: at full size only
             if quantiser is not None:
                 indices.append(quantiser.indices(mu).flatten())
             sums = sums + torch.stack(list(loss.terms.values())) * len(x)
@@ -290,9 +292,9 @@ class Trainer:
         cfg = self.cfg
         schedule = cfg.lr_schedule_phase1 if self.phase == 1 else cfg.lr_schedule_phase2
         if schedule == "plateau" and (self.phase == 1 or final_objective(cfg, self.epoch)):
-            self.plateau.step(row["val_loss"])
+            self.plateau.step(row["val_recon" if self.phase == 1 else "val_loss"])
         if "adaptive" in cfg.beta_schedule and self.phase == 2:
-            # in a cooldown too: the share that the full level would have
+            # at the full level, in a cooldown too; the ceiling is the beta of the ELBO
             level = self.band.level
             share = kl_share(cfg, level, row["train_recon"], row["train_kl"], *self.sizes)
             elbo = beta_elbo(cfg, level, row["train_l1"], row["train_mse"], *self.sizes)
@@ -319,7 +321,7 @@ class Trainer:
     # ---- state for resuming ----------------------------------------------------------------------
 
     def state_dict(self) -> dict:
-        """Complete between two epochs: plain values and tensors."""
+        """Complete between two epochs, except what `keep.guards` adds: parts, the best epoch."""
         return {
             "config": self.cfg.to_dict(),
             "model": self.raw.state_dict(),
@@ -358,8 +360,8 @@ def epoch_order(cfg: Config, n: int, epoch: int, rank: int = 0, world: int = 1):
     """
     generator = torch.Generator().manual_seed(cfg.seed * 1_000_003 + epoch)
     size = min(cfg.batch_size, n) // world * world
-    most = min(n, max(cfg.epoch_images, size)) if cfg.epoch_images else n
-    order = torch.randperm(n, generator=generator)[: most // size * size]
+    steps = max(min(n, cfg.epoch_images or n) // size, 1)
+    order = torch.randperm(n, generator=generator)[: steps * size]
     flip = torch.rand(len(order), generator=generator) < (0.5 if cfg.flip else 0.0)
     mine = slice(rank * size // world, (rank + 1) * size // world)
     return order.view(-1, size)[:, mine].flatten(), flip.view(-1, size)[:, mine].flatten()

@@ -11,6 +11,7 @@ from vaekit.data import as_float, pixels_of
 from vaekit.files.weights import downloads_allowed
 from vaekit.judge import networks
 from vaekit.judge.evaluation import measure, say_heard
+from vaekit.judge.figures import difference
 from vaekit.judge.rows import collect, format_table, mean_row, ratio_row
 from vaekit.linear import LinearVAE
 from vaekit.metrics import LPIPS, appearance
@@ -49,7 +50,7 @@ class Comparison:
 
     def plot(self, columns: int = SHOWN) -> Figure:
         """The same images in every column; rows: real, a, b, |b - a|, samples of a and of b."""
-        gap = plots.difference(self.images["b"], self.images["a"], "|b - a|")
+        gap = difference(self.images["b"], self.images["a"], "|b - a|")
         rows = {name: self.images[name] for name in ("image", "a", "b")} | gap
         for name in "ab":
             rows[f"samples\nof {name}"] = self.images[f"samples of {name}"]

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vaekit.checks import check_range
 from vaekit.config import Config
 from vaekit.data import chunks, pixels_of
 from vaekit.features import FeatureLoss, trunk_name
@@ -64,7 +65,9 @@ def evaluate(model, test, cfg: Config, val=None, samples=None, judges=None) -> l
     flecks. `figures.plot_octaves` draws them.
     """
     test = pixels_of(test)
-    samples = {name: pixels_of(images, look=True) for name, images in (samples or {}).items()}
+    samples = {name: pixels_of(images) for name, images in (samples or {}).items()}
+    for images in samples.values():
+        check_range(images)
     download = downloads_allowed(cfg.profile)
     with evaluating(model) as device:
         judge = networks.load_judge(device, download)

@@ -4,10 +4,11 @@ from math import ceil
 
 import numpy as np
 from matplotlib.figure import Figure
+from torch import Tensor
 
 from vaekit.data import as_float, pixels_of
 from vaekit.judge.evaluation import Cases
-from vaekit.plots import COLOURS, difference, label, panels, show_rows
+from vaekit.plots import COLOURS, label, panels, show_rows
 
 HEADS = {
     "psnr": "PSNR, dB",
@@ -24,6 +25,14 @@ def show_cases(x_hat, x, cases: Cases) -> Figure:
     titles += [f"worst\nSSIM {cases.values[i]:.3f}" for i in cases.worst]
     rows = {"image": x, "reconstruction": x_hat} | difference(x, x_hat, "|difference|")
     return show_rows(rows, columns=len(chosen), titles=titles)
+
+
+def difference(a: Tensor, b: Tensor, name: str) -> dict[str, Tensor]:
+    """A row for `show_rows`: |a - b|, mean over channels, all images on one scale from 0 to the
+    largest difference, which the row's label gives."""
+    gap = (a - b).abs().mean(1, keepdim=True)
+    top = gap.max().clamp(min=1e-6)
+    return {f"{name}\n0 to {top:.2g}": (gap / top).expand_as(a)}
 
 
 def plot_rows(rows: list[dict], title: str = "", metrics=("frechet", "sharpness ratio")) -> Figure:
@@ -77,7 +86,7 @@ def plot_octaves(rows: list[dict], title: str = "") -> Figure:
     axis.set_xticks(range(len(octaves)), [name.removeprefix("power ") for name in octaves])
     axis.invert_xaxis()  # rows begin with the highest octave
     axis.set_ylim(0, max(1.5, axis.get_ylim()[1]))
-    title = title or "Power by octave: less than 1 is blur, more is noise"
+    title = title or "Power by octave: blur below the band, noise above"
     label(axis, title, "cycles per pixel", "power over that of real images")
     return figure
 

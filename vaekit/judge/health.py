@@ -45,11 +45,11 @@ ADVICE = {
     "collapsed": """
 {idle_share:.0%} of {units} units hold more noise than signal ({active_units} are active), an image
 has {kl:.2g} nats, and another image's code costs only {other_to_mean:.2g} times the error of its
-own: the decoder hardly listens. Lower beta, warm it up for longer, or give free_bits.""",
+own. Lower beta, warm it up for longer, or give free_bits.""",
     "autoencoder": """
-sigma is {sigma_to_spread:.2g} of the spread of mu, and sampling costs {noise_price:.2g} of what
-the ELBO would let it: codes are points, of {kl_active:.2g} nats a unit. Raise beta until beta_elbo
-is near 1.""",
+sigma is {sigma_to_spread:.2g} of the spread of mu, and the noise in z adds {noise_price:.2g} of the
+error that is best for the ELBO: codes are points, of {kl_active:.2g} nats a unit. Raise beta until
+beta_elbo is near 1.""",
     "untrained": """
 a sampled code costs {sample_to_mean:.3g} times the error of the mean: the decoder was never
 trained on this noise. Train phase 2, where z is sampled.""",
@@ -58,14 +58,14 @@ units are active and their noise is real, but the codes lie {prior_gap:.2g} nats
 N(0, I), {gap_share:.0%} of the KL (MMD {mmd:.2g}, from the prior to itself {mmd_null:.2g}): prior
 draws land where no image is. Sample with sampler="gaussian" or "gmm", or raise beta.""",
     "healthy": """
-{active_units} of {units} units are active, sampling costs {noise_price:.2g} of what the ELBO lets
-it, and the codes lie {prior_gap:.2g} nats a unit from N(0, I): none of the three faults. Whether
-prior samples look real, only they can show.""",
+{active_units} of {units} units are active, the noise in z adds {noise_price:.2g} of the error
+that is best for the ELBO, and the codes lie {prior_gap:.2g} nats a unit from N(0, I). Only samples
+show whether they look real.""",
     "blurred": """
 Beta is well above the ELBO's: a lower one would reconstruct more sharply.""",
     "held": """
 Training images come back with {train_to_test:.2g} of the error of these: the model holds the images
-themselves, and how well it copies them says nothing about others.""",
+themselves.""",
 }
 
 
@@ -89,21 +89,21 @@ class Diagnosis:
         figure, axes = panels(2, 2, (7.5, 5.8), f"verdict: {self.verdict}")
         kl, units, sigma, spectrum = axes.flat
         blue, red = COLOURS[:2]
-        found = self.arrays
+        found, n = self.arrays, self.numbers
         kl.plot(found["kl"].flatten().sort(descending=True).values, color=blue)
-        label(kl, "KL of each unit", "rank", "nats")
+        label(kl, f"KL: {n['kl']:.0f} nats in all", "rank", "nats")
         units.semilogy(found["variance"], found["noise"], ".", color=blue, ms=4)
         rest = torch.logspace(-4, 0, 200)
         units.plot(1 - rest, rest, color="0.4", label="sum 1 (prior)")
         units.axvline(ACTIVE, color=red, ls="--", label="active from here")
         at = dict(loc="upper left", bbox_to_anchor=(0, -0.2), ncols=2)
-        label(units, "each unit", "variance of mu", "mean sigma²", **at)
+        label(units, f"{n['active_units']} active units", "variance of mu", "mean sigma²", **at)
         sigma.hist(found["sigma"].flatten().log10(), bins=50, color=blue)
-        label(sigma, "sigma (the prior's is 1)", "log10 sigma", "count")
+        sigma.axvline(0, color="0.4", label="the prior's")
+        label(sigma, f"median of sigma: {n['sigma']:.2g}", "log10 sigma", "count")
         spectrum.semilogy(found["eigenvalues"], color=blue, label="codes")
-        expected = found["expected_eigenvalues"]
-        spectrum.plot(expected, color=red, ls="--", label="as many of N(0, I)")
-        label(spectrum, "spectrum", "direction", "variance")
+        spectrum.plot(found["expected_eigenvalues"], "--", color=red, label="as many of N(0, I)")
+        label(spectrum, f"{n['gap_share']:.0%} of the KL: off the prior", "direction", "variance")
         return figure
 
 

@@ -20,7 +20,8 @@ METRICS = ("frechet", "frechet excess", "kernel", "precision", "recall", "densit
 
 def row(metric, subject, value, low=None, high=None, n=0, network="", floor=None) -> dict:
     """One row of the evaluation, keys as in COLUMNS; None where there is no such number."""
-    return dict(zip(COLUMNS, (metric, subject, value, low, high, n, network, floor), strict=True))
+    values = metric, subject, value, low, high, n, network, floor
+    return dict(zip(COLUMNS, values, strict=True))
 
 
 def mapped(function: Callable, images, batch_size: int = 64, device="cpu") -> list:
@@ -43,7 +44,7 @@ def collect(function: Callable, images, batch_size: int = 64, device="cpu") -> d
     def numbers(x: Tensor) -> dict[str, list]:
         # not tensors: thousands of small ones between large temporary ones fragment the heap, 25 kB
         # per image at 64 px
-        return {name: v.float().tolist() for name, v in function(x).items()}
+        return {name: values.float().tolist() for name, values in function(x).items()}
 
     parts = mapped(numbers, images, batch_size, device)
     return {name: torch.tensor(sum((part[name] for part in parts), [])) for name in parts[0]}
@@ -69,10 +70,10 @@ def ratio_row(metric: str, subject: str, top: Tensor, bottom: Tensor, paired: bo
     if min(len(a), len(b)) < 2:
         return row(metric, subject, ratio, n=len(a))
     if paired:
-        var = (a - ratio * b).var() / len(a)
+        variance = (a - ratio * b).var() / len(a)
     else:
-        var = a.var() / len(a) + ratio**2 * b.var() / len(b)
-    error = 1.96 * (var.sqrt() / b.mean()).item()
+        variance = a.var() / len(a) + ratio**2 * b.var() / len(b)
+    error = 1.96 * (variance.sqrt() / b.mean()).item()
     return row(metric, subject, ratio, ratio - error, ratio + error, len(a))
 
 

@@ -267,8 +267,8 @@ def more_parts(error: RuntimeError, parts: int, batch: int, processes: int) -> i
         raise error
     warnings.warn(
         f"out of memory: batches of {batch} go through in {2 * parts} parts from here on. The"
-        " gradient is that of the batch; BatchNorm, calibrated and free_bits_kind='batch' see"
-        " the parts",
+        " gradient is that of the batch, but BatchNorm, calibrated, free_bits_kind='batch', a"
+        " critic's share and VQ's codebook see the parts",
         stacklevel=4,
     )
     return 2 * parts

@@ -181,14 +181,15 @@ class BetaSlider:
         axis.set(xlabel="KL (nats)", ylabel="PSNR (dB)")
 
     def strip(self) -> Figure:
-        """All models without a slider: two films, and one row per beta."""
-        third = COLUMNS // 3
-        first = self.films[:third]
-        blank = torch.ones_like(first)
-        rows = {"image": torch.cat([first, blank, blank])}
-        heads = np.repeat([*self.portraits[0].pictures], len(first)).tolist()
+        """All models without a slider: images, and one row per beta; the first of its columns are
+        the first of the images."""
+        few = len(self.films[: COLUMNS // 3])
+        n = 3 * few
+        heads = [f"image {i + 1}" for i in range(n)]
+        heads += np.repeat([*self.portraits[0].pictures], few).tolist()
+        rows = {"images": self.films.repeat(3, 1, 1, 1)[:n]}
         for p in self.portraits:
-            parts = [images[:third] for images in p.pictures.values()]
+            parts = [x[:few] for x in p.pictures.values()]
             found = "{kl:.0f} nats, {psnr:.1f} dB".format(**p.numbers)
             rows[f"β {p.beta:g}\n{found}"] = torch.cat(parts)
         return plots.show_rows(rows, titles=heads, size=1.3)
