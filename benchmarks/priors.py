@@ -83,43 +83,33 @@ class Bench:
 class MapBlock(nn.Module):
     """Attention between the places of a map, then the flow's own block at each: (B, places, C)."""
 
-    def __init__(self, width: int, heads: int = 4):
+    def __init__(self, width: int, places: int, heads: int = 4):
         super().__init__()
+        self.position = nn.Parameter(0.02 * torch.randn(places, width))
         self.norm = nn.LayerNorm(width)
         self.attention = nn.MultiheadAttention(width, heads, batch_first=True)
         self.block = flow.Block(width)
 
     def forward(self, h, told):
-        seen = self.norm(h)
+        seen = self.norm(h + self.position)
         h = h + self.attention(seen, seen, seen, need_weights=False)[0]
-        return self.block(h, told[:, None])
+        return self.block(h, told)
 
 
-class MapVelocity(nn.Module):
-    """`flow.Velocity` as a transformer (Peebles and Xie 2023): a token a place of the map `shape`,
-    (C, H, W). Points are flat, (N, C * H * W)."""
+class MapVelocity(flow.Velocity):
+    """A transformer (Peebles and Xie 2023) with a token a place of the map `shape`, (C, H, W).
+    Points are flat, (N, C * H * W)."""
 
-    def __init__(self, shape, dims: int, classes: int = 0, width: int = 128, depth: int = 4):
-        super().__init__()
-        self.shape, self.dims, self.classes = shape, dims, classes
-        self.enter = nn.Linear(shape[0], width)
-        self.position = nn.Parameter(0.02 * torch.randn(shape[1] * shape[2], width))
-        self.time = flow.two_layers(flow.WAVES, width)
-        self.label = nn.Embedding(classes + 1, width)
-        self.blocks = nn.ModuleList(MapBlock(width) for _ in range(depth))
-        self.leave = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, shape[0]))
-        nn.init.zeros_(self.leave[1].weight)
-        nn.init.zeros_(self.leave[1].bias)
+    def __init__(self, shape, dims: int, classes: int = 0, depth: int = 4):
+        super().__init__(shape[0], classes)
+        self.dims, self.shape = dims, shape
+        blocks = [MapBlock(self.enter.out_features, shape[1] * shape[2]) for _ in range(depth)]
+        self.blocks = nn.ModuleList(blocks)
 
     def forward(self, x, t, labels):
-        waves = torch.cos(torch.pi * t * torch.arange(flow.WAVES))
-        told = nn.functional.silu(self.time(waves) + self.label(labels))
-        spread = t.square() + (1 - t).square()
-        places = (x / spread.sqrt()).unflatten(1, self.shape).flatten(2).transpose(1, 2)
-        h = self.enter(places) + self.position
-        for block in self.blocks:
-            h = block(h, told)
-        return (2 * t - 1) / spread * x + self.leave(h).transpose(1, 2).flatten(1)
+        places = x.unflatten(1, self.shape).flatten(2).transpose(1, 2)
+        moved = super().forward(places, t[:, None], labels[:, None])
+        return moved.transpose(1, 2).flatten(1)
 
 
 def fit_map_flow(mu, logvar, seed: int) -> FlowMatching:
