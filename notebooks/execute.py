@@ -72,14 +72,21 @@ def tidy(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
 
 
 def with_palette(png: bytes) -> bytes:
-    """The figure in at most 256 colours, which is smaller; `png` itself if it has too many. Grey
-    pictures lose nothing."""
+    """The figure as grey levels, or in at most 256 colours, which is smaller; `png` itself if it has
+    too many. Grey pictures lose nothing."""
     image = Image.open(BytesIO(png)).convert("RGB")
     if image.getcolors(FEW_COLOURS) is None:
         return png
-    out = BytesIO()
-    image.quantize(256).save(out, "PNG", optimize=True)
-    return min(out.getvalue(), png, key=len)
+    red, *others = image.split()
+    is_grey = all(channel.tobytes() == red.tobytes() for channel in others)
+    smaller = [red] if is_grey else []  # grey levels compress better than numbers of a palette
+    smaller.append(image.quantize(256))
+    kept = [png]
+    for picture in smaller:
+        out = BytesIO()
+        picture.save(out, "PNG", optimize=True)
+        kept.append(out.getvalue())
+    return min(kept, key=len)
 
 
 def objections(notebook: nbformat.NotebookNode) -> list[str]:
