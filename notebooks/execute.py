@@ -72,21 +72,19 @@ def tidy(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
 
 
 def with_palette(png: bytes) -> bytes:
-    """The figure as grey levels, or in at most 256 colours, which is smaller; `png` itself if it has
-    too many. Grey pictures lose nothing."""
+    """The figure in at most 256 colours, which is smaller; `png` itself if it has too many. Grey
+    pictures lose nothing: they are stored as grey, which takes a third less than a palette."""
     image = Image.open(BytesIO(png)).convert("RGB")
-    if image.getcolors(FEW_COLOURS) is None:
+    grey = image.convert("L")
+    if grey.convert("RGB").tobytes() == image.tobytes():
+        small = grey
+    elif image.getcolors(FEW_COLOURS) is None:
         return png
-    red, *others = image.split()
-    is_grey = all(channel.tobytes() == red.tobytes() for channel in others)
-    smaller = [red] if is_grey else []  # grey levels compress better than numbers of a palette
-    smaller.append(image.quantize(256))
-    kept = [png]
-    for picture in smaller:
-        out = BytesIO()
-        picture.save(out, "PNG", optimize=True)
-        kept.append(out.getvalue())
-    return min(kept, key=len)
+    else:
+        small = image.quantize(256)
+    out = BytesIO()
+    small.save(out, "PNG", optimize=True)
+    return min(out.getvalue(), png, key=len)
 
 
 def objections(notebook: nbformat.NotebookNode) -> list[str]:
