@@ -9,7 +9,8 @@ coverage, by a CNN trained here to tell the classes apart, which no model was tr
 sharpness; and `memorisation` of those N images. "flow, 500 steps" is the flow without early
 stopping. "map flow" is a transformer over the latent map, where there is one, in place of the
 package's flow along leading directions. "half way" has no prior: the codes half way between
-neighbours. Rows that are already in the file are not made again.
+neighbours. With `--levels` the preset's code is quantised (FSQ), and the priors are equally likely
+codes and "codes", the transformer. Rows that are already in the file are not made again.
 """
 
 import argparse
@@ -34,11 +35,14 @@ from vaekit.judge.rows import distance_rows
 from vaekit.priors import flow
 from vaekit.priors.directions import between_neighbours
 from vaekit.priors.flow import FlowMatching, train_velocity
+from vaekit.priors.tokens import CodePrior, fit_tokens
 
 KINDS = ("prior", "gaussian", "gmm", "flow", "half way")
 STEPS = (100, 300, 1000, 3000)  # of training, without early stopping
 COUNTS = (100, 300, 1000, 4000)
 MAP_STEPS = 3000  # of training, at most
+# with --levels; one stage more than the preset of 32 pixels has, so that few places are left
+QUANTISED = {"latent": "fsq", "widths": (32, 64, 64)}
 LOOKED_AT = ("frechet excess", "precision", "coverage")
 
 
@@ -58,7 +62,7 @@ class Bench:
         rows = np.random.default_rng(seed).permutation(len(self.mu))
         others, rows = self.seen[rows[::-1]], rows[:n]
         mu, logvar, seen = self.mu[rows], self.logvar[rows], self.seen[rows]
-        z, seconds = draw(kind, mu, logvar, len(self.test), seed)
+        z, seconds = draw(kind, mu, logvar, len(self.test), seed, self.model)
         images = sample.decode_all(self.model, z)
         fake = networks.feature_vectors(images, self.judge)
         table = distance_rows({kind: fake}, self.unseen, others, "", seed)
@@ -130,13 +134,24 @@ def fit_map_flow(mu, logvar, seed: int) -> FlowMatching:
     return FlowMatching(**vars(gaussian), velocity=velocity)
 
 
-def draw(kind: str, mu, logvar, n: int, seed: int) -> tuple[torch.Tensor, dict]:
+def fit_codes(mu, quantiser, seed: int) -> CodePrior:
+    """The transformer over the tokens of these codes."""
+    indices = quantiser.indices(mu)
+    net, history = fit_tokens(indices.flatten(1), quantiser.num_codes, seed=seed)
+    return CodePrior(net, quantiser, tuple(indices.shape[1:]), history)
+
+
+def draw(kind: str, mu, logvar, n: int, seed: int, model) -> tuple[torch.Tensor, dict]:
     """n codes of one kind, and the processor seconds they took."""
     began = time.process_time()
+    quantiser = getattr(model, "quantiser", None)
     if kind == "half way":
         z = between_neighbours(mu)[torch.arange(n) % len(mu)]
         return z, {}
-    if kind in sample.SAMPLERS:
+    if quantiser is not None:
+        alike = sample.Prior(model.latent_shape, quantiser)
+        sampler = alike if kind == "prior" else fit_codes(mu, quantiser, seed)
+    elif kind in sample.SAMPLERS:
         sampler = sample.fit_sampler(mu, logvar, kind, seed)
     elif kind == "map flow":
         sampler = fit_map_flow(mu, logvar, seed)
@@ -171,6 +186,7 @@ def main() -> None:
     parser.add_argument("--preset", default="sharp", help="or linear")
     parser.add_argument("--epochs", type=int, help="of phase 2; default: the profile's")
     parser.add_argument("--size", type=int, help="pixels; default: the profile's")
+    parser.add_argument("--levels", type=int, nargs="*", help="of FSQ, on a 4x4 map for 32 pixels")
     parser.add_argument("--runs", help="where the run is kept")
     parser.add_argument("--counts", type=int, nargs="*", default=COUNTS)
     parser.add_argument("--steps", type=int, nargs="*", default=STEPS)
@@ -181,6 +197,8 @@ def main() -> None:
     given = parser.parse_args()
     name = "sharp" if given.preset == "linear" else given.preset
     changes = {"dataset": "fashion_mnist"} if name == "fashion_mnist" else {}
+    if given.levels:
+        changes |= QUANTISED | {"levels": tuple(given.levels)}
     cfg = vaekit.preset(name, data_path=given.data, epochs_phase2=given.epochs, max_images=0,
                         image_size=given.size, **changes)  # fmt: skip
     data = vaekit.load_data(cfg)
@@ -189,7 +207,7 @@ def main() -> None:
     if judge is None:
         (judge,) = networks.load_judges([given.judge])
     file = json.loads(given.out.read_text()) if given.out.exists() else {"sets": {}}
-    key = f"{given.name or data.source}, {given.preset}"
+    key = f"{given.name or data.source}, {given.preset}" + (", FSQ" if given.levels else "")
     rows = file["sets"].setdefault(key, {"rows": []})
     rows |= {
         "command": " ".join(["python", *sys.argv]),
@@ -202,7 +220,9 @@ def main() -> None:
     done = {(r["prior"], r["n"], r["seed"]) for r in rows["rows"]}
     bench = Bench(model, data, judge, given.test)
     kinds = [*KINDS, *(f"flow, {steps} steps" for steps in given.steps)]
-    if len(bench.mu.shape) == 4:
+    if given.levels:
+        kinds = ["prior", "codes", "half way"]
+    elif len(bench.mu.shape) == 4:
         kinds.append("map flow")
     counts = sorted({min(n, len(data.train)) for n in given.counts})
     for seed in range(given.seeds):
