@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import blobs, same, shapes, small, weights
+from tiny import blobs, same, small, weights
 
 import vaekit
 from vaekit import losses, train
@@ -19,11 +19,6 @@ from vaekit.data import Data
 from vaekit.keep import checkpoint, guards, writer
 from vaekit.keep.checkpoint import CheckpointError
 from vaekit.keep.guards import GuardedTrainer
-
-
-@pytest.fixture(scope="module")
-def data() -> Data:
-    return shapes()
 
 
 @pytest.fixture
@@ -38,14 +33,6 @@ def trainers(monkeypatch):
 
     monkeypatch.setattr(GuardedTrainer, "__init__", remember)
     return made
-
-
-@pytest.fixture(scope="module")
-def whole(data, tmp_path_factory):
-    """The run that nothing happened to."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("VAEKIT_PROFILE", "smoke")
-        return vaekit.fit(small(), data, out=tmp_path_factory.mktemp("whole"), verbose=False)
 
 
 def before_step(n: int, do):
