@@ -5,13 +5,13 @@ import base64
 import json
 import random
 import re
-import sys
 from html import escape
 from io import BytesIO
 from pathlib import Path
 from types import SimpleNamespace
 from urllib.parse import unquote
 
+import execute
 import nbformat
 import numpy as np
 import pytest
@@ -24,10 +24,6 @@ from vaekit.data import Split
 from vaekit.model import stage_sizes
 
 FOLDER = Path(__file__).parent.parent / "notebooks"
-sys.path.insert(0, str(FOLDER))
-
-import execute  # noqa: E402
-
 NOTEBOOKS = sorted(FOLDER.glob("[0-9]*.ipynb"))
 MAIN_LINE = [
     "00_a_vae_from_scratch",

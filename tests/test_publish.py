@@ -10,21 +10,19 @@ import subprocess
 import sys
 from pathlib import Path
 
+import bundle
+import editions
+import extract
 import nbformat
 import numpy as np
+import onefile
+import package
 import pytest
+import stamp
+import weights
 from PIL import Image
 
 ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT / "publish"))
-
-import bundle  # noqa: E402
-import editions  # noqa: E402
-import extract  # noqa: E402
-import onefile  # noqa: E402
-import package  # noqa: E402
-import stamp  # noqa: E402
-
 NOTEBOOKS = package.notebooks()
 FIRST = next(path for path in NOTEBOOKS if path.stem == "01_data_and_clahe")
 TRAINING = next(path for path in NOTEBOOKS if path.stem == "04_two_phase_training")
@@ -384,6 +382,4 @@ def test_a_solution_of_another_function_is_an_error():
 
 
 def test_the_list_of_weights_is_current():
-    import weights
-
     assert weights.table() in weights.README.read_text()
