@@ -46,13 +46,6 @@ def test_every_preset_builds_the_network_of_its_source():
         assert (model.latent_shape, count(model)) == (shape, parameters), name
 
 
-def test_parameters_by_hand():
-    encoder = 9 * 32 + 32 + 64 + 9 * 32 * 64 + 64 + 128 + 2 * (64 * 8 * 8 * 32 + 32)
-    decoder = 32 * 4096 + 4096 + 16 * 64 * 32 + 32 + 64 + 16 * 32 * 32 + 32
-    image = 64 + 9 * 32 + 1
-    assert count(on_paper(vaekit.preset("fashion_mnist"))) == encoder + decoder + image
-
-
 @pytest.mark.parametrize("profile", ["smoke", "quick"])
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_profile_only_ever_takes_away(name, profile):
@@ -109,11 +102,6 @@ def test_a_preset_trains_and_uses_its_latent_space(name, films, tmp_path):
     losses, active = train(name, films, tmp_path)
     assert all(torch.isfinite(torch.tensor(losses))) and losses[4] < losses[0]  # after 20 steps
     assert active > 0.1
-
-
-def test_a_collapsed_preset_would_not_pass(films, tmp_path):
-    _, active = train("celeba64_improved", films, tmp_path, recon_reduction="mean")
-    assert active < 0.1
 
 
 def test_what_the_weights_of_2000_and_1_mean():

@@ -39,14 +39,6 @@ def test_noise_has_no_lattice_and_every_lattice_is_found(side):
     assert measures.checkerboard(plain + slow) == pytest.approx(1, abs=0.2)
 
 
-def test_lattice_is_of_the_checkerboard_that_uneven_weights_paint():
-    torch.manual_seed(0)
-    painter = torch.nn.ConvTranspose2d(1, 1, 4, 2, 1)
-    with torch.no_grad():
-        painted = painter(noise(side=32))
-    assert measures.checkerboard(painted) > 1.3 > measures.checkerboard(noise())
-
-
 def test_explained_share_of_the_films_of_their_mean_and_of_half_the_way():
     x = torch.rand(6, 1, 8, 8)
     mean = x.mean(0).expand_as(x)
