@@ -24,12 +24,6 @@ def films(n: int, side: int = 32, channels: int = 1, seed: int = 0) -> torch.Ten
     return (smooth * 255).round().to(torch.uint8)
 
 
-def no_weights(monkeypatch, tmp_path):
-    monkeypatch.setenv("VAEKIT_WEIGHTS", str(tmp_path))
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    monkeypatch.setattr(networks, "_told", set())
-
-
 @pytest.fixture
 def pair():
     x = films(3, 40).float() / 255
@@ -193,8 +187,7 @@ def model():
     return VAE(vaekit.preset(**CFG)).train()
 
 
-def test_evaluate_without_weights(model, monkeypatch, tmp_path, capsys):
-    no_weights(monkeypatch, tmp_path)
+def test_evaluate_without_weights(model, no_weights, capsys):
     test, val = films(20), SimpleNamespace(images=films(30, seed=1))
     samples = {"prior": torch.rand(12, 1, 32, 32), "copy": films(16, seed=2), "few": films(3)}
     rows = evaluation.evaluate(model, test, model.cfg, val, samples)
@@ -217,16 +210,14 @@ def test_evaluate_without_weights(model, monkeypatch, tmp_path, capsys):
     assert all("; model trained with" in r["network"] for r in distances.values())
 
 
-def test_evaluate_halves_the_test_films_when_there_are_no_others(model, monkeypatch, tmp_path):
-    no_weights(monkeypatch, tmp_path)
+def test_evaluate_halves_the_test_films_when_there_are_no_others(model, no_weights):
     rows = evaluation.evaluate(model, films(21), model.cfg)
     assert [r["n"] for r in rows if r["metric"] == "frechet"] == [10]
     few = evaluation.evaluate(model, films(6), model.cfg)
     assert [np.isnan(r["value"]).item() for r in few if r["metric"] == "frechet"] == [True]
 
 
-def test_evaluate_goes_on_in_smaller_batches_where_memory_runs_out(model, monkeypatch, tmp_path):
-    no_weights(monkeypatch, tmp_path)
+def test_evaluate_goes_on_in_smaller_batches_where_memory_runs_out(model, monkeypatch, no_weights):
     cfg = model.cfg.replace(batch_size=5)
     expected = evaluation.evaluate(model, films(20), cfg)
     encode = VAE.encode
@@ -282,8 +273,7 @@ def test_the_feature_distance_of_an_image_from_itself_is_0(model, monkeypatch):
     assert (row["value"], row["high"], row["n"]) == (0, 0, 5)
 
 
-def test_the_power_of_each_octave_is_a_score(model, monkeypatch, tmp_path):
-    no_weights(monkeypatch, tmp_path)
+def test_the_power_of_each_octave_is_a_score(model, no_weights):
     test = films(20) // 2 + 64  # noise keeps it in [0, 1]
     noise = 0.05 * torch.randn(test.shape, generator=torch.Generator().manual_seed(0))
     samples = {"same": test, "noisy": test / 255 + noise, "small": films(5, 16)}

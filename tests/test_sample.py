@@ -121,7 +121,7 @@ def test_sampling_repeats_and_does_not_touch_the_global_seed(model):
     torch.manual_seed(1)
     before = torch.random.get_rng_state()
     for kind in sample.SAMPLERS:
-        draws = [sample.sample_latents(model, 5, kind, films(12), seed=s) for s in (3, 3, 4)]
+        draws = [sample.sample_latents(model, 5, kind, films(24), seed=s) for s in (3, 3, 4)]
         assert draws[0].shape == (5, *model.latent_shape)
         assert torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], draws[2])
     assert torch.equal(before, torch.random.get_rng_state())
@@ -206,17 +206,6 @@ def test_flow_matching_draws_the_class_that_it_is_asked_for():
     assert means[0, 1.0] == pytest.approx(1, abs=1) and means[1, 1.0] == pytest.approx(5, abs=1)
     assert means[0, 1.0] + 1 < means[None, 1.0] < means[1, 1.0] - 1
     assert means[1, 2.0] > means[1, 1.0]
-
-
-def test_flow_matching_repeats_and_at_temperature_zero_is_one_code():
-    mu = torch.from_numpy(banana(200)).float() + 3
-    logvar, before = torch.full_like(mu, -6.0), torch.random.get_rng_state()
-    one, two = (sample.fit_sampler(mu, logvar, "flow", seed=1) for _ in range(2))
-    assert torch.equal(before, torch.random.get_rng_state())
-    assert isinstance(one, FlowMatching)
-    assert torch.equal(one.sample(9, seed=2), two.sample(9, seed=2))
-    cold = one.sample(9, temperature=0.0)
-    torch.testing.assert_close(cold, cold[:1].expand_as(cold))
 
 
 class Pixels(torch.nn.Module):
