@@ -174,6 +174,10 @@ def test_free_shortcuts_mirror_each_other_and_want_widths_that_divide():
         make(shortcut="free", widths=[8, 16, 128])
 
 
+def test_the_stem_is_as_wide_as_asked():
+    assert [make(stem_kernel=k).encoder.stages[0][0][0].kernel_size[0] for k in (1, 3)] == [1, 3]
+
+
 def test_kaiming_by_the_outgoing_connections_blows_up_a_narrow_head():
     """A head from 32 to 2 channels: the two variances stand as their fans, 16 to 1."""
     narrow = make(init="kaiming", latent_channels=2).encoder.mu.weight.var().item()
