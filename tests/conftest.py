@@ -1,6 +1,7 @@
 """Fixtures: every test runs in the smoke profile, in temporary folders, without a network."""
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -60,6 +61,14 @@ def no_weights(monkeypatch, tmp_path):
     monkeypatch.setenv("VAEKIT_WEIGHTS", str(tmp_path))
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr("vaekit.judge.networks._told", set())
+
+
+@pytest.fixture
+def listens_to_ctrl_c():
+    """A shell's background job, as tests may be, does not."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture

@@ -11,7 +11,6 @@ import vaekit
 from vaekit import metrics
 from vaekit.judge import evaluation, networks
 from vaekit.judge import rows as tables
-from vaekit.judge.networks import LabelJudge
 from vaekit.model import VAE
 
 CFG = dict(profile="smoke", widths=[8, 16], attention=[], latent_channels=4)
@@ -305,15 +304,6 @@ def test_identical_reconstructions_have_all_the_power_and_no_interval(model, mon
     pair = films(8), films(8, seed=1)
     for r in evaluation._judged_rows(model, {}, *pair, None, model.cfg):
         assert r["value"] == pytest.approx(r["floor"], abs=1e-9)
-
-
-def test_every_judge_gives_its_own_rows(model):
-    judge = LabelJudge(1, 2).eval()
-    rows = evaluation.evaluate(model, films(12), model.cfg, films(12, seed=1),
-                            judges=("pixels", judge))  # fmt: skip
-    found = [r["network"] for r in rows if r["metric"] == "kernel"]
-    trained_with = f"; model trained with {vaekit.features.trunk_name(model.cfg)}"
-    assert found == ["pixels 32x32" + trained_with, "CNN on 2 labels" + trained_with]
 
 
 def test_images_are_judged_as_their_vectors_are():

@@ -184,19 +184,6 @@ def test_fit_counts_its_codes(kind, data):
     assert row["val_kl"] == pytest.approx(16 * math.log(12), rel=1e-5)
 
 
-def test_what_the_config_takes():
-    with pytest.raises(ValueError, match="spatial, vector, fsq, vq"):
-        small(latent="vqvae")
-    for levels in ((), (1, 4), (256, 256, 2), (4.0, 4)):
-        with pytest.raises(ValueError, match="levels"):
-            small(levels=levels)
-    with pytest.raises(ValueError, match="adaptive"):
-        quantised("fsq", beta_schedule="adaptive")
-    assert VAE(quantised("fsq")).latent_shape == (2, 4, 4)
-    assert VAE(quantised("vq")).latent_shape == (4, 4, 4)
-    assert VAE(quantised("fsq", latent_init_gain=0.1)).encoder.logvar is None
-
-
 def test_a_codebook_larger_than_an_epoch_warns(recwarn):
     data = Data.from_tensors(blobs(3, 1), blobs(2, 2), blobs(2, 3))  # 48 places
     check_data(data, quantised("vq", codebook_size=48))
