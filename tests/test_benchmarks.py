@@ -60,12 +60,8 @@ def run(monkeypatch, capsys):
 @pytest.fixture
 def in_this_process(monkeypatch):
     """Where a script starts a process for each part, a thread: starting torch takes seconds."""
-
-    def use(script: str) -> None:
-        module = importlib.import_module(script)
-        monkeypatch.setattr(module, "ProcessPoolExecutor", lambda n, _: ThreadPoolExecutor(n))
-
-    return use
+    for script in (growth, throughput):
+        monkeypatch.setattr(script, "ProcessPoolExecutor", lambda n, _: ThreadPoolExecutor(n))
 
 
 @pytest.fixture
@@ -174,7 +170,6 @@ def test_an_untrained_flow_over_the_map_draws_from_the_gaussian(monkeypatch):
 def test_throughput_writes_a_row_an_engine(
     tmp_path, run, random_trunks, in_this_process, small_network
 ):
-    in_this_process("throughput")
     small_network("throughput")
     out = tmp_path / "rows.json"
     said = run("throughput", *TINY, "--sizes", 32, "--rounds", 1, "--engines", "vaekit",
@@ -272,7 +267,6 @@ def test_a_decoder_that_adds_begins_at_the_linear_picture(sees):
 
 
 def test_growth_goes_on_and_fits_a_slope(tmp_path, run, in_this_process, monkeypatch):
-    in_this_process("growth")
     for name in ("VAEKIT_CACHE", "VAEKIT_WEIGHTS", "TORCH_HOME"):
         monkeypatch.setenv(name, "")  # it sets them itself: put back in the end
     out = tmp_path / "growth.json"

@@ -9,12 +9,6 @@ from vaekit.model import VAE
 from vaekit.priors import directions
 
 
-@pytest.fixture
-def model():
-    torch.manual_seed(0)
-    return VAE(vaekit.preset(**CFG)).eval()
-
-
 def two_classes(n: int, gap: float, seed: int = 0):
     """Codes (n, 3, 2, 2) with noise 1, `gap` apart along one element, and their labels."""
     g = torch.Generator().manual_seed(seed)
@@ -58,7 +52,8 @@ def test_principal_directions():
         directions.principal_directions(mu, 17)
 
 
-def test_traverse(model):
+def test_traverse():
+    model = VAE(vaekit.preset(**CFG)).eval()
     mean, direction = torch.zeros(model.latent_shape), torch.ones(model.latent_shape)
     images = directions.traverse(model, mean, direction, 0.5, [-2, 0, 2])
     z = torch.stack([-direction, mean, direction])

@@ -166,9 +166,7 @@ def test_one_by_one_before_bilinear_equals_after():
     torch.testing.assert_close(block(x), slow)
 
 
-def test_free_shortcuts_mirror_each_other_and_want_widths_that_divide():
-    x = torch.randn(2, 8, 4, 4)
-    torch.testing.assert_close(FreeDown(4, 8)(FreeUp(8, 4)(x)), x)  # repeat up, then mean down
+def test_free_shortcuts_round_up_and_want_widths_that_divide():
     assert FreeDown(4, 8)(torch.rand(1, 4, 5, 5)).shape == (1, 8, 3, 3)
     with pytest.raises(ValueError, match="divisible"):
         make(shortcut="free", widths=[8, 16, 128])
