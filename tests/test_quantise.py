@@ -146,6 +146,7 @@ def test_encode_decode_and_indices(model):
     expected = model.reconstruct(x)
     assert torch.equal(model.decode_indices(indices), expected)
     assert torch.equal(model.decode(model.quantiser(mu)), expected)  # rounding twice is once
+    assert VAE(quantised("fsq", latent_init_gain=0.1)).encoder.logvar is None
     for wrong in (indices - 12, indices + 12, indices[:, :2]):
         with pytest.raises(ValueError, match="indices"):
             model.decode_indices(wrong)
