@@ -36,6 +36,8 @@ def test_pixel_terms_of_flat_images():
     x, x_hat = torch.zeros(1, 3, 16, 16), torch.full((1, 3, 16, 16), 0.5)
     assert losses.l1_per_image(x_hat, x).item() == 0.5
     assert losses.mse_per_image(x_hat, x).item() == 0.25
+    # SSIM is its luminance part, C1 / (0.25 + C1)
+    assert losses.ssim_per_image(x_hat, x).item() == pytest.approx(1e-4 / (0.25 + 1e-4), rel=1e-3)
 
 
 def test_kl_against_torch_distributions():

@@ -1,5 +1,6 @@
 """Every preset has the values of its source, trains, and uses its latent space."""
 
+import json
 import re
 from pathlib import Path
 
@@ -50,6 +51,8 @@ def test_every_preset_builds_the_network_of_its_source():
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_profile_only_ever_takes_away(name, profile):
     noted, cfg = vaekit.preset(name, profile="full"), vaekit.preset(name, profile=profile)
+    for one in (noted, cfg):
+        assert Config.from_dict(json.loads(json.dumps(one.to_dict()))) == one
     assert cfg.image_size == min(noted.image_size, {"smoke": 32, "quick": 64}[profile])
     assert cfg.epochs_phase1 <= noted.epochs_phase1 and 0 < cfg.epochs_phase2
     assert cfg.num_epochs < noted.num_epochs and cfg.batch_size <= noted.batch_size
