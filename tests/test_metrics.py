@@ -87,6 +87,8 @@ def test_octaves_halve_from_the_highest_frequency_down():
         powers = metrics.octave_powers(wave.expand(1, 1, 32, 32))[0]
         assert powers.argmax() == octave
         assert powers[octave] > 0.95 * powers.sum()
+    ramp = torch.linspace(0, 1, 32).expand(1, 1, 32, 32)
+    assert metrics.octave_powers(ramp)[0, 0] < 1e-4  # that its edges do not meet leaks nowhere
 
 
 @pytest.mark.parametrize(("side", "channels"), [(32, 1), (33, 1), (64, 3)])

@@ -50,7 +50,7 @@ class TestBoth:
         assert len(codes.movedim(1, -1).reshape(-1, 2).unique(dim=0)) == 12
 
     def test_none_is_nearer(self, quantiser):
-        z = torch.rand(1, 2, 5, 5) * 2 - 1
+        z = torch.rand(1, 2, 5, 5) * 4 - 2
         every = quantiser.lookup(torch.arange(12).view(1, 1, 12))[0, :, 0].T  # (12, 2)
         steps = torch.ones(2)
         if isinstance(quantiser, FSQ):  # each channel is measured in its own steps
