@@ -46,6 +46,7 @@ def test_what_is_left_out_costs_nothing_and_the_rest_is_as_before(model):
     assert rates.measure(part, x).rate == pytest.approx(rates.measure(whole, x).rate, rel=1e-5)
     nothing = rates.measure(rates.at_price(model, 1.0), x)
     assert nothing.rate == 0 and nothing.mse == nothing.mse_of_mean
+    assert rates.all_directions(gaussian(5, 0), mirror=False).latent_shape == (4,)
 
 
 def test_between_two_points_the_curve_is_nearly_straight(model):

@@ -318,7 +318,9 @@ def test_a_full_disk_leaves_the_last_good_state_and_names_it(data, whole, tmp_pa
 PLATEAU = dict(lr_schedule_phase2="plateau", early_stop=9)
 LINEAR = dict(start="linear", latent="vector", rescale_latents=False)
 SHORT = dict(epochs_phase1=1, epochs_phase2=2)
+STUCK = dict(lr_schedule_phase1="plateau", plateau_patience=0, lr_phase1=1.0, epochs_phase1=5)
 STATEFUL = {  # what a training may have to remember, and the epoch after which it is stopped
+    "lower rate": (STUCK | dict(epochs_phase2=1), 4),
     "band": (dict(beta_schedule="adaptive", precision="fp16") | PLATEAU, 3),
     "band and cycles": (dict(beta_schedule="adaptive_cyclical") | PLATEAU, 5),
     "linear start": (LINEAR | dict(epochs_phase1=0, shift=1, band_weight=1.0), 1),

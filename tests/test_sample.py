@@ -201,6 +201,12 @@ def test_flow_matching_draws_the_class_that_it_is_asked_for():
     assert means[1, 2.0] > means[1, 1.0]
 
 
+def test_flow_matching_is_the_same_for_the_same_seed():
+    mu = torch.from_numpy(banana(200)).float() + 3
+    one, two = (sample.fit_sampler(mu, torch.full_like(mu, -6), "flow", seed=1) for _ in range(2))
+    assert isinstance(one, FlowMatching) and torch.equal(one.sample(9), two.sample(9))
+
+
 class Pixels(torch.nn.Module):
     """A model whose codes are the logits of its pixels: 8x8 images, decoded exactly."""
 
