@@ -37,7 +37,7 @@ def plot_history(history: list[dict], title: str = "") -> Figure:
     label(kl, "KL and beta", "epoch", "KL of an image, nats")
     label(psnr, "PSNR (z sampled) and learning rate", "epoch", "PSNR, dB")
     _draw_right(kl, history, "beta", "beta")
-    _draw_right(psnr, history, "lr", "learning rate").set_yscale("log")
+    _draw_right(psnr, history, "lr", "rate as an epoch begins").set_yscale("log")
     return figure
 
 
