@@ -237,3 +237,4 @@ def test_a_figure_gets_a_palette_and_a_grey_one_loses_nothing():
         kept = execute.with_palette(png.getvalue())
         assert Image.open(BytesIO(kept)).convert("RGB").tobytes() == image.tobytes()
         assert (len(kept) < len(png.getvalue())) is smaller
+        assert (Image.open(BytesIO(kept)).mode == "L") is smaller

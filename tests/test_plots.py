@@ -119,8 +119,8 @@ def test_plot_rows():
             tables.row("sharpness ratio", "prior", 0.5, 0.4, 0.6, 50),
             tables.row("psnr", "reconstruction", 20.0, 19.0, 21.0, 50)]  # fmt: skip
     left, right = figures.plot_rows(rows).axes
-    assert left.get_title() == "Fréchet distance\nnet, 12 PCs" and left.get_xlim()[0] == 0
-    assert [t.get_text() for t in left.get_yticklabels()] == ["prior\nN=50", "gmm\nN=50"]
+    assert left.get_title() == "Fréchet distance, N = 50\nnet, 12 PCs" and left.get_xlim()[0] == 0
+    assert [t.get_text() for t in left.get_yticklabels()] == ["prior", "gmm"]
     assert len(right.get_yticklabels()) == 1
     with pytest.raises(ValueError, match="no row is of frechet, sharpness ratio"):
         figures.plot_rows(rows[-1:])
@@ -152,9 +152,9 @@ def test_every_metric_of_every_judge_has_a_scale_of_its_own():
     wanted = ("psnr", "sharpness ratio", "frechet", "frechet excess", "kernel", "precision")
     figure = figures.plot_rows(rows, metrics=wanted)
     heads = [axis.get_title().split("\nmodel trained")[0] for axis in figure.axes]
-    assert heads[0] == "PSNR, dB" and len(heads) == 10
-    assert heads[2:4] == ["Fréchet distance\npixels 32x32, 2 PCs",
-                          "Fréchet distance\nCNN on 2 labels, 2 PCs"]  # fmt: skip
+    assert heads[0] == "PSNR, dB, N = 8" and len(heads) == 10
+    assert heads[2:4] == ["Fréchet distance, N = 8\npixels 32x32, 2 PCs",
+                          "Fréchet distance, N = 8\nCNN on 2 labels, 2 PCs"]  # fmt: skip
 
 
 def test_gaps_have_an_interval_each_and_are_hollow_where_it_holds_zero():

@@ -13,18 +13,19 @@ from vaekit.plots import COLOURS, label, panels, show_rows
 HEADS = {
     "psnr": "PSNR, dB",
     "frechet": "Fréchet distance",
-    "sharpness ratio": "Sharpness ratio to real images\n1 is best, above 1.1 is noise",
+    "frechet excess": "Fréchet distance less its floor (excess)",
+    "sharpness ratio": "Sharpness ratio (1 is best, above 1.1 noise)",
 }
 
 
-def show_cases(x_hat, x, cases: Cases) -> Figure:
+def show_cases(x_hat, x, cases: Cases, title: str = "") -> Figure:
     """The best and worst images of `rank_cases`: image, reconstruction, absolute difference."""
     chosen = [*cases.best, *cases.worst]
     x_hat, x = (as_float(pixels_of(images)[chosen]) for images in (x_hat, x))
     titles = [f"best\nSSIM {cases.values[i]:.3f}" for i in cases.best]
     titles += [f"worst\nSSIM {cases.values[i]:.3f}" for i in cases.worst]
     rows = {"image": x, "reconstruction": x_hat} | difference(x, x_hat, "|difference|")
-    return show_rows(rows, columns=len(chosen), titles=titles)
+    return show_rows(rows, title, len(chosen), titles=titles)
 
 
 def difference(a: Tensor, b: Tensor, name: str) -> dict[str, Tensor]:
@@ -51,7 +52,7 @@ def plot_rows(rows: list[dict], title: str = "", metrics=("frechet", "sharpness 
         raise ValueError(f"no row is of {', '.join(metrics)}")
     columns = min(3, len(groups))
     lines = ceil(len(groups) / columns)
-    height = 1.2 + 0.45 * max(map(len, groups.values()))
+    height = 1.4 + 0.32 * max(map(len, groups.values()))
     figure, axes = panels(lines, columns, (4.5 * columns, lines * height), title)
     for axis in axes.flat[len(groups) :]:
         axis.remove()
@@ -81,8 +82,7 @@ def plot_octaves(rows: list[dict], title: str = "") -> Figure:
         x = [octaves.index(row["metric"]) - aside for row in group]
         values = [row["value"] for row in group]
         name = f"{subject}, N={group[0]['n']}"
-        style = dict(fmt="o-", ms=5, color=COLOURS[i % len(COLOURS)])
-        axis.errorbar(x, values, reaches(group), label=name, **style)
+        axis.errorbar(x, values, reaches(group), fmt="o-", ms=5, color=COLOURS[i % 7], label=name)
     axis.set_xticks(range(len(octaves)), [name.removeprefix("power ") for name in octaves])
     axis.invert_xaxis()  # rows begin with the highest octave
     axis.set_ylim(0, max(1.5, axis.get_ylim()[1]))
@@ -106,7 +106,7 @@ def _draw_group(axis, rows: list[dict]) -> None:
     floors = [row["floor"] for row in rows if row["floor"] is not None]
     if floors:
         axis.vlines(floors, places - 0.3, places + 0.3, color=COLOURS[1], lw=2)
-    axis.set_yticks(places, [f"{row['subject']}\nN={row['n']}" for row in rows])
+    axis.set_yticks(places, [row["subject"] for row in rows])
     axis.set_ylim(len(rows) - 0.5, -0.5)
     if metric == "sharpness ratio":
         axis.axvspan(0.9, 1.1, color="0.9", zorder=0, lw=0)
@@ -114,5 +114,6 @@ def _draw_group(axis, rows: list[dict]) -> None:
     if metric == "sharpness ratio" or floors:
         axis.set_xlim(left=min(0, axis.get_xlim()[0]))
     axis.locator_params(axis="x", nbins=5)
-    title = f"{HEADS.get(metric, metric)}\n{network}".replace("; ", "\n").strip()
+    counts = " and ".join(str(n) for n in sorted({row["n"] for row in rows}))
+    title = f"{HEADS.get(metric, metric)}, N = {counts}\n{network}".replace("; ", "\n").strip()
     label(axis, title, "orange ticks: real against real" if floors else "")

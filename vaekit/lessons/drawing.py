@@ -7,17 +7,17 @@ from vaekit.plots import panels
 
 def canvas(title: str = "", width: float = 10.0, height: float = 2.4):
     """The axis of an empty drawing whose coordinates are inches; show it with `axis.figure`."""
-    _, axes = panels(1, 1, (width, height))
-    axis = axes[0, 0]
+    _, ((axis,),) = panels(1, 1, (width, height))
     axis.set(xlim=(0, width), ylim=(0, height), aspect="equal")
     axis.set_axis_off()
     axis.set_title(title, fontsize=12)
     return axis
 
 
-def box(axis, x: float, y: float, text: str, colour: str = "0.55", size: float = 11) -> Text:
-    """A word in a frame, with its centre at (x, y); size: points."""
-    frame = dict(boxstyle="round,pad=0.5", facecolor="white", edgecolor=colour, lw=1.6)
+def box(axis, x, y, text: str, colour: str = "0.55", size: float = 11, here: bool = False) -> Text:
+    """A word in a frame, with its centre at (x, y); size: points; here: filled, the present place
+    on a map."""
+    frame = dict(boxstyle="round,pad=0.5", fc="#f8d9bd" if here else "white", ec=colour, lw=1.6)
     return axis.text(x, y, text, ha="center", va="center", fontsize=size, bbox=frame)
 
 
