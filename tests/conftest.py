@@ -1,6 +1,7 @@
 """Fixtures: every test runs in the smoke profile, in temporary folders, without a network."""
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -11,6 +12,8 @@ import pytest
 import torch
 
 os.environ.setdefault("MPLBACKEND", "Agg")
+ROOT = Path(__file__).parent.parent
+sys.path += [str(ROOT / folder) for folder in ("benchmarks", "notebooks", "publish")]
 PACKS = os.environ.get("VAEKIT_DATA", "")  # for `need_pack`
 
 
@@ -30,6 +33,42 @@ def _sandbox(monkeypatch, tmp_path):
     torch.manual_seed(0)
     if "matplotlib.pyplot" in sys.modules:  # what another file's tests left open
         sys.modules["matplotlib.pyplot"].close("all")
+
+
+@pytest.fixture(scope="session")
+def data():
+    """Images to train on in a second."""
+    from tiny import shapes
+
+    return shapes()
+
+
+@pytest.fixture(scope="session")
+def whole(data, tmp_path_factory):
+    """The run that nothing happened to."""
+    from tiny import small
+
+    import vaekit
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VAEKIT_PROFILE", "smoke")
+        return vaekit.fit(small(), data, out=tmp_path_factory.mktemp("whole"), verbose=False)
+
+
+@pytest.fixture
+def no_weights(monkeypatch, tmp_path):
+    """No network's weights are on this machine, and nobody has been told so."""
+    monkeypatch.setenv("VAEKIT_WEIGHTS", str(tmp_path))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr("vaekit.judge.networks._told", set())
+
+
+@pytest.fixture
+def listens_to_ctrl_c():
+    """A shell's background job, as tests may be, does not."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture

@@ -1,5 +1,8 @@
 """Small folders of images laid out as data sets, and checks that hold for all loaded data."""
 
+import struct
+import zlib
+
 import cv2
 import numpy as np
 import torch
@@ -19,6 +22,17 @@ def film(seed, height=40, width=48):
 def write(path, image):
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(image).save(path, quality=95)
+
+
+def huge(width, height):
+    """A PNG of a few bytes that claims to be this large."""
+
+    def chunk(kind, content):
+        crc = struct.pack(">I", zlib.crc32(kind + content))
+        return struct.pack(">I", len(content)) + kind + content + crc
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"0")) + chunk(b"IEND", b"")
 
 
 def make(root, train=20, val=4, test=6, seed=0):

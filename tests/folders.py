@@ -16,17 +16,9 @@ from vaekit.files.sources import SUFFIXES
 
 SPLIT_NAMES = "train Train Training train_set valid validation val VAL test Test Testing".split()
 LEFT_OUT = "masks mask labels Segmentation lung_masks __MACOSX .git".split()
-FOLDERS = "NORMAL PNEUMONIA a images images_001 files p1 p2 p11 patient0001 patient0002 study1"
-FOLDERS = [
-    *FOLDERS.split(),
-    "0",
-    "00012345",
-    "chest_xray",
-    "img_align_celeba",
-    "ünï cödé",
-    "x.png",
-    "cache",
-]
+FOLDERS = "NORMAL|PNEUMONIA|a|images|images_001|files|p1|p2|p11|patient0001|patient0002|study1|"
+FOLDERS += "0|00012345|chest_xray|img_align_celeba|ünï cödé|x.png|cache"
+FOLDERS = FOLDERS.split("|")
 KEYS = ["subtype", "number", "folder", "none", r"(\d+)", r"^(.*)/"]
 FAULTS = (
     "cut empty tiny text dicom numpy archive hidden dangling loop pipe run twin strange".split()

@@ -11,11 +11,26 @@ from argparse import Namespace
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import equal_time
+import gpu
+import growth
+import ladder
+import large
+import own_data
+import peers
+import priors
 import pytest
+import scaling
+import throughput
 import torch
+from start import Adder
+from throughput import compare, times_as_fast
 from tiny import shapes, small
 
 import vaekit
+from vaekit.features import feature_loss
+from vaekit.losses import vae_loss
+from vaekit.train import Trainer
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py"))
@@ -25,8 +40,7 @@ TINY = ["--films", FILMS, "--batch", 4, "--steps", 1, "--workers", 0]
 
 @pytest.fixture(autouse=True)
 def benchmarks(monkeypatch):
-    """They are found, and fit a flow in a moment: none is judged here by what it learns."""
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    """They fit a flow in a moment: none is judged here by what it learns."""
     monkeypatch.setattr("vaekit.priors.flow.MOST_STEPS", 20)
 
 
@@ -46,12 +60,8 @@ def run(monkeypatch, capsys):
 @pytest.fixture
 def in_this_process(monkeypatch):
     """Where a script starts a process for each part, a thread: starting torch takes seconds."""
-
-    def use(script: str) -> None:
-        module = importlib.import_module(script)
-        monkeypatch.setattr(module, "ProcessPoolExecutor", lambda n, _: ThreadPoolExecutor(n))
-
-    return use
+    for script in (growth, throughput):
+        monkeypatch.setattr(script, "ProcessPoolExecutor", lambda n, _: ThreadPoolExecutor(n))
 
 
 @pytest.fixture
@@ -71,24 +81,14 @@ def small_network(monkeypatch):
 @pytest.fixture(scope="module")
 def weights_folder(tmp_path_factory):
     """Weights to be found, of any value: what is fast does not depend on them."""
-    sys.path.insert(0, str(ROOT / "benchmarks"))
-    import gpu
-
     folder = tmp_path_factory.mktemp("weights")
     gpu.weights(folder)
-    sys.path.remove(str(ROOT / "benchmarks"))
     return folder
 
 
 @pytest.fixture
 def random_trunks(weights_folder, monkeypatch):
     monkeypatch.setenv("VAEKIT_WEIGHTS", str(weights_folder))
-
-
-@pytest.fixture
-def no_trunks(tmp_path, monkeypatch):
-    monkeypatch.setenv("VAEKIT_WEIGHTS", str(tmp_path))
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
 
 
 def folder_of(split: str, n: int, to: Path) -> Path:
@@ -112,9 +112,7 @@ def test_a_script_finds_what_it_imports(script):
     importlib.import_module(script)
 
 
-def test_quality_trains_scores_and_keeps_its_run(tmp_path, films, run, no_trunks, monkeypatch):
-    import ladder
-
+def test_quality_trains_scores_and_keeps_its_run(tmp_path, films, run, no_weights, monkeypatch):
     out = tmp_path / "out"
     tiny = ["--size", 32, "--minutes", 0.01, "--set", "widths=[8,16]", "features=none"]
     said = run("quality", *films, *tiny, "--out", out)
@@ -159,8 +157,6 @@ def test_priors_of_a_quantised_code_are_tokens(tmp_path, run, monkeypatch):
 
 
 def test_an_untrained_flow_over_the_map_draws_from_the_gaussian(monkeypatch):
-    import priors
-
     monkeypatch.setattr(priors, "MAP_STEPS", 0)
     mu = 2 + 3 * torch.randn(500, 3, 1, 2, generator=torch.Generator().manual_seed(0))
     fitted = priors.fit_map_flow(mu, torch.full_like(mu, -2.0), seed=0)
@@ -174,7 +170,6 @@ def test_an_untrained_flow_over_the_map_draws_from_the_gaussian(monkeypatch):
 def test_throughput_writes_a_row_an_engine(
     tmp_path, run, random_trunks, in_this_process, small_network
 ):
-    in_this_process("throughput")
     small_network("throughput")
     out = tmp_path / "rows.json"
     said = run("throughput", *TINY, "--sizes", 32, "--rounds", 1, "--engines", "vaekit",
@@ -187,8 +182,6 @@ def test_throughput_writes_a_row_an_engine(
 
 
 def test_throughput_names_who_is_missing(run, monkeypatch):
-    import throughput
-
     measured = []
 
     def measure(cfg, names, given):
@@ -203,8 +196,6 @@ def test_throughput_names_who_is_missing(run, monkeypatch):
 
 
 def test_no_ratio_where_the_spread_is_larger_than_the_difference():
-    from throughput import compare, times_as_fast
-
     slow, fast = dict(low=9, median=10, high=12), dict(low=19, median=20, high=21)
     assert times_as_fast(fast, slow) == 2
     assert times_as_fast(fast | {"low": 9}, slow) is None
@@ -219,8 +210,6 @@ def test_no_ratio_where_the_spread_is_larger_than_the_difference():
 @pytest.mark.parametrize("size", [64, 128])
 def test_a_peer_is_of_our_size(name, size, random_trunks):
     pytest.importorskip(name)
-    import peers
-
     cfg = vaekit.preset(profile="full", image_size=size, features="squeezenet", batch_size=2,
                         data_path=str(FILMS), max_images=4)  # fmt: skip
     ours = peers.size_of(vaekit.VAE(cfg), cfg)
@@ -233,11 +222,6 @@ def test_a_peer_is_of_our_size(name, size, random_trunks):
 def test_a_peer_learns_the_same_loss(name, random_trunks):
     if name != "plain":
         pytest.importorskip(name)
-    import peers
-
-    from vaekit.features import feature_loss
-    from vaekit.losses import vae_loss
-
     narrow = {"widths": (8, 16), "attention": ()} if name == "plain" else {}
     cfg = vaekit.preset(profile="full", image_size=32, features="squeezenet", batch_size=4,
                         data_path=str(FILMS), max_images=8, **narrow)  # fmt: skip
@@ -256,8 +240,6 @@ def test_a_peer_learns_the_same_loss(name, random_trunks):
 def test_equal_time_trains_for_its_seconds(
     model, tmp_path, run, random_trunks, small_network, capsys
 ):
-    import equal_time
-
     if model != "published":
         pytest.importorskip(model)
     small_network("equal_time", data_path=str(FILMS), image_size=32, max_images=24)
@@ -273,8 +255,6 @@ def test_equal_time_trains_for_its_seconds(
 
 @pytest.mark.parametrize("sees", [False, True])
 def test_a_decoder_that_adds_begins_at_the_linear_picture(sees):
-    from start import Adder
-
     cfg = vaekit.preset("sharp", profile="smoke")
     x = torch.rand(20, 1, 32, 32)
     linear = vaekit.linear_vae(x, 16)
@@ -287,9 +267,6 @@ def test_a_decoder_that_adds_begins_at_the_linear_picture(sees):
 
 
 def test_growth_goes_on_and_fits_a_slope(tmp_path, run, in_this_process, monkeypatch):
-    import growth
-
-    in_this_process("growth")
     for name in ("VAEKIT_CACHE", "VAEKIT_WEIGHTS", "TORCH_HOME"):
         monkeypatch.setenv(name, "")  # it sets them itself: put back in the end
     out = tmp_path / "growth.json"
@@ -316,8 +293,6 @@ def test_the_profile_gives_every_part_its_time(tmp_path, run, random_trunks, sma
 
 
 def test_scaling_adds_up(run, small_network):
-    import scaling
-
     place = scaling.Place("two", 2, 1e12, 1e9, 0.0)
     found = scaling.row(place, size=10**9, step=1.5)  # each sends all of it once: a second
     assert found == {"sent": 1e9, "reduce": 1.0, "worst": 0.6, "best": 1.0}
@@ -337,8 +312,6 @@ def asked(tmp_path):
 
 
 def test_a_step_of_every_precision(asked, random_trunks, small_network):
-    import gpu
-
     small_network("gpu", latent_channels=4)
     found = gpu.precisions(asked)
     assert list(found) == [f"{name} {kind}" for name in gpu.SYSTEMS for kind in gpu.DTYPES]
@@ -347,9 +320,7 @@ def test_a_step_of_every_precision(asked, random_trunks, small_network):
         assert row["step seconds"] > 0 and row["late step seconds"] > 0
 
 
-def test_two_epochs_in_fp16_are_taken_up_again(asked, no_trunks, small_network):
-    import gpu
-
+def test_two_epochs_in_fp16_are_taken_up_again(asked, no_weights, small_network):
     small_network("gpu", features="none", latent_channels=4)
     found = gpu.t4(asked)
     assert found.keys() == set(gpu.SYSTEMS)
@@ -358,16 +329,12 @@ def test_two_epochs_in_fp16_are_taken_up_again(asked, no_trunks, small_network):
 
 
 def test_how_near_a_step_is_to_its_convolutions(asked, random_trunks, small_network):
-    import gpu
-
     small_network("gpu", features="squeezenet")
     found = gpu.convs(asked)
     assert found["convolutions"] > 30 and found["share"] > 0 and found["images_per_s"] > 0
 
 
-def test_a_whole_training_is_scored_and_stored(asked, no_trunks, small_network, monkeypatch):
-    import gpu
-
+def test_a_whole_training_is_scored_and_stored(asked, no_weights, small_network, monkeypatch):
     small_network("gpu", latent_channels=4)
     monkeypatch.setattr(gpu, "PIECE", 3000)
     found = gpu.sharp(asked)
@@ -385,8 +352,6 @@ def test_a_whole_training_is_scored_and_stored(asked, no_trunks, small_network, 
 
 
 def test_a_pack_holds_as_many_films_as_fit(asked, tmp_path, monkeypatch):
-    import gpu
-
     monkeypatch.setenv("VAEKIT_WEIGHTS", str(tmp_path))
     monkeypatch.setenv("VAEKIT_DATA", str(FILMS))
     monkeypatch.setattr(gpu, "SIDE", 32)
@@ -421,8 +386,6 @@ def test_one_command_asks_every_part_and_names_what_failed(tmp_path):
 
 
 def test_a_step_begins_without_the_gradients_of_the_last():
-    from vaekit.train import Trainer
-
     trainer, alive = Trainer(small(), shapes(), None), []
     weights = list(trainer.raw.parameters())
     trainer.raw.register_forward_pre_hook(
@@ -432,9 +395,7 @@ def test_a_step_begins_without_the_gradients_of_the_last():
     assert alive == [False, False] and weights[0].grad is not None
 
 
-def test_own_data_shortens_scores_and_prints_its_table(tmp_path, run, no_trunks, monkeypatch):
-    import own_data
-
+def test_own_data_shortens_scores_and_prints_its_table(tmp_path, run, no_weights, monkeypatch):
     scored, score = [], own_data.score
 
     def score_once(run, data):
@@ -474,8 +435,6 @@ def test_large_takes_real_steps(tmp_path, run):
 
 
 def test_large_counts_what_a_real_step_saves():
-    import large
-
     cfg = vaekit.preset("celeba256", profile="smoke", widths=(8, 16), features="none")
     model, x = vaekit.VAE(cfg), torch.rand(3, 3, 32, 32).contiguous(
         memory_format=torch.channels_last)  # fmt: skip

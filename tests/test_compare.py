@@ -52,15 +52,6 @@ def test_rows_are_paired_film_by_film():
     assert set(rows[0]) == set(tables.COLUMNS)
 
 
-def test_pairing_narrows_the_interval_where_both_find_the_same_films_hard():
-    a, b = untrained("one"), untrained("two")
-    with torch.no_grad():
-        b.model.decoder.to_image[-1].bias += 0.05  # the same, a little brighter
-    rows = vaekit.compare(a, b, films(12)).rows
-    of_a, of_gap = (picked(rows, "l1", subject) for subject in ("a", "b - a"))
-    assert of_gap["high"] - of_gap["low"] < (of_a["high"] - of_a["low"]) / 2
-
-
 def test_a_run_against_itself_does_not_differ():
     run = untrained("one")
     result = vaekit.compare(run, run, films(5))

@@ -1,22 +1,13 @@
-"""The critic: its scores, when and how strongly it acts, and runs that resume bit by bit."""
+"""The critic: its scores, when and how strongly it acts, and which epochs are kept."""
 
 import pytest
 import torch
-from tiny import rows, shapes, small, weights
+from tiny import JUDGED, small
 
-import vaekit
 from vaekit.critic import Critic, add_share
-from vaekit.keep import writer
 from vaekit.keep.guards import GuardedTrainer
 from vaekit.schedules import critic_share_at, decoder_only, final_objective
 from vaekit.train import Trainer, train
-
-JUDGED = dict(critic_share=0.5, critic_from=0.5, epochs_phase1=0, epochs_phase2=8)
-
-
-@pytest.fixture(scope="module")
-def data():
-    return shapes()
 
 
 @pytest.mark.parametrize("shape", [(2, 1, 16, 16), (2, 3, 33, 33), (1, 1, 64, 64)])
@@ -74,27 +65,6 @@ def test_the_encoder_rests_and_the_decoder_is_pulled(data):
     assert not torch.allclose(pulled, trainer.raw.decoder.to_image[-1].weight.grad)
 
 
-@pytest.mark.parametrize("start", ["random", "linear"])
-def test_a_run_with_it_goes_on_bit_by_bit(data, tmp_path, monkeypatch, start):
-    values = JUDGED | {"start": start}
-    if start == "linear":
-        values |= {"latent": "vector", "rescale_latents": False}
-    cfg = small(**values)
-    whole = vaekit.fit(cfg, data, out=tmp_path / "whole", verbose=False)
-
-    def stop(run):
-        if run.history[-1]["epoch"] == 6:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(writer, "SAVE_SECONDS", 0)
-
-    with pytest.raises(KeyboardInterrupt):
-        vaekit.fit(cfg, data, out=tmp_path / "cut", verbose=False, on_epoch_end=stop)
-    resumed = vaekit.fit(cfg, data, out=tmp_path / "cut", verbose=False)
-    assert torch.equal(weights(whole), weights(resumed))
-    assert rows(whole.history) == rows(resumed.history)
-
-
 def test_a_step_that_is_not_finite_leaves_it_as_it_was(data):
     trainer = GuardedTrainer(small(**JUDGED), data)
     x = data.train.images[:8].float() / 255
@@ -106,7 +76,7 @@ def test_a_step_that_is_not_finite_leaves_it_as_it_was(data):
     assert all(torch.equal(value, after[name]) for name, value in before.items())
 
 
-def test_the_last_epochs_are_kept(data, tmp_path):
+def test_the_last_epochs_are_kept(data):
     trainer = GuardedTrainer(small(**JUDGED), data)
     train(trainer)
     assert trainer.best.state["epoch"] >= 7

@@ -9,12 +9,6 @@ from vaekit.model import VAE
 from vaekit.priors import directions
 
 
-@pytest.fixture
-def model():
-    torch.manual_seed(0)
-    return VAE(vaekit.preset(**CFG)).eval()
-
-
 def two_classes(n: int, gap: float, seed: int = 0):
     """Codes (n, 3, 2, 2) with noise 1, `gap` apart along one element, and their labels."""
     g = torch.Generator().manual_seed(seed)
@@ -58,7 +52,8 @@ def test_principal_directions():
         directions.principal_directions(mu, 17)
 
 
-def test_traverse(model):
+def test_traverse():
+    model = VAE(vaekit.preset(**CFG)).eval()
     mean, direction = torch.zeros(model.latent_shape), torch.ones(model.latent_shape)
     images = directions.traverse(model, mean, direction, 0.5, [-2, 0, 2])
     z = torch.stack([-direction, mean, direction])
@@ -76,16 +71,6 @@ def test_class_direction_is_the_difference_of_the_means():
     for a, b in ((0, 3), (1, 1)):
         with pytest.raises(ValueError, match=r"two different ones of \[0, 1, 2\]"):
             directions.class_direction(mu, labels, a, b)
-
-
-def test_moving_along_the_class_direction_arrives_at_the_other_class(model, monkeypatch):
-    mu, labels = two_classes(200, gap=5.0)
-    direction, std = directions.class_direction(mu, labels, 0, 1)
-    assert direction[1, 0, 1] > 0.95 and direction.norm().item() == pytest.approx(1)
-    low, high = (mu[labels == k].mean(0) for k in (0, 1))
-    monkeypatch.setattr(directions, "decode_all", lambda model, z: z)
-    moved = directions.traverse(model, low, direction, 0.5, [0.0, 2 * (high - low).norm()])
-    torch.testing.assert_close(moved, torch.stack([low, high]))
 
 
 def test_a_probe_reads_what_is_there_and_no_more():

@@ -15,6 +15,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from films import huge
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -155,7 +156,8 @@ def test_the_shape_law(size, widths, channels, latents, stem, attention, data):
     side = math.ceil(size / 2 ** len(widths))  # rounding up at each halving comes to the same
     law = (latents,) if cfg.latent == "vector" else (cfg.code_channels, side, side)
     assert x_hat.shape == x.shape and vae.latent_shape == law
-    assert mu.shape == logvar.shape == (2, *law) and x_hat.isfinite().all()
+    assert mu.shape == logvar.shape == (2, *law) and mu.dtype == x_hat.dtype == torch.float32
+    assert 0 <= x_hat.min() and x_hat.max() <= 1
     COUNT["shapes: hold"] += 1
 
 
@@ -166,20 +168,6 @@ def encoded(kind: str, mode: str) -> bytes:
     buffer, pixels = io.BytesIO(), np.arange(33 * 47 * 3, dtype=np.uint8).reshape(33, 47, 3)
     Image.fromarray(pixels).convert(mode).save(buffer, kind)
     return buffer.getvalue()
-
-
-def huge(width: int, height: int) -> bytes:
-    """A PNG of a few bytes that claims to be this large."""
-    import struct
-    import zlib
-
-    def chunk(kind: bytes, content: bytes) -> bytes:
-        crc = struct.pack(">I", zlib.crc32(kind + content))
-        return struct.pack(">I", len(content)) + kind + content + crc
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
-    return (b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"0"))
-            + chunk(b"IEND", b""))  # fmt: skip
 
 
 PICTURES = [encoded(kind, mode) for kind, mode in

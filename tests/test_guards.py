@@ -8,9 +8,11 @@ import warnings
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from tiny import blobs, same, shapes, small, weights
+from films import film, write
+from tiny import blobs, same, small, weights
 
 import vaekit
 from vaekit import losses, train
@@ -19,11 +21,6 @@ from vaekit.data import Data
 from vaekit.keep import checkpoint, guards, writer
 from vaekit.keep.checkpoint import CheckpointError
 from vaekit.keep.guards import GuardedTrainer
-
-
-@pytest.fixture(scope="module")
-def data() -> Data:
-    return shapes()
 
 
 @pytest.fixture
@@ -38,14 +35,6 @@ def trainers(monkeypatch):
 
     monkeypatch.setattr(GuardedTrainer, "__init__", remember)
     return made
-
-
-@pytest.fixture(scope="module")
-def whole(data, tmp_path_factory):
-    """The run that nothing happened to."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("VAEKIT_PROFILE", "smoke")
-        return vaekit.fit(small(), data, out=tmp_path_factory.mktemp("whole"), verbose=False)
 
 
 def before_step(n: int, do):
@@ -89,14 +78,6 @@ def test_a_signal_ends_the_step_saves_and_says_how_to_go_on(
     assert number.name in said and "saved in" in said and "same call goes on" in said
     rest = vaekit.fit(small(), data, out=tmp_path)
     assert rest.path == cut.path and same(rest, whole)
-
-
-@pytest.fixture
-def listens_to_ctrl_c():
-    """A shell's background job, as tests may be, does not."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 def test_ctrl_c_is_still_an_interrupt_and_the_second_does_not_wait(
@@ -308,15 +289,10 @@ def test_one_pixel_and_one_image_under_batchnorm_is_refused(data):
 
 
 def test_odd_files_are_trained(tmp_path):
-    import numpy as np
-    from PIL import Image
-
-    noise = np.random.default_rng(0)
     for i in range(40):
-        folder = tmp_path / "films" / "ab"[i % 2]
-        folder.mkdir(parents=True, exist_ok=True)
-        pixels = noise.integers(0, 255, (33, 47, 3)[: 2 + i % 2], dtype=np.uint8)  # grey, RGB
-        Image.fromarray(pixels).save(folder / f"{i}.png")
+        grey = film(i, 33, 47)
+        image = np.dstack([grey, grey // 2, grey // 3]) if i % 2 else grey
+        write(tmp_path / "films" / "ab"[i % 2] / f"{i}.png", image)
     for channels in (1, 3):
         cfg = small(dataset="images", data_path=str(tmp_path / "films"), image_size=33,
                     in_channels=channels, patient_key="none", batch_size=4, epochs_phase1=1,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import need_weights
-from test_metrics import films, no_weights
+from test_metrics import films
 
 from vaekit import metrics
 from vaekit.features import WeightsMissing
@@ -30,8 +30,7 @@ def test_network_features_do_not_depend_on_the_batch():
     assert one.shape == (5, 512) and one == pytest.approx(three, rel=1e-3, abs=1e-3)
 
 
-def test_a_notice_is_given_once(monkeypatch, tmp_path, capsys):
-    no_weights(monkeypatch, tmp_path)
+def test_a_notice_is_given_once(no_weights, capsys):
     assert networks.load_judge() is None and networks.load_judge(download=False) is None
     assert networks.load_judges(["squeezenet", "vgg19"]) == [None]
     lines = capsys.readouterr().out.splitlines()
@@ -40,8 +39,9 @@ def test_a_notice_is_given_once(monkeypatch, tmp_path, capsys):
         networks.load_judges(["inceptionv9"])
 
 
-def test_the_second_judge_is_never_downloaded_and_missed_once(monkeypatch, tmp_path, capsys):
-    no_weights(monkeypatch, tmp_path)
+def test_the_second_judge_is_never_downloaded_and_missed_once(
+    no_weights, monkeypatch, tmp_path, capsys
+):
     monkeypatch.setenv("VAEKIT_PROFILE", "quick")
     monkeypatch.setattr(torch.hub, "download_url_to_file", None)  # would fail
     assert networks.second_judge() is None and networks.second_judge() is None
@@ -105,8 +105,7 @@ def test_a_last_batch_of_one_small_film_does_not_stop_the_judge():
     assert networks.train_judge(split, epochs=1).name == "CNN on 2 labels"
 
 
-def test_inception_says_what_is_missing(monkeypatch, tmp_path):
-    no_weights(monkeypatch, tmp_path)
+def test_inception_says_what_is_missing(no_weights):
     try:
         import torch_fidelity  # noqa: F401
     except ImportError:
@@ -132,7 +131,7 @@ def test_fid_is_torchmetrics_on_grey_as_rgb(monkeypatch):
     assert networks.fid(a, b / 255) == pytest.approx(distances.gaussian_frechet(*vectors), rel=1e-6)
 
 
-def test_inception_is_torch_fidelitys_from_a_file(monkeypatch, tmp_path):
+def test_inception_is_torch_fidelitys_from_a_file(no_weights, monkeypatch, tmp_path):
     """The whole path but for the values of the weights, which are random here."""
     module = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3")
     extractor, file = module.FeatureExtractorInceptionV3, networks.INCEPTION_FILE.replace("*", "w-")
@@ -141,7 +140,6 @@ def test_inception_is_torch_fidelitys_from_a_file(monkeypatch, tmp_path):
         patch.setattr(extractor, "load_state_dict", lambda *_: None)
         random = extractor("inception-v3-compat", ["2048"], feature_extractor_weights_path="")
     torch.save(random.state_dict(), tmp_path / file)
-    no_weights(monkeypatch, tmp_path)
     network, x = networks.load_inception(), films(4).expand(-1, 3, -1, -1)
     with torch.no_grad():
         torch.testing.assert_close(network(x), random(x)[0])

@@ -116,7 +116,9 @@ def test_two_processes_equal_one(cfg, data, tmp_path, monkeypatch, capsys):
         assert two.history[0][name] == pytest.approx(one.history[0][name], rel=1e-4), name
 
 
-def test_killed_it_says_so_and_interrupted_it_is_saved(cfg, data, tmp_path, monkeypatch):
+def test_killed_it_says_so_and_interrupted_it_is_saved(
+    cfg, data, tmp_path, monkeypatch, listens_to_ctrl_c
+):
     """At the first line of an epoch; the second call goes on with the run of the first."""
     cfg = cfg.replace(epochs_phase2=2000)
 
@@ -138,12 +140,8 @@ def test_killed_it_says_so_and_interrupted_it_is_saved(cfg, data, tmp_path, monk
 
     with pytest.raises(launch.ProcessFailed, match="one of 2 .*SIGKILL.*same call goes on"):
         fit(kill_one)
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job has none
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            fit(interrupt)
-    finally:
-        signal.signal(signal.SIGINT, before)
+    with pytest.raises(KeyboardInterrupt):
+        fit(interrupt)
     (path,) = (tmp_path / "runs").iterdir()
     run = vaekit.load_run(path)
     assert not run.finished and 1 <= len(run.history) < cfg.num_epochs
@@ -174,7 +172,9 @@ def test_the_first_cause_is_named(tmp_path, said, errors, found):
     assert "The same call goes on" in text and "processes=1" in text
 
 
-def test_a_process_out_of_memory_says_what_would_help(cfg, data, tmp_path, monkeypatch):
+def test_a_process_out_of_memory_says_what_would_help(
+    cfg, data, tmp_path, monkeypatch, listens_to_ctrl_c
+):
     def fit(cfg, data, max_minutes, out):
         assert (len(data.train), max_minutes, sys.argv) == (24, None, ["notebook"])
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
@@ -187,12 +187,8 @@ def test_a_process_out_of_memory_says_what_would_help(cfg, data, tmp_path, monke
     monkeypatch.setattr(worker, "fit", fit)
     monkeypatch.setattr(worker, "stop_with_the_parent", lambda: None)
     monkeypatch.setenv("RANK", "1")
-    before = signal.getsignal(signal.SIGINT)
-    try:
-        with pytest.raises(torch.OutOfMemoryError):
-            worker.main(tmp_path)
-    finally:
-        signal.signal(signal.SIGINT, before)
+    with pytest.raises(torch.OutOfMemoryError):
+        worker.main(tmp_path)
     text = launch.failure(tmp_path, 2)
     assert "OutOfMemoryError: CUDA out of memory" in text and "a smaller batch_size" in text
 

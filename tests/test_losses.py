@@ -32,16 +32,12 @@ def pair(size=32, channels=1, n=3):
     return x, (x + 0.1 * torch.randn_like(x)).clamp(0, 1)
 
 
-def test_hand_computed_values():
+def test_pixel_terms_of_flat_images():
     x, x_hat = torch.zeros(1, 3, 16, 16), torch.full((1, 3, 16, 16), 0.5)
     assert losses.l1_per_image(x_hat, x).item() == 0.5
     assert losses.mse_per_image(x_hat, x).item() == 0.25
-    # flat images: SSIM is its luminance part, C1 / (0.25 + C1)
+    # SSIM is its luminance part, C1 / (0.25 + C1)
     assert losses.ssim_per_image(x_hat, x).item() == pytest.approx(1e-4 / (0.25 + 1e-4), rel=1e-3)
-    # a constant has one Fourier coefficient, 0.5 * 16, among 16 * 9
-    assert losses.spectral_per_image(x_hat, x).item() == pytest.approx(8 / 144, rel=1e-4)
-    mu, logvar = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, math.log(4)]])
-    assert losses.kl_per_image(mu, logvar).item() == pytest.approx(0.5 + 1.5 - math.log(2))
 
 
 def test_kl_against_torch_distributions():
@@ -104,14 +100,6 @@ def test_ssim_window_shrinks_below_eleven_pixels():
 
 
 @pytest.mark.parametrize("name", TERMS)
-def test_gradient_is_finite_and_not_zero(name):
-    x, x_hat = pair()
-    x_hat.requires_grad_(True)
-    TERMS[name](x_hat, x).sum().backward()
-    assert x_hat.grad.isfinite().all() and x_hat.grad.abs().max() > 0
-
-
-@pytest.mark.parametrize("name", TERMS)
 @pytest.mark.parametrize("case", ["black", "white", "same", "bf16", "fp16"])
 def test_safe_on_extreme_images(name, case):
     x = {"black": torch.zeros, "white": torch.ones}.get(case, torch.rand)(2, 1, 32, 32)
@@ -122,7 +110,7 @@ def test_safe_on_extreme_images(name, case):
     value = TERMS[name](x_hat, x)
     value.sum().backward()
     assert value.dtype == torch.float32 and value.abs().max() < 0.02
-    assert x_hat.grad.isfinite().all()
+    assert x_hat.grad.isfinite().all() and (x_hat.grad.any() or "16" not in case)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -136,17 +124,6 @@ def test_kl_is_safe_at_the_clamp_and_in_half_precision(logvar, dtype):
     assert kl.dtype == torch.float32 and kl[0].item() == pytest.approx(by_hand, rel=1e-4)
     assert mu.grad.isfinite().all() and lv.grad.isfinite().all()
     assert losses.kl_per_image(torch.zeros(2, 8), torch.zeros(2, 8)).tolist() == [0, 0]
-
-
-def test_kl_share_of_the_total():
-    cfg = CFG.replace(ssim_weight=0.0, recon_weight=3.0)
-    x, x_hat = pair(16)
-    mu, logvar = torch.randn(3, 4, 2, 2), torch.randn(3, 4, 2, 2)
-    loss = losses.vae_loss(x_hat, x, mu, logvar, cfg, beta=0.5)
-    without = losses.vae_loss(x_hat, x, mu, logvar, cfg, beta=0.0)
-    recon, kl = loss.terms["recon"].item(), loss.terms["kl"].item()
-    share = losses.kl_share(cfg, 0.5, recon, kl, 256, 16)
-    assert share == pytest.approx((1 - without.total / loss.total).item(), rel=1e-5)
 
 
 def test_free_bits_of_both_kinds():
@@ -176,16 +153,8 @@ def test_total_is_what_the_config_says(recon, kl):
     div = losses.kl_per_image(mu, logvar).mean() / (1 if kl == "sum" else 16)
     torch.testing.assert_close(loss.total, 3 * rec + 0.5 * div)
     assert loss.terms["kl"].item() == pytest.approx(losses.kl_per_image(mu, logvar).mean().item())
-
-
-@pytest.mark.parametrize(
-    ("recon", "kl", "expected"),
-    [("mean", "mean", 0.53), ("sum", "sum", 0.033), ("mean", "sum", 546)],
-)
-def test_beta_elbo_of_the_chest_preset(recon, kl, expected):
-    cfg = vaekit.preset(profile="full", recon_reduction=recon, kl_reduction=kl)
-    value = losses.beta_elbo(cfg, cfg.beta, l1=0.03, mse=0.002, num_pixels=128**2, num_latents=1024)
-    assert value == pytest.approx(expected, rel=0.02)
+    share = losses.kl_share(cfg, 0.5, loss.terms["recon"].item(), loss.terms["kl"].item(), 256, 16)
+    assert share == pytest.approx((0.5 * div / loss.total).item(), rel=1e-5)
 
 
 def test_calibrated_decoder_has_the_gradient_of_the_elbo():
@@ -324,9 +293,7 @@ def test_trunk_is_frozen_and_cut_after_the_last_tap():
     assert {k: v.shape[1] for k, v in trunk(torch.rand(1, 1, 64, 64)).items()} == {1: 64, 4: 128}
 
 
-def test_missing_weights_say_how_to_get_them(monkeypatch, tmp_path, capsys):
-    monkeypatch.setenv("VAEKIT_WEIGHTS", str(tmp_path))
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+def test_missing_weights_say_how_to_get_them(no_weights, capsys):
     cfg = vaekit.preset("chest_xray")
     assert features.feature_loss(cfg) is None
     assert "VAEKIT_WEIGHTS" in capsys.readouterr().out
@@ -337,23 +304,9 @@ def test_missing_weights_say_how_to_get_them(monkeypatch, tmp_path, capsys):
     assert features.feature_loss(cfg.replace(perceptual_weight=0.0)) is None
 
 
-def test_weights_are_found_in_both_kaggle_layouts(monkeypatch, tmp_path):
-    monkeypatch.setenv("VAEKIT_WEIGHTS", "")
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
-    monkeypatch.setattr("vaekit.place.setup.KAGGLE_INPUT", tmp_path)
-    for place in ("weights-slug", "datasets/owner/weights-slug"):
-        file = tmp_path / place / "squeezenet1_1-b8a52dc0.pth"
-        file.parent.mkdir(parents=True)
-        file.touch()
-        assert weights.find_weights("squeezenet", download=False) == file
-        file.unlink()
-
-
-def test_a_file_of_another_network_is_not_taken_and_named_if_given(monkeypatch, tmp_path):
+def test_a_file_of_another_network_is_not_taken_and_named_if_given(no_weights, tmp_path):
     from torchvision.models import alexnet, vgg11_bn
 
-    monkeypatch.setenv("VAEKIT_WEIGHTS", str(tmp_path))
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
     with torch.device("meta"):
         nets = {"vgg16_bn-6c64b313.pth": vgg11_bn(), "alexnet.pth": alexnet()}
     for name, net in nets.items():
@@ -366,12 +319,10 @@ def test_a_file_of_another_network_is_not_taken_and_named_if_given(monkeypatch, 
             weights.load_trunk("squeezenet", tmp_path / file)
 
 
-def test_a_download_is_kept_only_with_the_right_hash(monkeypatch, tmp_path):
+def test_a_download_is_kept_only_with_the_right_hash(no_weights, monkeypatch, tmp_path):
     server, name = tmp_path / "server", "squeezenet1_1-b8a52dc0.pth"
     server.mkdir()
     monkeypatch.setattr(weights, "URL", f"{server.as_uri()}/")
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
-    monkeypatch.setenv("VAEKIT_WEIGHTS", "")
     (server / name).write_bytes(b"torn")
     with pytest.raises(features.WeightsMissing, match="tried to download it"):
         weights.find_weights("squeezenet")

@@ -11,7 +11,6 @@ import vaekit
 from vaekit import metrics
 from vaekit.judge import evaluation, networks
 from vaekit.judge import rows as tables
-from vaekit.judge.networks import LabelJudge
 from vaekit.model import VAE
 
 CFG = dict(profile="smoke", widths=[8, 16], attention=[], latent_channels=4)
@@ -24,12 +23,6 @@ def films(n: int, side: int = 32, channels: int = 1, seed: int = 0) -> torch.Ten
     return (smooth * 255).round().to(torch.uint8)
 
 
-def no_weights(monkeypatch, tmp_path):
-    monkeypatch.setenv("VAEKIT_WEIGHTS", str(tmp_path))
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    monkeypatch.setattr(networks, "_told", set())
-
-
 @pytest.fixture
 def pair():
     x = films(3, 40).float() / 255
@@ -40,11 +33,6 @@ def test_psnr_by_hand():
     x = torch.zeros(2, 1, 8, 8)
     x_hat = x + torch.tensor([0.1, 0]).view(2, 1, 1, 1)
     assert metrics.psnr(x_hat, x).tolist() == pytest.approx([20, 100], abs=1e-4)
-
-
-def test_ssim_is_the_one_of_the_loss(pair):
-    assert torch.equal(metrics.ssim(*pair), vaekit.losses.ssim_per_image(*pair))
-    assert metrics.ssim(pair[1], pair[1]).tolist() == pytest.approx([1, 1, 1])
 
 
 def test_sharpness_agrees_with_cv2():
@@ -94,11 +82,14 @@ def test_octaves_halve_from_the_highest_frequency_down():
     assert metrics.octave_powers(films(3, 33, channels=3)).shape == (3, 4)
     assert metrics.octave_powers(films(2)[:, :, :20, :27]).shape == (2, 3)
     assert [metrics.octave_name(i) for i in (0, 2)] == ["power 1/4-1/2", "power 1/16-1/8"]
-    for octave, cycles in enumerate((12, 6)):  # of 32 pixels: each in the middle of its octave
-        wave = 0.5 + 0.4 * torch.sin(2 * torch.pi * torch.arange(32) * cycles / 32)
+    at = 2 * torch.pi * torch.arange(32) / 32
+    for octave, across, down in ((0, 12, 0), (1, 6, 0), (1, 5, 4)):  # cycles, within their octave
+        wave = 0.5 + 0.4 * torch.sin(across * at + down * at[:, None])
         powers = metrics.octave_powers(wave.expand(1, 1, 32, 32))[0]
         assert powers.argmax() == octave
         assert powers[octave] > 0.95 * powers.sum()
+    ramp = torch.linspace(0, 1, 32).expand(1, 1, 32, 32)
+    assert metrics.octave_powers(ramp)[0, 0] < 1e-4  # that its edges do not meet leaks nowhere
 
 
 @pytest.mark.parametrize(("side", "channels"), [(32, 1), (33, 1), (64, 3)])
@@ -112,24 +103,6 @@ def test_white_noise_adds_its_variance_to_the_highest_octave(side, channels):
     assert more[0] == pytest.approx(variance, rel=0.03)
     alone = metrics.octave_powers(noise).mean(0)
     assert alone[:3].tolist() == pytest.approx([variance] * 3, rel=0.1)
-
-
-@pytest.mark.parametrize("side", [33, 64])
-def test_blur_lowers_octaves_by_its_transfer_function_squared(side):
-    from torchvision.transforms.functional import gaussian_blur
-
-    sharp = torch.randn(60, 1, side + 8, side + 8, generator=torch.Generator().manual_seed(0))
-    blurred = gaussian_blur(sharp, 9, 0.7)[..., 4:-4, 4:-4]
-    sharp = sharp[..., 4:-4, 4:-4]
-    taps = torch.exp(-torch.arange(-4, 5).square() / (2 * 0.7**2))
-    freqs = torch.fft.fftfreq(side)
-    response = (2 * torch.pi * freqs[:, None] * torch.arange(-4, 5)).cos() @ (taps / taps.sum())
-    passed = torch.outer(response, response).square()
-    radius = metrics.radii(side, side)
-    found = metrics.octave_powers(blurred).mean(0) / metrics.octave_powers(sharp).mean(0)
-    for i, high in enumerate([0.5, 0.25, 0.125]):
-        expected = passed[(high / 2 < radius) & (radius <= high)].mean().item()
-        assert found[i] == pytest.approx(expected, rel=0.05)
 
 
 def test_lpips_agrees_with_the_package(pair):
@@ -216,8 +189,7 @@ def model():
     return VAE(vaekit.preset(**CFG)).train()
 
 
-def test_evaluate_without_weights(model, monkeypatch, tmp_path, capsys):
-    no_weights(monkeypatch, tmp_path)
+def test_evaluate_without_weights(model, no_weights, capsys):
     test, val = films(20), SimpleNamespace(images=films(30, seed=1))
     samples = {"prior": torch.rand(12, 1, 32, 32), "copy": films(16, seed=2), "few": films(3)}
     rows = evaluation.evaluate(model, test, model.cfg, val, samples)
@@ -240,16 +212,14 @@ def test_evaluate_without_weights(model, monkeypatch, tmp_path, capsys):
     assert all("; model trained with" in r["network"] for r in distances.values())
 
 
-def test_evaluate_halves_the_test_films_when_there_are_no_others(model, monkeypatch, tmp_path):
-    no_weights(monkeypatch, tmp_path)
+def test_evaluate_halves_the_test_films_when_there_are_no_others(model, no_weights):
     rows = evaluation.evaluate(model, films(21), model.cfg)
     assert [r["n"] for r in rows if r["metric"] == "frechet"] == [10]
     few = evaluation.evaluate(model, films(6), model.cfg)
     assert [np.isnan(r["value"]).item() for r in few if r["metric"] == "frechet"] == [True]
 
 
-def test_evaluate_goes_on_in_smaller_batches_where_memory_runs_out(model, monkeypatch, tmp_path):
-    no_weights(monkeypatch, tmp_path)
+def test_evaluate_goes_on_in_smaller_batches_where_memory_runs_out(model, monkeypatch, no_weights):
     cfg = model.cfg.replace(batch_size=5)
     expected = evaluation.evaluate(model, films(20), cfg)
     encode = VAE.encode
@@ -305,8 +275,7 @@ def test_the_feature_distance_of_an_image_from_itself_is_0(model, monkeypatch):
     assert (row["value"], row["high"], row["n"]) == (0, 0, 5)
 
 
-def test_the_power_of_each_octave_is_a_score(model, monkeypatch, tmp_path):
-    no_weights(monkeypatch, tmp_path)
+def test_the_power_of_each_octave_is_a_score(model, no_weights):
     test = films(20) // 2 + 64  # noise keeps it in [0, 1]
     noise = 0.05 * torch.randn(test.shape, generator=torch.Generator().manual_seed(0))
     samples = {"same": test, "noisy": test / 255 + noise, "small": films(5, 16)}
@@ -338,15 +307,6 @@ def test_identical_reconstructions_have_all_the_power_and_no_interval(model, mon
     pair = films(8), films(8, seed=1)
     for r in evaluation._judged_rows(model, {}, *pair, None, model.cfg):
         assert r["value"] == pytest.approx(r["floor"], abs=1e-9)
-
-
-def test_every_judge_gives_its_own_rows(model):
-    judge = LabelJudge(1, 2).eval()
-    rows = evaluation.evaluate(model, films(12), model.cfg, films(12, seed=1),
-                            judges=("pixels", judge))  # fmt: skip
-    found = [r["network"] for r in rows if r["metric"] == "kernel"]
-    trained_with = f"; model trained with {vaekit.features.trunk_name(model.cfg)}"
-    assert found == ["pixels 32x32" + trained_with, "CNN on 2 labels" + trained_with]
 
 
 def test_images_are_judged_as_their_vectors_are():

@@ -5,13 +5,13 @@ import base64
 import json
 import random
 import re
-import sys
 from html import escape
 from io import BytesIO
 from pathlib import Path
 from types import SimpleNamespace
 from urllib.parse import unquote
 
+import execute
 import nbformat
 import numpy as np
 import pytest
@@ -24,20 +24,7 @@ from vaekit.data import Split
 from vaekit.model import stage_sizes
 
 FOLDER = Path(__file__).parent.parent / "notebooks"
-sys.path.insert(0, str(FOLDER))
-
-import execute  # noqa: E402
-
 NOTEBOOKS = sorted(FOLDER.glob("[0-9]*.ipynb"))
-MAIN_LINE = [
-    "00_a_vae_from_scratch",
-    "01_data_and_clahe",
-    "02_model",
-    "03_loss_design",
-    "04_two_phase_training",
-    "05_evaluation",
-    "06_generation",
-]
 ONE_CONFIGURATION = ["04_two_phase_training", "05_evaluation", "06_generation"]
 
 
@@ -55,10 +42,6 @@ def outputs(path: Path) -> list:
 def config_cell(path: Path) -> str:
     (cell,) = [c for c in cells(path, "code") if re.search(r"^cfg = vaekit\.preset\(", c, re.M)]
     return cell
-
-
-def test_the_main_line_is_there():
-    assert [p.stem for p in NOTEBOOKS][: len(MAIN_LINE)] == MAIN_LINE
 
 
 def configs(path: Path) -> tuple:
@@ -255,11 +238,3 @@ def test_a_figure_gets_a_palette_and_a_grey_one_loses_nothing():
         assert Image.open(BytesIO(kept)).convert("RGB").tobytes() == image.tobytes()
         assert (len(kept) < len(png.getvalue())) is smaller
         assert (Image.open(BytesIO(kept)).mode == "L") is smaller
-
-
-def test_what_github_would_not_show_is_found():
-    assert not faults_of_math("a $x_i$, `$HOME`\n\n$$\nx = \\begin{cases}1\\end{cases}\n$$\n")
-    for text in ("5 $ and", "$ x$", "\\begin{align}x\\end{align}", "$\\frac{1}{2$", "so $$x$$"):
-        assert faults_of_math(text), text
-    assert len(broken_links("[a](#b) [c](d.ipynb) [e](../README.md#g)", FOLDER, "page")) == 3
-    assert not broken_links("# A b\n[a](#A-b)", FOLDER, "notebook")

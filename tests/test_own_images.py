@@ -79,14 +79,6 @@ def test_grey_pictures_saved_as_rgb_are_grey_and_changes_win(tmp_path):
     assert vaekit.preset_for(tmp_path, beta=0.5, in_channels=3).in_channels == 3
 
 
-def test_it_loads_what_it_was_made_for(tmp_path):
-    for name in ("cats", "dogs"):
-        fill(tmp_path / name, 40, colour=True)
-    (tmp_path / "cats" / "broken.png").write_bytes(b"no image")
-    data = vaekit.load_data(vaekit.preset_for(tmp_path), verbose=False)
-    assert data.classes == ["cats", "dogs"] and data.train.images.shape[1:] == (3, 32, 32)
-
-
 def test_no_images_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError):
         vaekit.preset_for(tmp_path)

@@ -6,16 +6,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import stamp
 import torch
 from IPython.core.inputtransformer2 import TransformerManager
 
 from vaekit.place import device, progress, setup
 
 ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT / "publish"))
-
-import stamp  # noqa: E402
-
 RUN = "import sys; sys.path = [p for p in sys.path if p != '']; exec(sys.stdin.read())"
 HIDE = (
     "import sys; sys.meta_path = [f for f in sys.meta_path"

@@ -1,5 +1,6 @@
 """Every preset has the values of its source, trains, and uses its latent space."""
 
+import json
 import re
 from pathlib import Path
 
@@ -46,17 +47,12 @@ def test_every_preset_builds_the_network_of_its_source():
         assert (model.latent_shape, count(model)) == (shape, parameters), name
 
 
-def test_parameters_by_hand():
-    encoder = 9 * 32 + 32 + 64 + 9 * 32 * 64 + 64 + 128 + 2 * (64 * 8 * 8 * 32 + 32)
-    decoder = 32 * 4096 + 4096 + 16 * 64 * 32 + 32 + 64 + 16 * 32 * 32 + 32
-    image = 64 + 9 * 32 + 1
-    assert count(on_paper(vaekit.preset("fashion_mnist"))) == encoder + decoder + image
-
-
 @pytest.mark.parametrize("profile", ["smoke", "quick"])
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_profile_only_ever_takes_away(name, profile):
     noted, cfg = vaekit.preset(name, profile="full"), vaekit.preset(name, profile=profile)
+    for one in (noted, cfg):
+        assert Config.from_dict(json.loads(json.dumps(one.to_dict()))) == one
     assert cfg.image_size == min(noted.image_size, {"smoke": 32, "quick": 64}[profile])
     assert cfg.epochs_phase1 <= noted.epochs_phase1 and 0 < cfg.epochs_phase2
     assert cfg.num_epochs < noted.num_epochs and cfg.batch_size <= noted.batch_size
@@ -109,11 +105,6 @@ def test_a_preset_trains_and_uses_its_latent_space(name, films, tmp_path):
     losses, active = train(name, films, tmp_path)
     assert all(torch.isfinite(torch.tensor(losses))) and losses[4] < losses[0]  # after 20 steps
     assert active > 0.1
-
-
-def test_a_collapsed_preset_would_not_pass(films, tmp_path):
-    _, active = train("celeba64_improved", films, tmp_path, recon_reduction="mean")
-    assert active < 0.1
 
 
 def test_what_the_weights_of_2000_and_1_mean():

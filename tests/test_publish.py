@@ -10,21 +10,19 @@ import subprocess
 import sys
 from pathlib import Path
 
+import bundle
+import editions
+import extract
 import nbformat
 import numpy as np
+import onefile
+import package
 import pytest
+import stamp
+import weights
 from PIL import Image
 
 ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT / "publish"))
-
-import bundle  # noqa: E402
-import editions  # noqa: E402
-import extract  # noqa: E402
-import onefile  # noqa: E402
-import package  # noqa: E402
-import stamp  # noqa: E402
-
 NOTEBOOKS = package.notebooks()
 FIRST = next(path for path in NOTEBOOKS if path.stem == "01_data_and_clahe")
 TRAINING = next(path for path in NOTEBOOKS if path.stem == "04_two_phase_training")
@@ -218,16 +216,9 @@ def test_one_file_runs_by_itself_and_goes_on_where_it_ended(one, tmp_path):
     """In the smoke profile; the second time it finds its own run and trains nothing. The sample
     that it would draw lies there: drawing it takes longer than the rest."""
     shutil.copytree(ROOT / "data/chest_xray_phantom", tmp_path / "chest_xray_phantom")
-    (tmp_path / "one.py").write_text(f"from IPython.display import display\n{code_of(one)}")
     (tmp_path / "vaekit.py").write_text("raise ImportError('the one file needs no package')")
-    twice = "import runpy\nfor _ in range(2):\n    runpy.run_path('one.py')"
-    given = {"VAEKIT_PROFILE": "smoke", "VAEKIT_PROGRESS": "lines", "MPLBACKEND": "Agg",
-             "VAEKIT_CACHE": str(tmp_path / "cache"), "PYTHONPATH": str(tmp_path),
-             "VAEKIT_DATA": ""}  # fmt: skip
-    done = subprocess.run([sys.executable, "-c", twice], cwd=tmp_path, capture_output=True,
-                          text=True, env=os.environ | given)  # fmt: skip
-    assert done.returncode == 0, done.stdout[-500:] + done.stderr[-2000:]
-    first, second = done.stdout.split("torch ", 2)[1:]
+    said = play(code_of(one), tmp_path, times=2, PYTHONPATH=str(tmp_path))
+    first, second = said.split("torch ", 2)[1:]
     assert "phase 1 ends" in first and "epoch   3/3" in first and "going on" not in first
     assert "going on after epoch 3 of 3" in second and "epoch   " not in second
 
@@ -242,14 +233,15 @@ def test_one_file_has_no_formula_of_its_own(one):
     assert theirs - ours - renamed == {"save", "train_until"}
 
 
-def play(cells, folder: Path, **environment) -> str:
+def play(code: str, folder: Path, times: int = 1, **environment) -> str:
     """What the notebook's code prints in `folder`, where its Kaggle inputs are in input/."""
-    code = cells.replace('Path("/kaggle/input")', 'Path("input")')
+    code = code.replace('Path("/kaggle/input")', 'Path("input")')
     (folder / "own.py").write_text(f"from IPython.display import display\n{code}")
+    start = f"import runpy\nfor _ in range({times}):\n    runpy.run_path('own.py')"
     given = {"VAEKIT_PROFILE": "smoke", "VAEKIT_PROGRESS": "lines", "MPLBACKEND": "Agg",
              "VAEKIT_CACHE": str(folder / "cache"), "VAEKIT_DATA": ""}  # fmt: skip
-    done = subprocess.run([sys.executable, "own.py"], cwd=folder, capture_output=True, text=True,
-                          env=os.environ | given | environment)  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", start], cwd=folder, capture_output=True,
+                          text=True, env=os.environ | given | environment)  # fmt: skip
     assert done.returncode == 0, done.stdout[-500:] + done.stderr[-2000:]
     return done.stdout
 
@@ -384,6 +376,4 @@ def test_a_solution_of_another_function_is_an_error():
 
 
 def test_the_list_of_weights_is_current():
-    import weights
-
     assert weights.table() in weights.README.read_text()

@@ -1,12 +1,12 @@
 """Released models: where the file is found, which files are refused, what it holds."""
 
-import importlib
 import json
 import re
 import sys
 from pathlib import Path
 
 import pytest
+import release as make
 import torch
 from safetensors import safe_open
 from test_metrics import films
@@ -20,9 +20,6 @@ from vaekit.model import VAE
 ROOT = Path(__file__).parent.parent
 TINY = dict(image_size=16, latent_channels=12, widths=(8, 16), features="none")
 FILE = "tiny.safetensors"
-sys.path.insert(0, str(ROOT / "benchmarks"))
-make = importlib.import_module("release")
-sys.path.remove(str(ROOT / "benchmarks"))
 
 
 @pytest.fixture(scope="module")

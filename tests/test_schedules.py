@@ -82,19 +82,11 @@ def run_band(beta: float, free: float, dims: int, recon: float, epochs: int = 60
     return shares, levels
 
 
-@pytest.mark.parametrize("beta", [1e-6, 1e-2, 10.0], ids=["from below", "within", "from above"])
-def test_the_band_is_reached_and_kept(beta):
-    shares, levels = run_band(beta, free=1e-3, dims=256, recon=0.3)
-    assert all(0.02 <= s <= 0.10 for s in shares[30:])
-    assert len(set(levels[30:])) == 1  # inside the band, beta rests
-    if beta != 1e-2:
-        assert not 0.02 <= shares[0] <= 0.10
-
-
 @given(st.floats(-8, 2), st.floats(-4, -1), st.integers(4, 1024), st.floats(0.05, 1.0))
 def test_every_start_settles(log_beta, log_free, dims, recon):
     shares, levels = run_band(10**log_beta, 10**log_free, dims, recon)
     assert all(0.02 <= s <= 0.10 for s in shares[45:])
+    assert len(set(levels[45:])) == 1  # inside the band, beta rests
     assert all(0.49 <= b / a <= 2.01 for a, b in zip(levels, levels[1:], strict=False))
 
 

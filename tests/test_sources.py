@@ -121,27 +121,15 @@ def test_phantoms_are_drawn_once_and_a_sample_in_smoke(tmp_path, monkeypatch, dr
     assert re.match(r"drawing 2,180 films once into .*cache; it takes a few minutes", line)
     assert sources.find_dataset(config()) == sources.Found(tmp_path / "bundle", SAMPLE)
     assert len(draw) == 1 and not list((tmp_path / "cache").glob(".*"))
-
-
-def test_the_sample_is_drawn_once_without_a_checkout(tmp_path, monkeypatch, draw):
-    monkeypatch.setattr(sources, "BUNDLE", tmp_path / "no-bundle")
+    monkeypatch.setattr(sources, "BUNDLE", tmp_path / "no-bundle")  # without a checkout
     for _ in range(2):
         found = sources.find_dataset(config())
         assert found == sources.Found(tmp_path / f"cache/no-bundle_{phantom.SAMPLE}", SAMPLE)
-    assert draw == [phantom.SAMPLE]
-
-
-def test_where_nothing_can_be_drawn_the_sample_is_taken_and_said(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sources, "BUNDLE", make(tmp_path / "bundle"))
-    (tmp_path / "cache").write_text("")  # no folder
-    found = sources.find_dataset(config(profile="full"))
-    assert found == sources.Found(tmp_path / "bundle", SAMPLE)
-    (line,) = capsys.readouterr().out.splitlines()
-    assert "cannot be drawn" in line and "File exists" in line and "sample" in line
+    assert draw == [phantom.FILMS, phantom.SAMPLE]
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(28, "No space left on device")])
-def test_a_broken_drawing_is_never_taken_for_whole(tmp_path, monkeypatch, error):
+def test_a_broken_drawing_is_never_taken_for_whole(tmp_path, monkeypatch, error, capsys):
     monkeypatch.setattr(sources, "BUNDLE", make(tmp_path / "bundle"))
 
     def broken(folder, films):
@@ -153,6 +141,8 @@ def test_a_broken_drawing_is_never_taken_for_whole(tmp_path, monkeypatch, error)
     with suppress(KeyboardInterrupt):
         assert sources.find_dataset(config(profile="quick")).source == SAMPLE
     assert os.listdir(tmp_path / "cache") == []
+    said = capsys.readouterr().out
+    assert ("cannot be drawn ([Errno 28] No space" in said) == isinstance(error, OSError)
 
 
 def test_another_process_first_is_fine(tmp_path, monkeypatch):
@@ -172,26 +162,6 @@ def test_sample_of_the_phantoms_has_what_a_first_look_needs():
     assert len(data.train) >= 60 and len(data.val) >= 5 and len(data.test) >= 18
     assert len(set(data.train.groups)) < len(data.train)
     assert_apart(data)
-
-
-def test_layouts(tmp_path):
-    for i in range(12):
-        colour = np.stack([film(i), film(i + 50), film(i + 90)], -1)
-        write(tmp_path / "classes" / "ab"[i % 2] / f"{i}.png", colour)
-        write(tmp_path / "flat" / f"{i}.png", colour if i % 2 else film(i))
-    make(tmp_path / "wrapped/chest_xray")
-    for root, classes, count in (
-        ("classes", ["a", "b"], 12),
-        ("flat", ["flat"], 12),
-        ("wrapped/chest_xray", ["NORMAL", "PNEUMONIA"], 60),
-    ):
-        for dataset, channels in (("chest_xray", 1), ("images", 3)):
-            changes = {"dataset": dataset, "in_channels": channels, "val_fraction": 0.2}
-            data = load(tmp_path / root, **changes)
-            assert data.classes == classes and len(assert_apart(data)) == count
-            assert data.train.images.shape[1:] == (channels, 16, 16)
-    wrapped = sources.find_dataset(config(tmp_path / "wrapped")).path
-    assert wrapped == tmp_path / "wrapped/chest_xray"
 
 
 def test_junk_is_counted_never_loaded(tmp_path):

@@ -7,6 +7,8 @@ from vaekit.data import Data
 
 SMALL = dict(widths=[8, 16], attention=[], latent_channels=4, image_size=16, stem_kernel=3)
 SMALL |= dict(perceptual_weight=0.0, precision="fp32", epochs_phase1=2, epochs_phase2=4)
+# a critic acts in the second half
+JUDGED = dict(critic_share=0.5, critic_from=0.5, epochs_phase1=0, epochs_phase2=8)
 
 
 def small(**changes):

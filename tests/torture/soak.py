@@ -2,38 +2,23 @@
 
 import ctypes
 import gc
-import math
 import os
 import tempfile
 import time
 import warnings
-from pathlib import Path
 
 import numpy as np
+import psutil
+from scipy.stats import linregress
 
 import vaekit
-
-
-def resident() -> float:
-    """Resident memory of this process, MiB."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 def in_use() -> float:
     """Resident memory once the allocator has given back what it only keeps for later, MiB."""
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)  # glibc
-    return resident()
-
-
-def slope(hours: np.ndarray, values: np.ndarray) -> tuple[float, float]:
-    """Least-squares slope per hour and its standard error."""
-    (rate, level), rest = np.polyfit(hours, values, 1), len(hours) - 2
-    spread = values - (rate * hours + level)
-    return float(rate), float(
-        math.sqrt((spread @ spread / rest) / ((hours - hours.mean()) ** 2).sum())
-    )
+    return psutil.Process().memory_info().rss / 2**20
 
 
 def soak(minutes: float, size: str = "quick") -> dict:
@@ -60,9 +45,9 @@ def soak(minutes: float, size: str = "quick") -> dict:
         events = sum(file.stat().st_size for file in run.path.glob("events*"))
         pictures = len(run.history) // cfg.sample_every + 1
     seconds, memory, handles, figures = np.array(marks[len(marks) // 5 :], dtype=float).T
-    rate, error = slope(seconds / 3600, memory)
+    growth = linregress(seconds / 3600, memory)
     return {"minutes": round((time.time() - start) / 60, 1), "epochs": len(run.history),
             "stopped and resumed": pieces - 1, "MiB": round(float(memory[-1]), 1),
-            "MiB per hour": round(rate, 2), "standard error": round(error, 2),
+            "MiB per hour": round(growth.slope, 2), "standard error": round(growth.stderr, 2),
             "handles": [int(handles[0]), int(handles[-1])], "figures": int(figures.max()),
             "event bytes per epoch": events // len(run.history), "pictures": pictures}  # fmt: skip
