@@ -61,8 +61,12 @@ def valid(name: str):
     return st.floats(low, high) | st.sampled_from(whole or [low])
 
 
+# few fields at a time: many together contradict one another
+some_fields = st.lists(st.sampled_from(sorted(RULES)), min_size=1, max_size=6, unique=True)
+
+
 @cases
-@given(st.fixed_dictionaries({}, optional={name: valid(name) for name in RULES}))
+@given(some_fields.flatmap(lambda names: st.fixed_dictionaries({n: valid(n) for n in names})))
 def test_a_config_survives_json(changes):
     try:
         cfg = Config(**changes)
