@@ -109,11 +109,11 @@ class BetaSlider:
     """Drag beta: reconstructions, samples, spectrum, numbers and the point on the rate-distortion
     curve change together. At the end of a cell it shows `strip()`, then the slider.
 
-    models: VAEs trained on data.train at different beta. `add` adds another.
+    models: VAEs trained on data.train at different beta. `add` adds another. title: of `strip()`.
     """
 
-    def __init__(self, models: list[VAE], data: Data):
-        self.data = data
+    def __init__(self, models: list[VAE], data: Data, title: str = ""):
+        self.data, self.title = data, title
         self.films = as_float(data.test.images[:COLUMNS])
         self.portraits = [Portrait.of(model, data) for model in models]
         self.drawn: dict[str, bytes] = {}  # PNG files, by the slider's value
@@ -181,18 +181,18 @@ class BetaSlider:
         axis.set(xlabel="KL (nats)", ylabel="PSNR (dB)")
 
     def strip(self) -> Figure:
-        """All models without a slider: images, and one row per beta; the first of its columns are
-        the first of the images."""
+        """All models without a slider: images, and one row per beta, whose reconstructions are of
+        the first images."""
         few = len(self.films[: COLUMNS // 3])
-        n = 3 * few
-        heads = [f"image {i + 1}" for i in range(n)]
-        heads += np.repeat([*self.portraits[0].pictures], few).tolist()
-        rows = {"images": self.films.repeat(3, 1, 1, 1)[:n]}
+        films = self.films.repeat(3, 1, 1, 1)[: 3 * few].split(few)
+        heads = ["first images", "others", "others", *self.portraits[0].pictures]
+        rows = {"images": films}
         for p in self.portraits:
-            parts = [x[:few] for x in p.pictures.values()]
             found = "{kl:.0f} nats, {psnr:.1f} dB".format(**p.numbers)
-            rows[f"β {p.beta:g}\n{found}"] = torch.cat(parts)
-        return plots.show_rows(rows, titles=heads, size=1.3)
+            rows[f"β {p.beta:g}\n{found}"] = [x[:few] for x in p.pictures.values()]
+        for name, groups in rows.items():
+            rows[name] = torch.stack([make_grid(x, padding=1, pad_value=1) for x in groups])
+        return plots.show_rows(rows, self.title, titles=heads, size=1.3 * few)
 
     def _ipython_display_(self) -> None:
         display(self.strip(), self.box)  # the figure first: it needs no kernel to be seen
