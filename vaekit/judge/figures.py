@@ -81,8 +81,8 @@ def plot_octaves(rows: list[dict], title: str = "") -> Figure:
         aside = 0.06 * (i - (len(subjects) - 1) / 2)  # intervals side by side
         x = [octaves.index(row["metric"]) - aside for row in group]
         values = [row["value"] for row in group]
-        name = f"{subject}, N={group[0]['n']}"
-        axis.errorbar(x, values, reaches(group), fmt="o-", ms=5, color=COLOURS[i % 7], label=name)
+        style = dict(color=COLOURS[i % len(COLOURS)], label=f"{subject}, N={group[0]['n']}")
+        axis.errorbar(x, values, reaches(group), fmt="o-", ms=5, **style)
     axis.set_xticks(range(len(octaves)), [name.removeprefix("power ") for name in octaves])
     axis.invert_xaxis()  # rows begin with the highest octave
     axis.set_ylim(0, max(1.5, axis.get_ylim()[1]))
