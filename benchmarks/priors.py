@@ -15,6 +15,7 @@ codes and "codes", the transformer. Rows that are already in the file are not ma
 
 import argparse
 import json
+import math
 import os
 import platform
 import sys
@@ -32,6 +33,7 @@ from vaekit import metrics, sample
 from vaekit.data import as_float
 from vaekit.judge import distances, networks
 from vaekit.judge.rows import distance_rows
+from vaekit.lessons import rates
 from vaekit.priors import flow
 from vaekit.priors.directions import between_neighbours
 from vaekit.priors.flow import FlowMatching, train_velocity
@@ -54,6 +56,7 @@ class Bench:
         order = torch.from_numpy(np.random.default_rng(0).permutation(len(data.test)))
         self.test = data.test.images[order[:most]]
         self.mu, self.logvar = sample.encode_all(model, data.train)
+        self.mu_test = sample.encode_all(model, self.test)[0]
         self.seen = networks.feature_vectors(data.train, judge)
         self.unseen = networks.feature_vectors(self.test, judge)
 
@@ -62,7 +65,7 @@ class Bench:
         rows = np.random.default_rng(seed).permutation(len(self.mu))
         others, rows = self.seen[rows[::-1]], rows[:n]
         mu, logvar, seen = self.mu[rows], self.logvar[rows], self.seen[rows]
-        z, seconds = draw(kind, mu, logvar, len(self.test), seed, self.model)
+        z, spent = draw(kind, mu, logvar, self.mu_test, seed, self.model)
         images = sample.decode_all(self.model, z)
         fake = networks.feature_vectors(images, self.judge)
         table = distance_rows({kind: fake}, self.unseen, others, "", seed)
@@ -81,7 +84,7 @@ class Bench:
             "authentic": copies.authentic,
             "memorises": copies.memorises,
         }
-        return {key: rounded(value) for key, value in (result | seconds).items()}
+        return {key: rounded(value) for key, value in (result | spent).items()}
 
 
 class MapBlock(nn.Module):
@@ -141,9 +144,10 @@ def fit_codes(mu, quantiser, seed: int) -> CodePrior:
     return CodePrior(net, quantiser, tuple(indices.shape[1:]), history)
 
 
-def draw(kind: str, mu, logvar, n: int, seed: int, model) -> tuple[torch.Tensor, dict]:
-    """n codes of one kind, and the processor seconds they took."""
-    began = time.process_time()
+def draw(kind: str, mu, logvar, mu_test, seed: int, model) -> tuple[torch.Tensor, dict]:
+    """As many codes of one kind as there are test images, and what they cost: processor seconds,
+    and with "codes" the bits of a test image's tokens under the transformer."""
+    began, n = time.process_time(), len(mu_test)
     quantiser = getattr(model, "quantiser", None)
     if kind == "half way":
         z = between_neighbours(mu)[torch.arange(n) % len(mu)]
@@ -163,7 +167,10 @@ def draw(kind: str, mu, logvar, n: int, seed: int, model) -> tuple[torch.Tensor,
     fitted = time.process_time()
     z = sampler.sample(n, seed=seed)
     drawn = 1000 * (time.process_time() - fitted) / n
-    return z, {"seconds to fit": fitted - began, "seconds for 1000": drawn}
+    spent = {"seconds to fit": fitted - began, "seconds for 1000": drawn}
+    if kind == "codes":
+        spent["bits"] = sampler.bits(quantiser.indices(mu_test)).mean().item()
+    return z, spent
 
 
 def rounded(value):
@@ -209,11 +216,15 @@ def main() -> None:
     file = json.loads(given.out.read_text()) if given.out.exists() else {"sets": {}}
     key = f"{given.name or data.source}, {given.preset}" + (", FSQ" if given.levels else "")
     rows = file["sets"].setdefault(key, {"rows": []})
+    point = rates.measure(model, data.test)
     rows |= {
         "command": " ".join(["python", *sys.argv]),
         "train": len(data.train),
         "test": min(len(data.test), given.test),
         "size": cfg.image_size,
+        # of a test image: its code under the prior of the training, and the copy decoded from it
+        "bits": rounded(point.rate / math.log(2)),
+        "PSNR": rounded(-10 * math.log10(point.mse)),
         "judge": networks.network_name(judge),
         "processor": f"{platform.machine()}, {torch.get_num_threads()} threads",
     }

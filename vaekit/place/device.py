@@ -49,7 +49,12 @@ def choose_device():
 
 
 def cpu_has_bf16() -> bool:
-    """Whether the CPU multiplies bfloat16 natively (AVX512-bf16 or AMX), according to Linux."""
+    """Whether the CPU multiplies bfloat16 natively (AVX512-bf16 or AMX), according to Linux, and
+    torch may use it (ATEN_CPU_CAPABILITY can say no)."""
+    import torch
+
+    if not torch.backends.cpu.get_cpu_capability().startswith("AVX512"):
+        return False
     try:
         words = Path("/proc/cpuinfo").read_text().split()
     except OSError:
