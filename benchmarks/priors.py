@@ -9,8 +9,9 @@ coverage, by a CNN trained here to tell the classes apart, which no model was tr
 sharpness; and `memorisation` of those N images. "flow, 500 steps" is the flow without early
 stopping. "map flow" is a transformer over the latent map, where there is one, in place of the
 package's flow along leading directions. "half way" has no prior: the codes half way between
-neighbours. With `--levels` the preset's code is quantised (FSQ), and the priors are equally likely
-codes and "codes", the transformer. Rows that are already in the file are not made again.
+neighbours. `--set` changes the preset, as in '{"latent": "fsq", "levels": [2, 2, 2]}': where the
+code is quantised, the priors are equally likely codes and "codes", the transformer. Rows that are
+already in the file are not made again.
 """
 
 import argparse
@@ -43,8 +44,6 @@ KINDS = ("prior", "gaussian", "gmm", "flow", "half way")
 STEPS = (100, 300, 1000, 3000)  # of training, without early stopping
 COUNTS = (100, 300, 1000, 4000)
 MAP_STEPS = 3000  # of training, at most
-# with --levels; one stage more than the preset of 32 pixels has, so that few places are left
-QUANTISED = {"latent": "fsq", "widths": (32, 64, 64)}
 LOOKED_AT = ("frechet excess", "precision", "coverage")
 
 
@@ -191,9 +190,7 @@ def main() -> None:
     parser.add_argument("--data", help="as VAEKIT_DATA; default: the bundled films")
     parser.add_argument("--name", help="of the data, in the file; default: where it was found")
     parser.add_argument("--preset", default="sharp", help="or linear")
-    parser.add_argument("--epochs", type=int, help="of phase 2; default: the profile's")
-    parser.add_argument("--size", type=int, help="pixels; default: the profile's")
-    parser.add_argument("--levels", type=int, nargs="*", help="of FSQ, on a 4x4 map for 32 pixels")
+    parser.add_argument("--set", type=json.loads, default={}, help="fields of the Config, as JSON")
     parser.add_argument("--runs", help="where the run is kept")
     parser.add_argument("--counts", type=int, nargs="*", default=COUNTS)
     parser.add_argument("--steps", type=int, nargs="*", default=STEPS)
@@ -204,17 +201,16 @@ def main() -> None:
     given = parser.parse_args()
     name = "sharp" if given.preset == "linear" else given.preset
     changes = {"dataset": "fashion_mnist"} if name == "fashion_mnist" else {}
-    if given.levels:
-        changes |= QUANTISED | {"levels": tuple(given.levels)}
-    cfg = vaekit.preset(name, data_path=given.data, epochs_phase2=given.epochs, max_images=0,
-                        image_size=given.size, **changes)  # fmt: skip
+    changes |= {k: tuple(v) if isinstance(v, list) else v for k, v in given.set.items()}
+    cfg = vaekit.preset(name, data_path=given.data, max_images=0, **changes)
     data = vaekit.load_data(cfg)
     model = trained(given, data, cfg)
     judge = networks.train_judge(data.train, max_seconds=1e9) if given.judge is None else None
     if judge is None:
         (judge,) = networks.load_judges([given.judge])
     file = json.loads(given.out.read_text()) if given.out.exists() else {"sets": {}}
-    key = f"{given.name or data.source}, {given.preset}" + (", FSQ" if given.levels else "")
+    quantised = getattr(model, "quantiser", None) is not None
+    key = f"{given.name or data.source}, {given.preset}" + (", FSQ" if quantised else "")
     rows = file["sets"].setdefault(key, {"rows": []})
     point = rates.measure(model, data.test)
     rows |= {
@@ -231,7 +227,7 @@ def main() -> None:
     done = {(r["prior"], r["n"], r["seed"]) for r in rows["rows"]}
     bench = Bench(model, data, judge, given.test)
     kinds = [*KINDS, *(f"flow, {steps} steps" for steps in given.steps)]
-    if given.levels:
+    if quantised:
         kinds = ["prior", "codes", "half way"]
     elif len(bench.mu.shape) == 4:
         kinds.append("map flow")
