@@ -9,12 +9,14 @@ coverage, by a CNN trained here to tell the classes apart, which no model was tr
 sharpness; and `memorisation` of those N images. "flow, 500 steps" is the flow without early
 stopping. "map flow" is a transformer over the latent map, where there is one, in place of the
 package's flow along leading directions. "half way" has no prior: the codes half way between
-neighbours. With `--levels` the preset's code is quantised (FSQ), and the priors are equally likely
-codes and "codes", the transformer. Rows that are already in the file are not made again.
+neighbours. `--set` changes the preset, as in '{"latent": "fsq", "levels": [2, 2, 2]}': where the
+code is quantised, the priors are equally likely codes and "codes", the transformer. Rows that are
+already in the file are not made again.
 """
 
 import argparse
 import json
+import math
 import os
 import platform
 import sys
@@ -32,6 +34,7 @@ from vaekit import metrics, sample
 from vaekit.data import as_float
 from vaekit.judge import distances, networks
 from vaekit.judge.rows import distance_rows
+from vaekit.lessons import rates
 from vaekit.priors import flow
 from vaekit.priors.directions import between_neighbours
 from vaekit.priors.flow import FlowMatching, train_velocity
@@ -41,8 +44,6 @@ KINDS = ("prior", "gaussian", "gmm", "flow", "half way")
 STEPS = (100, 300, 1000, 3000)  # of training, without early stopping
 COUNTS = (100, 300, 1000, 4000)
 MAP_STEPS = 3000  # of training, at most
-# with --levels; one stage more than the preset of 32 pixels has, so that few places are left
-QUANTISED = {"latent": "fsq", "widths": (32, 64, 64)}
 LOOKED_AT = ("frechet excess", "precision", "coverage")
 
 
@@ -54,6 +55,7 @@ class Bench:
         order = torch.from_numpy(np.random.default_rng(0).permutation(len(data.test)))
         self.test = data.test.images[order[:most]]
         self.mu, self.logvar = sample.encode_all(model, data.train)
+        self.mu_test = sample.encode_all(model, self.test)[0]
         self.seen = networks.feature_vectors(data.train, judge)
         self.unseen = networks.feature_vectors(self.test, judge)
 
@@ -62,7 +64,7 @@ class Bench:
         rows = np.random.default_rng(seed).permutation(len(self.mu))
         others, rows = self.seen[rows[::-1]], rows[:n]
         mu, logvar, seen = self.mu[rows], self.logvar[rows], self.seen[rows]
-        z, seconds = draw(kind, mu, logvar, len(self.test), seed, self.model)
+        z, spent = draw(kind, mu, logvar, self.mu_test, seed, self.model)
         images = sample.decode_all(self.model, z)
         fake = networks.feature_vectors(images, self.judge)
         table = distance_rows({kind: fake}, self.unseen, others, "", seed)
@@ -81,7 +83,7 @@ class Bench:
             "authentic": copies.authentic,
             "memorises": copies.memorises,
         }
-        return {key: rounded(value) for key, value in (result | seconds).items()}
+        return {key: rounded(value) for key, value in (result | spent).items()}
 
 
 class MapBlock(nn.Module):
@@ -141,9 +143,10 @@ def fit_codes(mu, quantiser, seed: int) -> CodePrior:
     return CodePrior(net, quantiser, tuple(indices.shape[1:]), history)
 
 
-def draw(kind: str, mu, logvar, n: int, seed: int, model) -> tuple[torch.Tensor, dict]:
-    """n codes of one kind, and the processor seconds they took."""
-    began = time.process_time()
+def draw(kind: str, mu, logvar, mu_test, seed: int, model) -> tuple[torch.Tensor, dict]:
+    """As many codes of one kind as there are test images, and what they cost: processor seconds,
+    and with "codes" the bits of a test image's tokens under the transformer."""
+    began, n = time.process_time(), len(mu_test)
     quantiser = getattr(model, "quantiser", None)
     if kind == "half way":
         z = between_neighbours(mu)[torch.arange(n) % len(mu)]
@@ -163,7 +166,10 @@ def draw(kind: str, mu, logvar, n: int, seed: int, model) -> tuple[torch.Tensor,
     fitted = time.process_time()
     z = sampler.sample(n, seed=seed)
     drawn = 1000 * (time.process_time() - fitted) / n
-    return z, {"seconds to fit": fitted - began, "seconds for 1000": drawn}
+    spent = {"seconds to fit": fitted - began, "seconds for 1000": drawn}
+    if kind == "codes":
+        spent["bits"] = sampler.bits(quantiser.indices(mu_test)).mean().item()
+    return z, spent
 
 
 def rounded(value):
@@ -184,9 +190,7 @@ def main() -> None:
     parser.add_argument("--data", help="as VAEKIT_DATA; default: the bundled films")
     parser.add_argument("--name", help="of the data, in the file; default: where it was found")
     parser.add_argument("--preset", default="sharp", help="or linear")
-    parser.add_argument("--epochs", type=int, help="of phase 2; default: the profile's")
-    parser.add_argument("--size", type=int, help="pixels; default: the profile's")
-    parser.add_argument("--levels", type=int, nargs="*", help="of FSQ, on a 4x4 map for 32 pixels")
+    parser.add_argument("--set", type=json.loads, default={}, help="fields of the Config, as JSON")
     parser.add_argument("--runs", help="where the run is kept")
     parser.add_argument("--counts", type=int, nargs="*", default=COUNTS)
     parser.add_argument("--steps", type=int, nargs="*", default=STEPS)
@@ -197,30 +201,33 @@ def main() -> None:
     given = parser.parse_args()
     name = "sharp" if given.preset == "linear" else given.preset
     changes = {"dataset": "fashion_mnist"} if name == "fashion_mnist" else {}
-    if given.levels:
-        changes |= QUANTISED | {"levels": tuple(given.levels)}
-    cfg = vaekit.preset(name, data_path=given.data, epochs_phase2=given.epochs, max_images=0,
-                        image_size=given.size, **changes)  # fmt: skip
+    changes |= {k: tuple(v) if isinstance(v, list) else v for k, v in given.set.items()}
+    cfg = vaekit.preset(name, data_path=given.data, max_images=0, **changes)
     data = vaekit.load_data(cfg)
     model = trained(given, data, cfg)
     judge = networks.train_judge(data.train, max_seconds=1e9) if given.judge is None else None
     if judge is None:
         (judge,) = networks.load_judges([given.judge])
     file = json.loads(given.out.read_text()) if given.out.exists() else {"sets": {}}
-    key = f"{given.name or data.source}, {given.preset}" + (", FSQ" if given.levels else "")
+    quantised = getattr(model, "quantiser", None) is not None
+    key = f"{given.name or data.source}, {given.preset}" + (", FSQ" if quantised else "")
     rows = file["sets"].setdefault(key, {"rows": []})
+    point = rates.measure(model, data.test)
     rows |= {
         "command": " ".join(["python", *sys.argv]),
         "train": len(data.train),
         "test": min(len(data.test), given.test),
         "size": cfg.image_size,
+        # of a test image: its code under the prior of the training, and the copy decoded from it
+        "bits": rounded(point.rate / math.log(2)),
+        "PSNR": rounded(-10 * math.log10(point.mse)),
         "judge": networks.network_name(judge),
         "processor": f"{platform.machine()}, {torch.get_num_threads()} threads",
     }
     done = {(r["prior"], r["n"], r["seed"]) for r in rows["rows"]}
     bench = Bench(model, data, judge, given.test)
     kinds = [*KINDS, *(f"flow, {steps} steps" for steps in given.steps)]
-    if given.levels:
+    if quantised:
         kinds = ["prior", "codes", "half way"]
     elif len(bench.mu.shape) == 4:
         kinds.append("map flow")

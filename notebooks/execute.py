@@ -1,10 +1,11 @@
 """Execute notebooks in order: what `make run` and `make notebooks` call.
 
-    python notebooks/execute.py [NAME ...] [--out DIR] [--store]
+    python notebooks/execute.py [NAME ...] [--out DIR] [--jobs N] [--store]
 
-Executes the named notebooks (default: 00 to 06) with the Python that runs this script, writes
-them and one HTML report with every figure to DIR. --store also writes them back, outputs
-included, after checking size, private paths, errors and figures. The profile is VAEKIT_PROFILE's.
+Executes the named notebooks (default: 00 to 06) with the Python that runs this script, two at a
+time, which share the cores, and writes them and one HTML report with every figure to DIR. --store
+executes one at a time, and also writes them back, outputs included, after checking size, private
+paths, errors and figures. The profile is VAEKIT_PROFILE's.
 """
 
 import argparse
@@ -13,6 +14,8 @@ import re
 import sys
 import time
 from base64 import b64decode, b64encode
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from io import BytesIO
 from pathlib import Path
@@ -26,11 +29,14 @@ HERE = Path(__file__).resolve().parent
 MAX_BYTES = 1_000_000
 FEW_COLOURS = 4096  # a drawing with smooth edges has fewer, a colour photograph more
 WIDGET = "application/vnd.jupyter.widget-view+json"
+RUNS_OF = {"05": "04", "06": "04"}  # notebooks that look at the runs of another
 PRIVATE_PATH = re.compile(r"(?<![\w/.:])/(?!kaggle|content|dev)[a-z]+/[\w.-]+/")
 
 
 def execute(path: Path) -> nbformat.NotebookNode:
-    """The notebook with fresh outputs; CellExecutionError carries it as `.notebook`."""
+    """The notebook with fresh outputs; prints its seconds. CellExecutionError carries it as
+    `.notebook`, and `.path`."""
+    begun = time.perf_counter()
     notebook = nbformat.read(path, as_version=4)
     client = NotebookClient(
         notebook, timeout=7200, kernel_name="python3", resources={"metadata": {"path": str(HERE)}},
@@ -39,9 +45,30 @@ def execute(path: Path) -> nbformat.NotebookNode:
     try:
         client.execute()
     except CellExecutionError as error:
-        error.notebook = notebook
+        error.notebook, error.path = notebook, path
         raise
+    print(f"{path.name:32} {time.perf_counter() - begun:6.0f} s", flush=True)
     return tidy(notebook)
+
+
+def execute_all(paths: list[Path], jobs: int) -> Iterator[tuple[Path, nbformat.NotebookNode]]:
+    """Each notebook as `execute` returns it, `jobs` at a time, no sooner than one that it needs."""
+    begun = {}
+
+    def in_turn(path):
+        if needed := begun.get(RUNS_OF.get(path.name[:2])):
+            needed.result()
+        return execute(path)
+
+    with ThreadPoolExecutor(jobs) as pool:
+        # those that others wait for come first: nobody waits for one that has not begun
+        for path in sorted(paths, key=lambda path: path.name[:2] not in RUNS_OF.values()):
+            begun[path.name[:2]] = pool.submit(in_turn, path)
+        try:
+            for path in paths:
+                yield path, begun[path.name[:2]].result()
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def tidy(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
@@ -130,6 +157,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", help="beginnings of file names, such as 03")
     parser.add_argument("--out", type=Path, default=Path("out"))
+    parser.add_argument("--jobs", type=int, default=2, help="notebooks at a time; default: 2")
     parser.add_argument("--store", action="store_true", help="write the outputs back")
     args = parser.parse_args()
     wanted = tuple(args.names) or tuple(f"0{i}" for i in range(7))
@@ -139,24 +167,24 @@ def main() -> int:
     os.environ.setdefault("VAEKIT_RUNS", str(out / "runs"))
     os.environ.setdefault("VAEKIT_PROGRESS", "lines")
     os.environ.pop("MPLBACKEND", None)  # "Agg" would keep every figure out of the notebooks
+    jobs = 1 if args.store else max(1, min(args.jobs, os.cpu_count() or 1))
+    if jobs > 1:
+        os.environ.setdefault("OMP_NUM_THREADS", str((os.cpu_count() or 1) // jobs))
     done, start = {}, time.perf_counter()
-    for path in paths:
-        begun = time.perf_counter()
-        try:
-            notebook = execute(path)
-        except CellExecutionError as error:
-            nbformat.write(error.notebook, out / path.name)
-            print(f"{path.name} failed:\n{error}\nas far as it came: {out / path.name}")
-            return 1
-        nbformat.write(notebook, out / path.name)
-        done[path.name] = notebook
-        print(f"{path.name:32} {time.perf_counter() - begun:6.0f} s", flush=True)
-        if args.store:
-            if found := objections(notebook):
-                print(f"{path.name} is not fit to be stored: {'; '.join(found)}")
-                return 1
-            nbformat.write(notebook, path)
-            keep_figures(notebook)
+    try:
+        for path, notebook in execute_all(paths, jobs):
+            nbformat.write(notebook, out / path.name)
+            done[path.name] = notebook
+            if args.store:
+                if found := objections(notebook):
+                    print(f"{path.name} is not fit to be stored: {'; '.join(found)}")
+                    return 1
+                nbformat.write(notebook, path)
+                keep_figures(notebook)
+    except CellExecutionError as error:
+        nbformat.write(error.notebook, out / error.path.name)
+        print(f"{error.path.name} failed:\n{error}\nas far as it came: {out / error.path.name}")
+        return 1
     report(done, out / "report.html")
     minutes = (time.perf_counter() - start) / 60
     print(f"{len(done)} notebooks in {minutes:.1f} minutes; executed notebooks: {out}")

@@ -148,9 +148,9 @@ def test_priors_goes_on_where_it_was_stopped(tmp_path, run, monkeypatch):
 def test_priors_of_a_quantised_code_are_tokens(tmp_path, run, monkeypatch):
     monkeypatch.setattr(vaekit, "load_data", lambda cfg: shapes())
     out = tmp_path / "priors.json"
-    run("priors", "--preset", "fashion_mnist", "--levels", 2, 2, "--size", 16, "--epochs", 1,
-        "--counts", 30, "--judge", "pixels", "--seeds", 1, "--runs", tmp_path,
-        "--out", out)  # fmt: skip
+    small = {"latent": "fsq", "levels": [2, 2], "image_size": 16, "epochs_phase2": 1}
+    run("priors", "--preset", "fashion_mnist", "--set", json.dumps(small), "--counts", 30,
+        "--judge", "pixels", "--seeds", 1, "--runs", tmp_path, "--out", out)  # fmt: skip
     ((name, found),) = json.loads(out.read_text())["sets"].items()
     assert name.endswith("fashion_mnist, FSQ")
     assert [row["prior"] for row in found["rows"]] == ["prior", "codes", "half way"]

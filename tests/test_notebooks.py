@@ -5,6 +5,7 @@ import base64
 import json
 import random
 import re
+import time
 from html import escape
 from io import BytesIO
 from pathlib import Path
@@ -214,6 +215,35 @@ def test_every_paper_that_is_cited_stands_in_the_sources():
     found = set(re.findall(cited, " ".join(" ".join(texts).split())))
     listed = set(re.findall(cited, (FOLDER / "SOURCES.md").read_text()))
     assert len(found) > 30 and found <= listed, found - listed
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_two_notebooks_at_a_time_but_none_before_one_that_it_needs(monkeypatch, jobs):
+    begun, ended, most = [], [], []
+
+    def fake(path):
+        begun.append(path.name[:2])
+        most.append(len(begun) - len(ended))
+        if path.name.startswith(("05", "06")):
+            assert "04" in ended
+        time.sleep(0.2 if path.name.startswith("04") else 0.01)
+        ended.append(path.name[:2])
+        return path.name
+
+    monkeypatch.setattr(execute, "execute", fake)
+    done = list(execute.execute_all(NOTEBOOKS, jobs))
+    assert done == [(path, path.name) for path in NOTEBOOKS] and max(most) == jobs
+
+
+def test_an_error_ends_those_that_wait_as_well(monkeypatch):
+    def fake(path):
+        if path.name.startswith("04"):
+            raise ValueError("broken")
+        return path
+
+    monkeypatch.setattr(execute, "execute", fake)
+    with pytest.raises(ValueError, match="broken"):
+        list(execute.execute_all(NOTEBOOKS, 2))
 
 
 def test_what_should_not_be_stored_is_found():

@@ -2,9 +2,10 @@
 
 import gzip
 import hashlib
-import os
 import pickle
 import re
+import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 import folders
@@ -120,7 +121,7 @@ def test_phantoms_are_drawn_once_and_a_sample_in_smoke(tmp_path, monkeypatch, dr
     (line,) = capsys.readouterr().out.splitlines()
     assert re.match(r"drawing 2,180 films once into .*cache; it takes a few minutes", line)
     assert sources.find_dataset(config()) == sources.Found(tmp_path / "bundle", SAMPLE)
-    assert len(draw) == 1 and not list((tmp_path / "cache").glob(".*"))
+    assert len(draw) == 1
     monkeypatch.setattr(sources, "BUNDLE", tmp_path / "no-bundle")  # without a checkout
     for _ in range(2):
         found = sources.find_dataset(config())
@@ -140,20 +141,17 @@ def test_a_broken_drawing_is_never_taken_for_whole(tmp_path, monkeypatch, error,
     monkeypatch.setattr(sources, "write_bundle", broken)
     with suppress(KeyboardInterrupt):
         assert sources.find_dataset(config(profile="quick")).source == SAMPLE
-    assert os.listdir(tmp_path / "cache") == []
+    assert not list((tmp_path / "cache").glob("**/*.jpeg"))
     said = capsys.readouterr().out
     assert ("cannot be drawn ([Errno 28] No space" in said) == isinstance(error, OSError)
 
 
-def test_another_process_first_is_fine(tmp_path, monkeypatch):
-    def write_bundle(folder, films):
-        make(folder)
-        make(tmp_path / f"cache/{sources.BUNDLE.name}_{films}", train=3)
-
-    monkeypatch.setattr(sources, "write_bundle", write_bundle)
-    found = sources.find_dataset(config(profile="quick"))
-    assert len(list(found.path.glob("train/NORMAL/*"))) == 3
-    assert os.listdir(tmp_path / "cache") == [found.path.name]
+def test_while_one_draws_another_waits(draw, monkeypatch):
+    draws = sources.write_bundle
+    monkeypatch.setattr(sources, "write_bundle", lambda *a, **k: (time.sleep(0.3), draws(*a, **k)))
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(sources.find_dataset, 2 * [config(profile="quick")]))
+    assert draw == [phantom.FILMS] and found[0] == found[1]
 
 
 def test_sample_of_the_phantoms_has_what_a_first_look_needs():

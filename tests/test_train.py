@@ -214,6 +214,15 @@ def test_averages_move_by_their_decay_and_copy_statistics(data):
     assert (kept == 3).all()
 
 
+@pytest.mark.parametrize(("torch_has", "expected"), [("AVX512", True), ("AVX2", False)])
+def test_bf16_on_a_cpu_can_be_forbidden_to_torch(monkeypatch, tmp_path, torch_has, expected):
+    info = tmp_path / "cpuinfo"
+    info.write_text("flags : avx2 avx512_bf16")
+    monkeypatch.setattr(device, "Path", lambda name: info)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: torch_has)
+    assert device.cpu_has_bf16() == expected
+
+
 @pytest.mark.parametrize(
     ("kind", "bf16", "capability", "expected"),
     [

@@ -8,6 +8,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
+from filelock import FileLock
+
 from vaekit.config import Config
 from vaekit.data import SPLITS
 from vaekit.files.images import read_arrays
@@ -177,19 +179,18 @@ def bundled(profile: str) -> Found:
 def _drawn(films: int) -> Path:
     """The folder with this many phantoms in the cache; draws them if they are missing.
 
-    It has another name until all are there. OSError where the disk refuses."""
+    It has another name until all are there, and one process draws at a time. OSError where the
+    disk refuses."""
     folder = cache_dir() / f"{BUNDLE.name}_{films}"
     if folder.is_dir():
         return folder
     cache_dir().mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".", dir=cache_dir()) as draft:
-        print(f"drawing {films:,} films once into the cache; it takes a few minutes at most")
-        write_bundle(Path(draft) / folder.name, films=films)
-        try:
-            os.replace(Path(draft) / folder.name, folder)
-        except OSError:
-            if not folder.is_dir():  # else another process was first
-                raise
+    with FileLock(cache_dir() / f".{folder.name}.lock"):
+        if not folder.is_dir():  # another process may have drawn them meanwhile
+            print(f"drawing {films:,} films once into the cache; it takes a few minutes at most")
+            with tempfile.TemporaryDirectory(prefix=".", dir=cache_dir()) as draft:
+                write_bundle(Path(draft) / folder.name, films=films)
+                os.replace(Path(draft) / folder.name, folder)
     return folder
 
 

@@ -49,12 +49,16 @@ def choose_device():
 
 
 def cpu_has_bf16() -> bool:
-    """Whether the CPU multiplies bfloat16 natively (AVX512-bf16 or AMX), according to Linux."""
+    """Whether the CPU multiplies bfloat16 natively (AVX512-bf16 or AMX), according to Linux, and
+    torch may use it (ATEN_CPU_CAPABILITY can say no)."""
+    import torch
+
+    allowed = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
     try:
         words = Path("/proc/cpuinfo").read_text().split()
     except OSError:
         return False
-    return "avx512_bf16" in words or "amx_bf16" in words
+    return allowed and ("avx512_bf16" in words or "amx_bf16" in words)
 
 
 def choose_precision(wanted: str, device) -> str:
@@ -66,5 +70,4 @@ def choose_precision(wanted: str, device) -> str:
     if device.type == "cuda":  # is_bf16_supported() says True on a T4, where it is emulated
         native = torch.cuda.get_device_capability(device) >= (8, 0)
         return "bf16" if native else "fp16"
-    native = device.type == "cpu" and cpu_has_bf16()
-    return "bf16" if native else "fp32"
+    return "bf16" if device.type == "cpu" and cpu_has_bf16() else "fp32"
