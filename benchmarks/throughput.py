@@ -30,6 +30,7 @@ from vaekit.files.sources import SUFFIXES
 from vaekit.keep.guards import GuardedTrainer
 from vaekit.place.device import choose_device, choose_precision
 
+from fast_forms import processor  # isort: skip
 from peers import ALIKE, build, from_memory, size_of  # isort: skip
 
 HOW = {
@@ -205,6 +206,7 @@ def measure_sizes(given: argparse.Namespace) -> None:
                     "films": data.source, "shorter_side": given.shorter_side,
                     "torch": torch.__version__,
                     "threads": torch.get_num_threads(),
+                    "processor": f"{processor()}, {torch.backends.cpu.get_cpu_capability()}",
                     "command": " ".join(["python", *sys.argv])}  # fmt: skip
         compare(found)
         rows += found

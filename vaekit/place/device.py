@@ -53,13 +53,12 @@ def cpu_has_bf16() -> bool:
     torch may use it (ATEN_CPU_CAPABILITY can say no)."""
     import torch
 
-    if not torch.backends.cpu.get_cpu_capability().startswith("AVX512"):
-        return False
+    allowed = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
     try:
         words = Path("/proc/cpuinfo").read_text().split()
     except OSError:
         return False
-    return "avx512_bf16" in words or "amx_bf16" in words
+    return allowed and ("avx512_bf16" in words or "amx_bf16" in words)
 
 
 def choose_precision(wanted: str, device) -> str:
@@ -71,5 +70,4 @@ def choose_precision(wanted: str, device) -> str:
     if device.type == "cuda":  # is_bf16_supported() says True on a T4, where it is emulated
         native = torch.cuda.get_device_capability(device) >= (8, 0)
         return "bf16" if native else "fp16"
-    native = device.type == "cpu" and cpu_has_bf16()
-    return "bf16" if native else "fp32"
+    return "bf16" if device.type == "cpu" and cpu_has_bf16() else "fp32"
