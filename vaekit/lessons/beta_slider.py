@@ -185,7 +185,7 @@ class BetaSlider:
         the first images."""
         few = len(self.films[: COLUMNS // 3])
         films = self.films.repeat(3, 1, 1, 1)[: 3 * few].split(few)
-        heads = ["first images", "others", "others", *self.portraits[0].pictures]
+        heads = ["reconstructed below", "other images", "other images", *self.portraits[0].pictures]
         rows = {"images": films}
         for p in self.portraits:
             found = "{kl:.0f} nats, {psnr:.1f} dB".format(**p.numbers)
