@@ -40,7 +40,7 @@ SYSTEMS = {"published": ("chest_xray", PUBLISHED), "sharp": ("sharp", SHARP)}
 CROP = (slice(40, 72), slice(28, 60))  # ribs and the border of the heart, four times enlarged
 BETAS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 MILLISECONDS = 700  # a picture of the loop
-THUMBNAIL = (280, 180)  # pixels, at most; README shows half
+THUMBNAIL = (720, 480)  # pixels, at most: the opening picture of a notebook, small in README
 TITLE = "Why are my VAE's images blurry?"
 BELOW = "vaekit · 11 notebooks · these chest X-rays are samples, of nobody"
 
