@@ -395,7 +395,7 @@ class VAE(BaseVAE):
 
     @torch.no_grad()
     def rescale_latents(self, rms: Tensor, sigma: float = 0.1) -> None:
-        """Change the latents' units: divide mu by `rms` (latent_channels,), and multiply the
+        """Rescale the codes: divide mu by `rms` (latent_channels,), and multiply the
         decoder's first layer by it. The decoded mean stays the same; sigma is reset.
 
         Without a KL the size of mu is arbitrary. Afterwards its root mean square is 1 in every

@@ -47,8 +47,8 @@ ADVICE = {
 has {kl:.2g} nats, and another image's code costs only {other_to_mean:.2g} times the error of its
 own. Lower beta, warm it up for longer, or give free_bits.""",
     "autoencoder": """
-sigma is {sigma_to_spread:.2g} of the spread of mu, and the noise in z adds {noise_price:.2g} of the
-error that is best for the ELBO: codes are points, of {kl_active:.2g} nats a unit. Raise beta until
+sigma is {sigma_to_spread:.2g} of the spread of mu, and the noise in z costs {noise_price:.2g} of
+what it costs in the best VAE: codes are points, of {kl_active:.2g} nats a unit. Raise beta until
 beta_elbo is near 1.""",
     "untrained": """
 a sampled code costs {sample_to_mean:.3g} times the error of the mean: the decoder was never
@@ -58,8 +58,8 @@ units are active and their noise is real, but the codes lie {prior_gap:.2g} nats
 N(0, I), {gap_share:.0%} of the KL (MMD {mmd:.2g}, from the prior to itself {mmd_null:.2g}): prior
 draws land where no image is. Sample with sampler="gaussian" or "gmm", or raise beta.""",
     "healthy": """
-{active_units} of {units} units are active, the noise in z adds {noise_price:.2g} of the error
-that is best for the ELBO, and the codes lie {prior_gap:.2g} nats a unit from N(0, I). Only samples
+{active_units} of {units} units are active, the noise in z costs {noise_price:.2g} of what it
+costs in the best VAE, and the codes lie {prior_gap:.2g} nats a unit from N(0, I). Only samples
 show whether they look real.""",
     "blurred": """
 Beta is well above the ELBO's: a lower one would reconstruct more sharply.""",
