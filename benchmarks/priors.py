@@ -194,6 +194,7 @@ def main() -> None:
     parser.add_argument("--runs", help="where the run is kept")
     parser.add_argument("--counts", type=int, nargs="*", default=COUNTS)
     parser.add_argument("--steps", type=int, nargs="*", default=STEPS)
+    parser.add_argument("--kinds", nargs="*", help="of priors; default: all")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--test", type=int, default=400, help="test images, at most")
     parser.add_argument("--judge", help="a network of `load_judges`; default: a CNN trained here")
@@ -234,7 +235,7 @@ def main() -> None:
     counts = sorted({min(n, len(data.train)) for n in given.counts})
     for seed in range(given.seeds):
         for n in counts:
-            for kind in kinds:
+            for kind in given.kinds or kinds:
                 if (kind, n, seed) in done:
                     continue
                 found = bench.row(kind, n, seed)
