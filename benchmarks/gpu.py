@@ -73,9 +73,11 @@ def weights(folder: Path) -> None:
 
 
 def system(name: str, given, **changes) -> Config:
-    """The preset in full at 128 pixels, or tiny."""
-    size = {} if given.tiny else {"image_size": SIDE}
-    return preset(name, profile="smoke" if given.tiny else "full", **size, **changes)
+    """The preset in full, at 128 pixels unless asked otherwise, or tiny."""
+    if not given.tiny:
+        asked = {"image_size": given.side, "features": given.features, "batch_size": given.batch}
+        changes = asked | changes
+    return preset(name, profile="smoke" if given.tiny else "full", **changes)
 
 
 def pack(folder: Path, megabytes: float) -> None:
@@ -321,6 +323,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("part", choices=[*PARTS, "weights", "pack"])
     parser.add_argument("--steps", type=int, default=50, help="that are timed")
+    parser.add_argument("--side", type=int, default=SIDE, help="pixels")
+    parser.add_argument("--features", help="the trunk; default: the preset's")
+    parser.add_argument("--batch", type=int, help="default: the preset's")
     parser.add_argument("--minutes", type=float, default=4.0, help="of a whole training")
     parser.add_argument("--pack", type=Path, help="films.npz, as `pack` writes it")
     parser.add_argument("--megabytes", type=float, default=38.0, help="of films in a pack")
